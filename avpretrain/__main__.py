@@ -1,0 +1,5 @@
+"""`python -m avpretrain VERB ...`."""
+
+from avpretrain.cli import main
+
+main()

@@ -1,0 +1,68 @@
+"""The two shapes of a batch: as decoded (bytes, from the workers) and as the model sees it (floats, on the device).
+
+B clips, S waveform samples, T frames, H height, W width, F spectrogram frames, M mel bins, C colours.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawBatch:
+    """Decoded clips, collated by the workers; small integers, so that little travels to the device."""
+
+    waveform_BS: Tensor
+    """int16 at the model's sample rate, zero-padded at the end."""
+    samples_B: Tensor
+    """int64: how many samples of each row are sound; 0 = the clip has none."""
+    frames_BTHWC: Tensor
+    """uint8 RGB, zero-padded at the bottom and right to the largest frame of the batch."""
+    size_B2: Tensor
+    """int64: height and width of each clip's frames before padding; (0, 0) = the clip has no picture."""
+    seed_B: Tensor
+    """int64: the seed of everything that is drawn for this sample (see `draws`)."""
+    index_B: Tensor
+    """int64: row of the clip in the manifest."""
+    failed: int = 0
+    """Clips that could not be decoded and were replaced in this batch."""
+
+    def __len__(self) -> int:
+        return len(self.seed_B)
+
+    def to(self, device: torch.device | str) -> RawBatch:
+        return replace(self, **_moved(self, device))
+
+    def pin_memory(self) -> RawBatch:
+        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{k: v.pin_memory() for k, v in tensors.items() if isinstance(v, Tensor)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class AVBatch:
+    """One batch of clips as the model sees it."""
+
+    audio_BFM: Tensor
+    """float32: normalised log-mel spectrogram."""
+    video_BTCHW: Tensor
+    """float32: normalised RGB frames."""
+    seed_B: Tensor
+    """int64: the seed of the masks, timesteps and noise of each sample."""
+    has_audio_B: Tensor
+    """bool: False where the clip has no sound; its spectrogram is filler."""
+    has_video_B: Tensor
+    """bool: False where the clip has no picture; its frames are filler."""
+
+    def __len__(self) -> int:
+        return len(self.seed_B)
+
+    def to(self, device: torch.device | str) -> AVBatch:
+        return replace(self, **_moved(self, device))
+
+
+def _moved(batch: RawBatch | AVBatch, device: torch.device | str) -> dict[str, Tensor]:
+    tensors = {f.name: getattr(batch, f.name) for f in fields(batch)}
+    return {k: v.to(device, non_blocking=True) for k, v in tensors.items() if isinstance(v, Tensor)}

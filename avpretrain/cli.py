@@ -1,0 +1,120 @@
+"""`avpretrain VERB ...`: finds the verb's file in `commands/`, reads its typed arguments, calls it, says errors in one line."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import tyro
+
+from avpretrain.errors import UsageError, UserError
+
+T = TypeVar("T")
+
+VERBS = {
+    "demo": "the whole pipeline, small, on synthetic scenes",
+    "synth": "render synthetic audio-visual scenes as mp4 files",
+    "shards": "turn a folder of videos into shards and a manifest",
+    "inspect": "show and verify a sharded data set",
+    "train": "pretrain MAViL or DiffMAViL",
+    "probe": "fit a linear probe on frozen features",
+    "flops": "count a config's FLOPs by component",
+    "report": "compare runs in one HTML page",
+}
+"""Verb to one line of help; each is the `main` of `avpretrain/commands/VERB.py` (dashes become underscores)."""
+
+
+def parse(target: Callable[..., T] | type[T], args: Sequence[str], prog: str, default: Any = None) -> T:
+    """Calls `target` with the command line's arguments, or fills it as a dataclass over `default` (tyro).
+
+    Raises:
+        UsageError: an argument is wrong; the message is tyro's, in one line.
+    """
+    keywords = {} if default is None else {"default": default}
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(target, args=list(args), prog=prog, **keywords)  # type: ignore[no-any-return, call-overload]
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise UsageError(_one_line(said.getvalue(), prog)) from None
+    finally:
+        if not isinstance(sys.exc_info()[1], UsageError):
+            sys.stderr.write("" if sys.exc_info()[1] else said.getvalue())
+
+
+def _one_line(box: str, prog: str) -> str:
+    """The message inside tyro's box, without its frame, its repeats of the help and its line breaks."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", box)
+    kept: list[str] = []
+    for line in text.splitlines():
+        inner = line.strip().strip("│").strip()
+        if re.fullmatch(r"[╭╰─╮╯├┤ ]*(?:[\w ]+error[s]?|[\w ]+options)?[╭╰─╮╯├┤ ]*", inner):
+            if kept:
+                break
+            continue
+        kept.append(inner)
+    return f"{' '.join(kept) or 'wrong arguments'} (see {prog} --help)"
+
+
+@contextlib.contextmanager
+def one_line_errors(debug: bool) -> Iterator[None]:
+    """Turns expected errors into one line on stderr and their exit status; `debug` lets tracebacks through."""
+    try:
+        yield
+    except UserError as error:
+        if debug:
+            raise
+        print(f"avpretrain: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(error.exit_status)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("avpretrain: interrupted", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        if debug:
+            raise
+        line = " ".join(str(error).split()) or "no message"
+        print(f"avpretrain: {type(error).__name__}: {line} (--debug shows where)", file=sys.stderr)
+        sys.exit(1)
+
+
+def _help() -> str:
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {verb:<{width}}  {text}" for verb, text in VERBS.items())
+    return f"usage: avpretrain VERB ...\n\n{verbs}\n\n'avpretrain VERB --help' says what a verb reads, writes and how long it takes."
+
+
+def run(verb: str, args: Sequence[str]) -> None:
+    """Runs one verb with its arguments, as the command line does.
+
+    Raises:
+        UsageError: there is no such verb, or the arguments are wrong.
+    """
+    if verb not in VERBS:
+        raise UsageError(f"no verb '{verb}'; verbs: {', '.join(VERBS)}")
+    command = importlib.import_module(f"avpretrain.commands.{verb.replace('-', '_')}")
+    parse(command.main, args, f"avpretrain {verb}")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of the `avpretrain` script."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in args
+    args = [a for a in args if a != "--debug"]
+    with one_line_errors(debug):
+        if not args or args[0] in ("-h", "--help"):
+            print(_help())
+        elif args[0] == "--version":
+            print(importlib.import_module("avpretrain").__version__)
+        else:
+            run(args[0], args[1:])

@@ -1,0 +1,1 @@
+"""One file a verb: typed arguments to a library call to a printed answer."""

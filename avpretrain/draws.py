@@ -1,0 +1,74 @@
+"""Random numbers as a pure function of (sample, stream, position), so that they depend on no batch, worker or rank.
+
+A counter-based generator: the seed of a sample, the name of a stream ("audio_noise") and the position in the output are
+mixed by the 64-bit finaliser of SplitMix64 (Steele et al. 2014). Nothing has to be saved to resume a run exactly, and a
+clip meets the same masks and noise on one GPU as on eight. B samples, N draws each.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+_GOLDEN = 0x9E3779B97F4A7C15
+_MIX1, _MIX2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+_MASK = (1 << 64) - 1
+
+
+def _signed(value: int) -> int:
+    """A 64-bit pattern as the signed integer that torch stores."""
+    value &= _MASK
+    return value - (1 << 64) if value >> 63 else value
+
+
+def _shift(x: Tensor, bits: int) -> Tensor:
+    """Logical right shift of int64."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mix(x: Tensor) -> Tensor:
+    x = (x ^ _shift(x, 30)) * _signed(_MIX1)
+    x = (x ^ _shift(x, 27)) * _signed(_MIX2)
+    return x ^ _shift(x, 31)
+
+
+def _mix_int(x: int) -> int:
+    x &= _MASK
+    x = ((x ^ (x >> 30)) * _MIX1) & _MASK
+    x = ((x ^ (x >> 27)) * _MIX2) & _MASK
+    return x ^ (x >> 31)
+
+
+def sample_seed(seed: int, epoch: int, position: int) -> int:
+    """Seed of the sample at `position` of `epoch`: a signed 64-bit integer."""
+    return _signed(_mix_int(_mix_int(_mix_int(seed + _GOLDEN) + epoch + _GOLDEN) + position + _GOLDEN))
+
+
+def _bits(seed_B: Tensor, stream: str, count: int) -> Tensor:
+    """int64 [B, count]: 64 random bits a place."""
+    base_B = _mix(seed_B + _signed(_mix_int(zlib.crc32(stream.encode()) + _GOLDEN)))
+    counter_N = torch.arange(1, count + 1, device=seed_B.device, dtype=torch.int64) * _signed(_GOLDEN)
+    return _mix(base_B[:, None] + counter_N)
+
+
+def uniform(seed_B: Tensor, stream: str, shape: Sequence[int] = ()) -> Tensor:
+    """float32 [B, *shape], uniform in [0, 1), with 24 random bits."""
+    bits_BN = _bits(seed_B, stream, math.prod(shape))
+    return (_shift(bits_BN, 40).to(torch.float32) * 2.0**-24).reshape(len(seed_B), *shape)
+
+
+def integers(seed_B: Tensor, stream: str, high: int) -> Tensor:
+    """int64 [B], uniform in [0, high), for high up to 2**24."""
+    return _shift(_bits(seed_B, stream, 1), 40)[:, 0] * high >> 24
+
+
+def normal(seed_B: Tensor, stream: str, shape: Sequence[int]) -> Tensor:
+    """float32 [B, *shape], standard normal (Box-Muller: one 64-bit draw gives both uniforms)."""
+    bits_BN = _bits(seed_B, stream, math.prod(shape))
+    radius_BN = (_shift(bits_BN, 32).to(torch.float32) + 1) * 2.0**-32
+    angle_BN = (bits_BN & 0xFFFFFFFF).to(torch.float32) * (2 * math.pi * 2.0**-32)
+    return (torch.sqrt(-2 * torch.log(radius_BN)) * torch.cos(angle_BN)).reshape(len(seed_B), *shape)

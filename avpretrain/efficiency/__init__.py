@@ -1,0 +1,1 @@
+"""What training costs: analytic FLOPs, measured time, reports."""

@@ -1,0 +1,1 @@
+"""MAViL and DiffMAViL, one idea a file."""
