@@ -5,10 +5,14 @@ B clips, S waveform samples, T frames, H height, W width, F spectrogram frames, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+Batch = TypeVar("Batch", "RawBatch", "AVBatch")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,11 +38,10 @@ class RawBatch:
         return len(self.seed_B)
 
     def to(self, device: torch.device | str) -> RawBatch:
-        return replace(self, **_moved(self, device))
+        return _map_tensors(self, lambda x: x.to(device, non_blocking=True))
 
     def pin_memory(self) -> RawBatch:
-        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{k: v.pin_memory() for k, v in tensors.items() if isinstance(v, Tensor)})
+        return _map_tensors(self, Tensor.pin_memory)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,9 +63,10 @@ class AVBatch:
         return len(self.seed_B)
 
     def to(self, device: torch.device | str) -> AVBatch:
-        return replace(self, **_moved(self, device))
+        return _map_tensors(self, lambda x: x.to(device, non_blocking=True))
 
 
-def _moved(batch: RawBatch | AVBatch, device: torch.device | str) -> dict[str, Tensor]:
-    tensors = {f.name: getattr(batch, f.name) for f in fields(batch)}
-    return {k: v.to(device, non_blocking=True) for k, v in tensors.items() if isinstance(v, Tensor)}
+def _map_tensors(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
+    values = {f.name: getattr(batch, f.name) for f in fields(batch)}
+    changed: dict[str, Any] = {name: change(value) for name, value in values.items() if isinstance(value, Tensor)}
+    return replace(batch, **changed)

@@ -87,7 +87,8 @@ def plan(cfg: ScheduleConfig, optim: OptimConfig, total: int, cost: Cost) -> Ite
     first = batch_size_at(0, cfg, cost)
     if first > total:
         raise UsageError(
-            f"the run is {total} clips long, but its first batch holds {first}; raise schedule.epochs or lower schedule.batch.size"
+            f"the run is {total} clips long, but its first batch holds {first}; "
+            "raise schedule.epochs or lower schedule.batch.size"
         )
     index = seen = 0
     while seen < total:
