@@ -44,6 +44,11 @@ def mask_ratio_at(progress: float, cfg: RatioConfig) -> float:
     return round(cfg.start + (cfg.end - cfg.start) * share, 6)
 
 
+def kept(patches: int, ratio: float) -> int:
+    """Patches of `patches` that stay visible at a masking ratio: at least 1 and at most all but one."""
+    return min(max(round(patches * (1 - ratio)), 1), patches - 1)
+
+
 def batch_size_at(progress: float, cfg: ScheduleConfig, cost: Cost) -> int:
     """Global batch size: B = B0 * cost0 / cost, where B0 and cost0 hold at the end of training."""
     batch = cfg.batch

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from avpretrain import draws
 from avpretrain.models.patches import Grid
+from avpretrain.schedules import kept
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,6 @@ class Mask:
         length = self.ids_keep_BK.shape[1] + self.ids_hidden_BN.shape[1]
         ones_BL = torch.ones(len(self.ids_keep_BK), length, device=self.ids_keep_BK.device)
         return ones_BL.scatter(1, self.ids_keep_BK, 0.0)
-
-
-def kept(length: int, ratio: float) -> int:
-    """Patches that stay visible: at least 1 and at most length - 1."""
-    return min(max(round(length * (1 - ratio)), 1), length - 1)
 
 
 def gather_patches(x_BLD: Tensor, ids_BK: Tensor) -> Tensor:
