@@ -1,17 +1,17 @@
 """What one clip costs: floating-point operations, visible tokens and activation memory, from the config alone.
 
-Nothing here imports torch. Counted are matrix products (2 m n k each), as `torch.utils.flop_counter.FlopCounterMode` counts
-them; a test holds the two equal for every option of the model. The backward pass has two products for each product of the
-forward pass, less the gradients of inputs that need none. What kernels compute twice (flash attention recomputes its scores)
-is not counted, so that a number means the same on every machine.
+Nothing here imports torch. Counted are matrix products (2 m n k each), as `torch.utils.flop_counter.FlopCounterMode`
+counts them; a test holds the two equal for every option of the model. The backward pass has two products for each one
+of the forward pass, less the gradients of inputs that need none. What kernels compute twice (flash attention
+recomputes its scores) is not counted, so that a number means the same on every machine.
 
 L tokens, D width, N queries, C context tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 from avpretrain.config import DecoderConfig, ModelConfig
 from avpretrain.schedules import Cost, kept
@@ -220,6 +220,12 @@ def _decoder_bytes(cfg: DecoderConfig, sizes: Side, conditioning: str) -> float:
     return cfg.depth * (sizes.decoded * token + sizes.tokens * keys_values)
 
 
+def _input_bytes(cfg: ModelConfig, sizes: Side) -> float:
+    """The clip and its patches in fp32, visible patches in bf16, and diffused patches (bf16), targets, errors (fp32)."""
+    clip = 2 * 4.0 * sizes.patches
+    return sizes.patch_values * (clip + 2.0 * cfg.views * sizes.visible + 10.0 * cfg.decode_views * sizes.decoded)
+
+
 def activation_bytes(cfg: ModelConfig, audio_ratio: float, video_ratio: float) -> float:
     """Estimated bytes that one clip of a batch occupies in a training step (bf16 autocast): inputs and activations."""
     audio, video = side(cfg, "audio", audio_ratio), side(cfg, "video", video_ratio)
@@ -231,10 +237,7 @@ def activation_bytes(cfg: ModelConfig, audio_ratio: float, video_ratio: float) -
     decoders = sum(
         _decoder_bytes(tower.decoder, sizes, conditioning) for tower, sizes in ((cfg.audio, audio), (cfg.video, video))
     )
-    inputs = sum(
-        s.patch_values * (s.patches * (2 + cfg.views) * 4.0 + s.visible * cfg.views * 6.0 + s.decoded * 4 * 4.0)
-        for s in (audio, video)
-    )
+    inputs = sum(_input_bytes(cfg, sizes) for sizes in (audio, video))
     return encoders + fusion + cfg.decode_views * decoders + inputs
 
 
@@ -245,9 +248,9 @@ def cost_of(cfg: ModelConfig, rule: str) -> Cost:
         rule: `schedule.batch.rule`. flops counts forward and backward without the contrast, which depends on the batch.
     """
     if rule == "visible_tokens":
-        return lambda audio, video: visible_tokens(cfg, audio, video)
+        return lru_cache(lambda audio, video: visible_tokens(cfg, audio, video))
     if rule == "flops":
-        return lambda audio, video: clip_flops(cfg, audio, video, batch_size=0).training
+        return lru_cache(lambda audio, video: clip_flops(cfg, audio, video, batch_size=0).training)
     if rule == "memory":
-        return lambda audio, video: activation_bytes(cfg, audio, video)
+        return lru_cache(lambda audio, video: activation_bytes(cfg, audio, video))
     return lambda audio, video: 1.0
