@@ -221,7 +221,7 @@ def _decoder_bytes(cfg: DecoderConfig, sizes: Side, conditioning: str) -> float:
 
 
 def _input_bytes(cfg: ModelConfig, sizes: Side) -> float:
-    """The clip and its patches in fp32, visible patches in bf16, and diffused patches (bf16), targets, errors (fp32)."""
+    """Clip and patches in fp32, visible patches in bf16, diffused patches (bf16), targets and errors (fp32)."""
     clip = 2 * 4.0 * sizes.patches
     return sizes.patch_values * (clip + 2.0 * cfg.views * sizes.visible + 10.0 * cfg.decode_views * sizes.decoded)
 
