@@ -1,0 +1,45 @@
+"""95% intervals by bootstrap over clips (Efron 1979, percentile method), and paired differences.
+
+N clips, R resamples. A resample is how often each clip was drawn, so that a metric sees it as weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Statistic = Callable[[Floats], Floats]
+"""Weights [R, N] -> values [R]."""
+
+RESAMPLES = 1000
+_CHUNK_VALUES = 4_000_000
+
+
+def _resamples(clips: int, resamples: int, seed: int) -> Iterator[Floats]:
+    """Chunks [R', N] of bootstrap weights that fit in memory."""
+    rng = np.random.default_rng(seed)
+    chunk = max(1, _CHUNK_VALUES // clips)
+    for start in range(0, resamples, chunk):
+        rows = min(chunk, resamples - start)
+        drawn = rng.integers(0, clips, (rows, clips)) + np.arange(rows)[:, None] * clips
+        yield np.bincount(drawn.ravel(), minlength=rows * clips).reshape(rows, clips).astype(np.float64)
+
+
+def point(statistic: Statistic, clips: int) -> float:
+    """The statistic with every clip counted once."""
+    return float(statistic(np.ones((1, clips)))[0])
+
+
+def interval(statistic: Statistic, clips: int, seed: int, resamples: int = RESAMPLES) -> tuple[float, float]:
+    """95% percentile interval; resamples in which the statistic is undefined (NaN) are left out."""
+    values = np.concatenate([statistic(weight_RN) for weight_RN in _resamples(clips, resamples, seed)])
+    low, high = np.nanpercentile(values, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def estimate(statistic: Statistic, clips: int, seed: int) -> dict[str, float | list[float]]:
+    """`value` and `ci` of a statistic, as results record them."""
+    return {"value": point(statistic, clips), "ci": list(interval(statistic, clips, seed))}
