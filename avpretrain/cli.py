@@ -1,8 +1,9 @@
-"""`avpretrain VERB ...`: finds the verb's file in `commands/`, reads its typed arguments, calls it, says errors in one line."""
+"""`avpretrain VERB ...`: finds the verb's file in `commands/`, fills its arguments, calls it, says errors in a line."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import io
 import os
@@ -31,7 +32,7 @@ VERBS = {
 
 
 def parse(target: Callable[..., T] | type[T], args: Sequence[str], prog: str, default: Any = None) -> T:
-    """Calls `target` with the command line's arguments, or fills it as a dataclass over `default` (tyro).
+    """What tyro makes of the command line: `target` filled with arguments, over `default` where it is a dataclass.
 
     Raises:
         UsageError: an argument is wrong; the message is tyro's, in one line.
@@ -40,28 +41,35 @@ def parse(target: Callable[..., T] | type[T], args: Sequence[str], prog: str, de
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(target, args=list(args), prog=prog, **keywords)  # type: ignore[no-any-return, call-overload]
+            return tyro.cli(target, args=list(args), prog=prog, **keywords)
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
         raise UsageError(_one_line(said.getvalue(), prog)) from None
-    finally:
-        if not isinstance(sys.exc_info()[1], UsageError):
-            sys.stderr.write("" if sys.exc_info()[1] else said.getvalue())
+
+
+def bind(function: Callable[..., None], args: Sequence[str], prog: str) -> Callable[[], None]:
+    """`function` with the command line's arguments, not called yet: what it prints and raises is its own affair.
+
+    Raises:
+        UsageError: an argument is wrong.
+    """
+
+    @functools.wraps(function)
+    def filled(*positional: Any, **named: Any) -> Callable[[], None]:
+        return functools.partial(function, *positional, **named)
+
+    return parse(filled, args, prog)
 
 
 def _one_line(box: str, prog: str) -> str:
-    """The message inside tyro's box, without its frame, its repeats of the help and its line breaks."""
-    text = re.sub(r"\x1b\[[0-9;]*m", "", box)
-    kept: list[str] = []
-    for line in text.splitlines():
-        inner = line.strip().strip("│").strip()
-        if re.fullmatch(r"[╭╰─╮╯├┤ ]*(?:[\w ]+error[s]?|[\w ]+options)?[╭╰─╮╯├┤ ]*", inner):
-            if kept:
-                break
-            continue
-        kept.append(inner)
-    return f"{' '.join(kept) or 'wrong arguments'} (see {prog} --help)"
+    """The message inside tyro's box, without its frame, its help texts and its line breaks."""
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()
+    text = " ".join("---" if re.match(r"[│ ]*[╭╰─]{2}", line) else line.strip("│ ") for line in lines)
+    parts = [part.strip() for part in text.split("---") if part.strip()]
+    message = parts[0] if parts else "wrong arguments"
+    meant = next((re.search(r"--[\w.-]+", part) for part in parts if part.startswith("Perhaps you meant")), None)
+    return f"{message}{f'; did you mean {meant.group()}?' if meant else ''} (see {prog} --help)"
 
 
 @contextlib.contextmanager
@@ -91,7 +99,8 @@ def one_line_errors(debug: bool) -> Iterator[None]:
 def _help() -> str:
     width = max(map(len, VERBS))
     verbs = "\n".join(f"  {verb:<{width}}  {text}" for verb, text in VERBS.items())
-    return f"usage: avpretrain VERB ...\n\n{verbs}\n\n'avpretrain VERB --help' says what a verb reads, writes and how long it takes."
+    more = "'avpretrain VERB --help' says what a verb reads, writes and how long it takes."
+    return f"usage: avpretrain VERB ...\n\n{verbs}\n\n{more}"
 
 
 def run(verb: str, args: Sequence[str]) -> None:
@@ -103,7 +112,10 @@ def run(verb: str, args: Sequence[str]) -> None:
     if verb not in VERBS:
         raise UsageError(f"no verb '{verb}'; verbs: {', '.join(VERBS)}")
     command = importlib.import_module(f"avpretrain.commands.{verb.replace('-', '_')}")
-    parse(command.main, args, f"avpretrain {verb}")
+    if hasattr(command, "run"):  # a verb whose arguments are a config and changes to it reads them itself
+        command.run(args)
+    else:
+        bind(command.main, args, f"avpretrain {verb}")()
 
 
 def main(argv: Sequence[str] | None = None) -> None:

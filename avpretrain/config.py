@@ -100,6 +100,8 @@ class AudioTowerConfig:
     patch: tuple[int, int] = (16, 16)
     """Patch size: frames, mel bins."""
     depth: int = 12
+    positions: Literal["fixed", "learned"] = "fixed"
+    """fixed: sin-cos (MAE, MAViL); learned: a table trained with the weights (for imported ViTs)."""
     mask: Literal["random", "time", "frequency", "time_frequency"] = "random"
     """Which patches are hidden: independently, or whole columns / rows first (AudioMAE, section 3.1)."""
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
@@ -112,6 +114,8 @@ class VideoTowerConfig:
     patch: tuple[int, int, int] = (2, 16, 16)
     """Tubelet size: frames, pixels, pixels."""
     depth: int = 12
+    positions: Literal["fixed", "learned"] = "fixed"
+    """fixed: sin-cos (MAE, MAViL); learned: a table trained with the weights (for imported ViTs)."""
     mask: Literal["random", "tube"] = "random"
     """Which tubelets are hidden: independently, or the same places at all times."""
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
@@ -139,6 +143,9 @@ class DiffusionConfig:
     beta_schedule: Literal["linear", "squaredcos_cap_v2"] = "linear"
     rho: float = 1.0
     """Exponent on alphas_cumprod; below 1 = less noise (DiffMAE, section 3.3, used 0.8)."""
+    zero_terminal_snr: bool = False
+    """Rescale the schedule so that nothing of a patch is left at the last timestep (Lin et al. 2024); otherwise a linear
+    schedule of 1000 steps leaves 0.6% of its amplitude."""
     prediction_type: Literal["sample", "epsilon", "v_prediction"] = "sample"
     """What the decoder outputs; 'sample' = the clean patch (DiffMAE's choice)."""
     time_conditioning: Literal["none", "added", "adaln"] = "added"
@@ -151,6 +158,10 @@ class DiffusionConfig:
     def __post_init__(self) -> None:
         _require(self.num_train_timesteps >= 1, f"num_train_timesteps must be >= 1, got {self.num_train_timesteps}")
         _require(self.rho > 0, f"rho must be positive, got {self.rho}")
+        _require(
+            not (self.zero_terminal_snr and self.prediction_type == "epsilon"),
+            "zero_terminal_snr leaves prediction_type 'epsilon' nothing to learn at the last timestep; use 'sample'",
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -177,6 +188,8 @@ class ModelConfig:
     """The whole model; MAViL and DiffMAViL differ only in values (defaults: MAViL at paper size)."""
 
     input: InputConfig = field(default_factory=InputConfig)
+    objective: Literal["patches", "features"] = "patches"
+    """What decoders predict of hidden patches: their values, or (stage 2 of MAViL) a frozen teacher's fused features."""
     width: int = 768
     """Of both encoders and of the fusion layers."""
     heads: int = 12
@@ -196,10 +209,11 @@ class ModelConfig:
         _require(self.width % self.heads == 0, f"width {self.width} must be a multiple of heads {self.heads}")
         _require(self.decode_views <= self.views, f"decode_views {self.decode_views} exceeds views {self.views}")
         _require(self.views == 2 or self.loss.intra == 0, "loss.intra needs views 2; set loss.intra to 0")
-        consistent = self.diffusion.noise_on == "target" or not self.loss.norm_pix_loss
+        predicts_pixels = self.objective == "patches" and not self.loss.norm_pix_loss
         _require(
-            consistent or self.diffusion.prediction_type == "sample",
-            "diffusion.noise_on 'pixel' beside loss.norm_pix_loss needs diffusion.prediction_type 'sample'",
+            self.diffusion.noise_on == "target" or predicts_pixels or self.diffusion.prediction_type == "sample",
+            "diffusion.noise_on 'pixel' beside loss.norm_pix_loss or objective 'features' needs "
+            "diffusion.prediction_type 'sample'",
         )
         for side, grid in (("audio", self.audio_remainder), ("video", self.video_remainder)):
             _require(
@@ -248,6 +262,8 @@ class AugmentConfig:
     """Probability of a horizontal flip."""
     gain_db: float = 0.0
     """Waveforms are scaled by a gain uniform in [-gain_db, gain_db]."""
+    time_shift: float = 0.0
+    """Seconds by which the sound is rolled against the picture, at most, either way; 0 keeps the two in step."""
 
     def __post_init__(self) -> None:
         low, high = self.crop_scale
@@ -257,6 +273,7 @@ class AugmentConfig:
         )
         _require(0 <= self.flip <= 1, f"flip is a probability, got {self.flip}")
         _require(self.gain_db >= 0, f"gain_db must not be negative, got {self.gain_db}")
+        _require(self.time_shift >= 0, f"time_shift must not be negative, got {self.time_shift}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -267,6 +284,11 @@ class DataConfig:
     """Folders or URLs written by `avpretrain shards`; several are read as one set."""
     split: str = "train"
     """Which split to train on; clips without a split count as 'train'; 'all' takes every clip."""
+    mode: Literal["random", "stream"] = "random"
+    """random: each clip by its offset, in an order that resumes anywhere; stream: whole shards from end to end, where
+    random access is dear; resumes at the start of a shard."""
+    cache_dir: str = ""
+    """Folder that keeps what was read from remote shards; empty = nothing but their manifests is kept."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     num_workers: int = 2
     """Processes that decode, for each rank; 0 decodes in the training process."""
@@ -374,16 +396,25 @@ class RunConfig:
     """Clips seen between checkpoints; 0 = ten in a run. One is always written at the end."""
     keep_checkpoints: int = 3
     """Newest checkpoints that are kept; 0 keeps all."""
+    preview_every: int = 0
+    """Clips seen between previews (pictures of reconstructions, R@1 on a fixed held-out batch); 0 = at checkpoints."""
+    preview_clips: int = 16
+    """Size of that batch; 0 = no previews."""
     tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto = bf16 on a GPU that has it, else fp32."""
     compile: bool = False
     """torch.compile: pays after minutes, on a GPU."""
+    activation_checkpointing: bool = False
+    """Recompute each block in the backward pass: less memory, about a third more time."""
+    hang_timeout: float = 1800.0
+    """Seconds without a finished step after which each rank prints its stacks and the run fails; 0 = never."""
 
     def __post_init__(self) -> None:
         _require(self.log_every >= 1, f"log_every must be at least 1, got {self.log_every}")
         _require(self.checkpoint_every >= 0, f"checkpoint_every must not be negative, got {self.checkpoint_every}")
-        _require(self.keep_checkpoints >= 0, f"keep_checkpoints must not be negative, got {self.keep_checkpoints}")
+        for name in ("keep_checkpoints", "preview_every", "preview_clips", "hang_timeout"):
+            _require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

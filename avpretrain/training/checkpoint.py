@@ -1,0 +1,211 @@
+"""Checkpoints: written whole or not at all, in the background, verified on load; nothing in them is a pickle.
+
+A checkpoint is a folder named by the clips seen: `model.safetensors` and `config.json` (loadable on their own),
+`optimizer.safetensors`, and `state.json` with the progress and the SHA-256 of the other files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+
+from avpretrain.config import ModelConfig, from_dict, to_dict
+from avpretrain.errors import UserError
+from avpretrain.files import atomic_path, read_json, write_json
+from avpretrain.models.diffmavil import DiffMAViL
+
+WEIGHTS, CONFIG, OPTIMIZER, STATE = "model.safetensors", "config.json", "optimizer.safetensors", "state.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Where a run stands: all it needs besides weights and optimiser state, since draws are functions of `seen`."""
+
+    seen: int = 0
+    """Clips seen."""
+    step: int = 0
+    """Optimiser steps taken."""
+    seconds: float = 0.0
+    """Time spent training, over all interruptions."""
+    failed_clips: int = 0
+    """Clips that could not be decoded and were replaced."""
+    flops: float = 0.0
+    """FLOPs spent, by the analytic count."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A checkpoint in memory."""
+
+    progress: Progress
+    model: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    config: ModelConfig
+
+
+def take_snapshot(
+    model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, config: ModelConfig
+) -> Snapshot:
+    """Copies weights and optimiser state to the CPU; every rank must call it, all but rank 0 get empty ones."""
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    weights = get_model_state_dict(model, options=options)
+    state = get_optimizer_state_dict(model, optimizer, options=options)["state"]
+    flat = {f"{name}.{key}": value for name, slots in state.items() for key, value in slots.items()}
+    return Snapshot(progress, _owned(weights), _owned(flat), config)
+
+
+def _owned(tensors: dict[str, Any]) -> dict[str, Tensor]:
+    """Copies that training can't write into while they are being saved."""
+    return {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
+
+
+def write_snapshot(root: Path, snapshot: Snapshot) -> Path:
+    """Writes `root/NNNNNNNNNNNN`.
+
+    Raises:
+        OSError: the disk is full or not writable; what was there before is unharmed.
+    """
+    target = root / f"{snapshot.progress.seen:012d}"
+    with atomic_path(target) as folder:
+        folder.mkdir()
+        save_file(snapshot.model, folder / WEIGHTS, metadata={"format": "pt"})
+        save_file(snapshot.optimizer, folder / OPTIMIZER)
+        (folder / CONFIG).write_text(json.dumps({"config": to_dict(snapshot.config)}, indent=2) + "\n")
+        hashes = {name: file_sha256(folder / name) for name in (WEIGHTS, OPTIMIZER, CONFIG)}
+        write_json(folder / STATE, {"progress": dataclasses.asdict(snapshot.progress), "sha256": hashes})
+        for name in (*hashes, STATE):
+            with (folder / name).open("rb") as file:
+                os.fsync(file.fileno())
+    return target
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, as hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class CheckpointWriter:
+    """Saves snapshots on a thread of its own and prunes old ones.
+
+    Args:
+        keep: newest checkpoints that stay; 0 keeps all.
+    """
+
+    def __init__(self, root: Path, keep: int) -> None:
+        self.root, self.keep = root, keep
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def save(self, snapshot: Snapshot) -> None:
+        """Starts to write; waits first for the one before.
+
+        Raises:
+            UserError: the one before could not be written.
+        """
+        self.wait()
+        self._thread = threading.Thread(target=self._write, args=(snapshot,), name="checkpoint")
+        self._thread.start()
+
+    def _write(self, snapshot: Snapshot) -> None:
+        try:
+            write_snapshot(self.root, snapshot)
+            for old in list_checkpoints(self.root)[: -self.keep or None] if self.keep else []:
+                shutil.rmtree(old)
+        except BaseException as error:
+            self._error = error
+
+    def wait(self) -> None:
+        """Returns once everything is on disk.
+
+        Raises:
+            UserError: it could not be written.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            last = list_checkpoints(self.root)
+            raise UserError(
+                f"could not write a checkpoint to {self.root}: {error}; "
+                + (f"the last good one is {last[-1].name}; " if last else "")
+                + "free some space and start the same command again to go on from there"
+            ) from error
+
+
+def list_checkpoints(root: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    return sorted(p for p in root.glob("[0-9]*") if (p / STATE).is_file()) if root.is_dir() else []
+
+
+def is_intact(checkpoint: Path) -> bool:
+    """Whether every file of a checkpoint has the SHA-256 that was noted when it was written."""
+    try:
+        hashes = json.loads((checkpoint / STATE).read_text())["sha256"]
+        return all(file_sha256(checkpoint / name) == digest for name, digest in hashes.items())
+    except (OSError, ValueError, KeyError, AttributeError):
+        return False
+
+
+def restore(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
+    """Loads weights and optimiser state in place; every rank must call it."""
+    options = StateDictOptions(full_state_dict=True)
+    set_model_state_dict(model, dict(load_file(checkpoint / WEIGHTS)), options=options)
+    slots: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in load_file(checkpoint / OPTIMIZER).items():
+        parameter, _, key = name.rpartition(".")
+        slots.setdefault(parameter, {})[key] = tensor
+    groups = get_optimizer_state_dict(model, optimizer, options=options)["param_groups"]
+    state: Any = {"state": slots, "param_groups": groups}
+    set_optimizer_state_dict(model, optimizer, state, options=options)
+    return Progress(**read_json(checkpoint / STATE, "checkpoint state")["progress"])
+
+
+def find_weights(path: str | Path) -> Path:
+    """The folder with `model.safetensors` that `path` means: itself, a run's final model, or its newest checkpoint.
+
+    Raises:
+        UserError: there are no weights.
+    """
+    path = Path(path)
+    newest = list_checkpoints(path / "checkpoints")[-1:]
+    for folder in (path, path / "model", *newest):
+        if (folder / WEIGHTS).is_file() and (folder / CONFIG).is_file():
+            return folder
+    raise UserError(f"no weights in {path}; give a run folder, a checkpoint, or a folder with {WEIGHTS} and {CONFIG}")
+
+
+def load_model(path: str | Path) -> DiffMAViL:
+    """The model of a run folder, a checkpoint or a `save_pretrained` folder, on the CPU, in evaluation mode.
+
+    Raises:
+        UserError: there are no weights, or they do not fit their config.
+    """
+    folder = find_weights(path)
+    config = from_dict(ModelConfig, read_json(folder / CONFIG, "model config")["config"], "model.")
+    model = DiffMAViL(config)
+    try:
+        model.load_state_dict(load_file(folder / WEIGHTS))
+    except (SafetensorError, RuntimeError) as error:
+        raise UserError(f"{folder / WEIGHTS} is damaged or does not fit its config: {str(error)[:200]}") from None
+    return model.eval()

@@ -1,0 +1,312 @@
+"""The pretraining loop: the plan says what each step is, the loader brings its clips, the model returns its losses."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import dropwhile
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from avpretrain.batch import RawBatch
+from avpretrain.config import OptimConfig, RunConfig, TrainConfig
+from avpretrain.data.dataset import ClipSet, check_bad_share, train_loader
+from avpretrain.data.features import Features
+from avpretrain.errors import UsageError, UserError
+from avpretrain.models.cost import clip_flops, cost_of
+from avpretrain.models.diffmavil import DiffMAViL
+from avpretrain.models.layers import Block
+from avpretrain.schedules import Step, plan, total_samples
+from avpretrain.training.checkpoint import CheckpointWriter, Progress, restore, take_snapshot
+from avpretrain.training.guards import FiniteGuard, Preemption, Watchdog, memory_advice
+from avpretrain.training.metrics import LossMeter, MetricsLog, ProgressBar
+from avpretrain.training.preview import Preview
+from avpretrain.training.run import open_run, resolve, resume_point, save_failure
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
+
+    progress: Progress
+    finished: bool
+    """False when a signal or `stop_at` ended it early; the same command goes on from its checkpoint."""
+    stopped_by: str | None = None
+
+
+def train(cfg: TrainConfig, stop_at: int | None = None) -> Outcome:
+    """Pretrains from a config, or goes on with the run in its folder, to the bit on the same number of ranks.
+
+    Args:
+        stop_at: ends after the step that reaches this many clips, with a checkpoint.
+
+    Raises:
+        UsageError: the config does not fit the data, the ranks, or the run that the folder holds.
+        UserError: training failed; the message says what to do.
+    """
+    accelerator = make_accelerator(cfg)
+    clips = ClipSet(cfg.data.shards, cfg.data.split, cfg.data.cache_dir)
+    cfg = resolve(cfg, clips)
+    if cfg.schedule.batch.multiple % accelerator.num_processes:
+        raise UsageError(
+            f"{accelerator.num_processes} ranks can't share batches evenly: schedule.batch.multiple is "
+            f"{cfg.schedule.batch.multiple}; make it a multiple of {accelerator.num_processes}"
+        )
+    trainer = Trainer(cfg, accelerator, clips)
+    with Preemption().listening() as preemption, Watchdog(cfg.run.hang_timeout) as watchdog:
+        return trainer.run(preemption, watchdog, stop_at)
+
+
+def make_accelerator(cfg: TrainConfig) -> Accelerator:
+    """Accelerate with this config's precision and tracker."""
+    precision = {"fp32": "no", "bf16": "bf16"}.get(cfg.run.precision)
+    if precision is None and torch.cuda.is_available() and torch.cuda.is_bf16_supported():
+        precision = "bf16"
+    tracker = None if cfg.run.tracker == "none" else cfg.run.tracker
+    return Accelerator(mixed_precision=precision, log_with=tracker, project_dir=str(cfg.run_dir))
+
+
+def make_optimizer(model: nn.Module, cfg: OptimConfig) -> torch.optim.AdamW:
+    """Fused AdamW; biases, norms and learned tokens are not decayed."""
+    parameters = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    plain = [p for name, p in parameters if p.ndim == 1 or name.endswith(("_token", "bottleneck"))]
+    kept = {id(p) for p in plain}
+    decayed = [p for _, p in parameters if id(p) not in kept]
+    groups = [{"params": decayed, "weight_decay": cfg.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=cfg.lr, betas=cfg.betas, fused=True)
+
+
+def prepare_model(model: nn.Module, cfg: RunConfig) -> nn.Module:
+    """Applies activation checkpointing and compilation, in place."""
+    if cfg.activation_checkpointing:
+        from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
+
+        apply_activation_checkpointing(model, check_fn=lambda module: isinstance(module, Block))
+    if cfg.compile:
+        model.compile()
+    return model
+
+
+@dataclass
+class _Window:
+    """What has been counted since the last log line."""
+
+    clips: int = 0
+    failed: int = 0
+    waited: float = 0.0
+    started: float = field(default_factory=time.perf_counter)
+    meter: LossMeter = field(default_factory=LossMeter)
+
+
+class Trainer:
+    """One rank's part in a run."""
+
+    def __init__(self, cfg: TrainConfig, accelerator: Accelerator, clips: ClipSet) -> None:
+        self.cfg, self.accelerator, self.clips = cfg, accelerator, clips
+        self.total = total_samples(cfg.schedule, len(clips))
+        self.cost = cost_of(cfg.model, cfg.schedule.batch.rule)
+        torch.manual_seed(cfg.seed)
+        model = DiffMAViL(cfg.model)
+        if accelerator.is_main_process:
+            facts = {"parameters": sum(p.numel() for p in model.parameters()), "ranks": accelerator.num_processes}
+            open_run(cfg, clips, {**facts, "samples_total": self.total, "precision": accelerator.mixed_precision})
+        accelerator.wait_for_everyone()
+        optimizer = make_optimizer(model, cfg.optim)
+        self.guard = FiniteGuard(optimizer, accelerator.device)
+        self.model, self.optimizer = accelerator.prepare(prepare_model(model, cfg.run), optimizer)
+        self.features = Features(cfg.model.input, cfg.data.augment).to(accelerator.device)
+        self.progress = self._resume()
+        self.failure_reason = "on another rank"
+        self.writer = CheckpointWriter(cfg.run_dir / "checkpoints", cfg.run.keep_checkpoints)
+
+    def _resume(self) -> Progress:
+        checkpoint, damaged = resume_point(self.cfg)
+        if damaged and self.accelerator.is_main_process:
+            print(f"avpretrain: checkpoint {', '.join(damaged)} is damaged and is passed over")
+        return Progress() if checkpoint is None else restore(checkpoint, self.model, self.optimizer.optimizer)
+
+    # --- the loop ----------------------------------------------------------------------------------------------------
+
+    def run(self, preemption: Preemption, watchdog: Watchdog, stop_at: int | None) -> Outcome:
+        """Trains from where the run stands to its end, `stop_at`, or a signal."""
+        cfg, main = self.cfg, self.accelerator.is_main_process
+        if self.accelerator.log_with:
+            self.accelerator.init_trackers(cfg.run_dir.name)
+        self.log = MetricsLog(cfg.run_dir, self.progress.seen) if main else None
+        self.preview = Preview(cfg) if main and cfg.run.preview_clips else None
+        self.bar = ProgressBar(cfg.name, self.progress.seen, self.total, shown=main)
+        whole = plan(cfg.schedule, cfg.optim, self.total, self.cost)
+        steps = list(dropwhile(lambda step: step.seen < self.progress.seen, whole))
+        stopped_by = None
+        with self.bar:
+            for step, raw, waited in self._batches(steps):
+                with memory_advice(
+                    step.batch_size, self.accelerator.num_processes, (step.audio_ratio, step.video_ratio)
+                ):
+                    self._step(step, raw, waited)
+                watchdog.alive()
+                last = step is steps[-1] or (stop_at is not None and self.progress.seen >= stop_at)
+                if step.index % cfg.run.log_every == 0 or last:
+                    self._report(step)
+                if self._stop_requested(preemption, step):
+                    stopped_by, last = preemption.received or "a signal on another rank", True
+                self._milestones(step, last)
+                if last:
+                    break
+        self.writer.wait()
+        finished = self.progress.seen >= self.total
+        if finished and main:
+            self.accelerator.unwrap_model(self.model).save_pretrained(cfg.run_dir / "model")
+        self.accelerator.end_training()
+        return Outcome(self.progress, finished, stopped_by)
+
+    def _batches(self, steps: list[Step]) -> Iterator[tuple[Step, RawBatch, float]]:
+        """Each step with its clips and the seconds that the loop waited for them."""
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        cfg = self.cfg
+        batches = train_loader(cfg.data, cfg.model.input, cfg.seed, steps, rank, world, clips=self.clips)
+        self.window = _Window()
+        for step in steps:
+            started = time.perf_counter()
+            raw = next(batches)
+            yield step, raw, time.perf_counter() - started
+
+    def _step(self, step: Step, raw: RawBatch, waited: float) -> None:
+        """One optimiser step; reads no number from the device."""
+        batch = self.features(raw.to(self.accelerator.device))
+        for group in self.optimizer.param_groups:
+            group["lr"] = step.lr
+        losses: dict[str, Tensor] = self.model(batch, step.audio_ratio, step.video_ratio)
+        self.accelerator.backward(losses["loss"])
+        limit = self.cfg.optim.clip_norm or math.inf
+        grad_norm = self.accelerator.clip_grad_norm_(self.model.parameters(), limit)
+        self.guard.watch(grad_norm, step.index)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.window.meter.add({**losses, "grad_norm": grad_norm})
+        self.window.clips += step.batch_size
+        self.window.failed += raw.failed
+        self.failure_reason = raw.reasons[-1] if raw.reasons else self.failure_reason
+        self.window.waited += waited
+        flops = clip_flops(self.cfg.model, step.audio_ratio, step.video_ratio, step.batch_size).training
+        self.progress = Progress(
+            seen=step.seen + step.batch_size,
+            step=step.index + 1,
+            seconds=self.progress.seconds,
+            failed_clips=self.progress.failed_clips,
+            flops=self.progress.flops + flops * step.batch_size,
+        )
+
+    # --- between steps -----------------------------------------------------------------------------------------------
+
+    def _report(self, step: Step) -> None:
+        """Reads the device once, writes a line of metrics, and stops a run that has gone wrong."""
+        window, accelerator = self.window, self.accelerator
+        names = window.meter.names
+        counts = torch.tensor([window.failed, window.waited], dtype=torch.float64, device=accelerator.device)
+        values = accelerator.reduce(torch.cat([window.meter.read().double(), counts]), reduction="mean").tolist()
+        *means, failed, waited = values
+        failed = round(failed * accelerator.num_processes)
+        seconds = time.perf_counter() - window.started
+        self.progress = Progress(
+            seen=self.progress.seen,
+            step=self.progress.step,
+            seconds=self.progress.seconds + seconds,
+            failed_clips=self.progress.failed_clips + failed,
+            flops=self.progress.flops,
+        )
+        self._stop_if_not_finite()
+        check_bad_share(
+            self.progress.failed_clips, self.progress.seen, self.cfg.data.max_bad_share, self.failure_reason
+        )
+        flops = clip_flops(self.cfg.model, step.audio_ratio, step.video_ratio, step.batch_size).training
+        line = {
+            "step": self.progress.step,
+            "seen": self.progress.seen,
+            "samples_total": self.total,
+            **dict(zip(names, means, strict=True)),
+            "audio_mask_ratio": step.audio_ratio,
+            "video_mask_ratio": step.video_ratio,
+            "batch_size": step.batch_size,
+            "lr": step.lr,
+            "clips_per_second": window.clips / seconds,
+            "seconds": self.progress.seconds,
+            "data_wait_share": waited / seconds,
+            "failed_clips": self.progress.failed_clips,
+            "flops_per_clip": flops,
+            "flops_total": self.progress.flops,
+            "peak_memory_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0,
+        }
+        if self.log is not None:
+            self.log.write(line)
+        accelerator.log({k: v for k, v in line.items() if k not in ("step", "seen")}, step=self.progress.seen)
+        self.bar.advance(self.progress.seen)
+        self.bar.report(line)
+        self.window = _Window()
+
+    def _stop_if_not_finite(self) -> None:
+        """Ends the run at a NaN or infinity, with the weights from before it and the clips that led to it.
+
+        Raises:
+            UserError: a gradient was not finite.
+        """
+        bad = self.guard.first_bad_step()
+        if bad is None:
+            return
+        step = next(s for s in plan(self.cfg.schedule, self.cfg.optim, self.total, self.cost) if s.index == bad)
+        snapshot = self._snapshot()
+        folder = self.cfg.run_dir / "failure"
+        if self.accelerator.is_main_process:
+            save_failure(self.cfg, self.clips, step, snapshot)
+        raise UserError(
+            f"the loss or its gradient stopped being finite at step {bad}; the weights from before it and the keys of "
+            f"its clips are in {folder}; look at those clips, lower optim.lr, or set run.precision fp32"
+        )
+
+    def _stop_requested(self, preemption: Preemption, step: Step) -> bool:
+        """Whether any rank was told to stop; ranks ask one another only on log steps."""
+        if self.accelerator.num_processes == 1:
+            return preemption.received is not None
+        if step.index % self.cfg.run.log_every:
+            return False
+        told = torch.tensor(float(preemption.received is not None), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(told, reduction="sum").item())
+
+    def _milestones(self, step: Step, last: bool) -> None:
+        """Writes a checkpoint and a preview where one is due."""
+        run = self.cfg.run
+        checkpoints = run.checkpoint_every or math.ceil(self.total / 10)
+        previews = run.preview_every or checkpoints
+        save = last or _passed(checkpoints, step)
+        if save and self.window.clips:
+            self._report(step)
+        if save:
+            snapshot = self._snapshot()
+            if self.accelerator.is_main_process:
+                self.writer.save(snapshot)
+        if self.preview is not None and (_passed(previews, step) or last):
+            model = self.accelerator.unwrap_model(self.model)
+            said = self.preview.show(model, self.accelerator, step, self.progress.seen)
+            self.bar.say(said)
+        if len(self.clips) and _passed(len(self.clips), step):
+            self._epoch_summary(self.progress.seen // len(self.clips))
+
+    def _snapshot(self) -> Any:
+        return take_snapshot(self.model, self.optimizer.optimizer, self.progress, self.cfg.model)
+
+    def _epoch_summary(self, epoch: int) -> None:
+        p = self.progress
+        self.bar.say(
+            f"epoch {epoch}: {p.seen} clips in {p.step} steps, {p.seconds / 60:.1f} min, "
+            f"{p.flops / 1e15:.3g} PFLOP, {p.failed_clips} clips replaced"
+        )
+
+
+def _passed(every: int, step: Step) -> bool:
+    """Whether this step took the count of clips over a multiple of `every`."""
+    return (step.seen + step.batch_size) // every > step.seen // every

@@ -1,0 +1,124 @@
+"""What a run says while it trains: metrics.jsonl, trackers, a progress bar."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
+
+from avpretrain.files import atomic_path
+
+METRICS_NAME = "metrics.jsonl"
+
+
+class LossMeter:
+    """Mean losses since the last reading, kept on the device so that no step waits for a number."""
+
+    def __init__(self) -> None:
+        self._sum: dict[str, Tensor] = {}
+        self._steps = 0
+
+    def add(self, losses: dict[str, Tensor]) -> None:
+        for name, value in losses.items():
+            self._sum[name] = self._sum.get(name, torch.zeros_like(value, dtype=torch.float32)) + value.detach()
+        self._steps += 1
+
+    def read(self) -> Tensor:
+        """Means in the order of `names`, on the device; starts anew."""
+        means = torch.stack(list(self._sum.values())) / self._steps
+        self._sum, self._steps = {}, 0
+        return means
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._sum)
+
+
+class MetricsLog:
+    """`metrics.jsonl`: one JSON object a line, in order of clips seen.
+
+    Args:
+        seen: clips seen at the checkpoint the run goes on from; later lines, of a lost attempt, are dropped.
+    """
+
+    def __init__(self, run_dir: Path, seen: int) -> None:
+        self.path = run_dir / METRICS_NAME
+        kept = [line for line in read_metrics(run_dir) if line["seen"] <= seen]
+        with atomic_path(self.path) as temporary:
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+
+    def write(self, line: dict[str, Any]) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
+    """Lines of a run's metrics; a last line cut off by a crash is left out."""
+    path = run_dir / METRICS_NAME
+    lines = []
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+class ProgressBar:
+    """A bar on a terminal, a line a log step elsewhere; silent on all ranks but the first.
+
+    Args:
+        seen, total: clips seen so far, and in the whole run.
+    """
+
+    def __init__(self, name: str, seen: int, total: int, shown: bool) -> None:
+        self.console = Console(stderr=True, quiet=not shown)
+        self.name, self.total = name, total
+        self._bar = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TextColumn("{task.fields[state]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not (shown and sys.stderr.isatty()),
+        )
+        self._task: TaskID = self._bar.add_task(name, total=total, completed=seen, state="")
+
+    def __enter__(self) -> ProgressBar:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def advance(self, seen: int) -> None:
+        self._bar.update(self._task, completed=min(seen, self.total))
+
+    def report(self, line: dict[str, Any]) -> None:
+        """Shows a line of metrics."""
+        parts = {"recon a": "reconstruction_audio", "recon v": "reconstruction_video", "inter": "inter"}
+        losses = "  ".join(f"{label} {line[key]:.3f}" for label, key in parts.items() if key in line)
+        state = (
+            f"loss {line['loss']:.3f}  {losses}  mask {line['audio_mask_ratio']:.2f}/{line['video_mask_ratio']:.2f}  "
+            f"batch {line['batch_size']}  {line['clips_per_second']:.1f} clips/s"
+        )
+        if self._bar.disable:
+            self.console.print(f"{self.name}  {line['seen']}/{self.total}  {state}", highlight=False, soft_wrap=True)
+        else:
+            self._bar.update(self._task, state=state)
+
+    def say(self, text: str) -> None:
+        """Prints a line above the bar."""
+        self.console.print(text, highlight=False, soft_wrap=True)
