@@ -5,7 +5,7 @@ B clips, N patches, P values a patch, T timesteps. Timesteps run from 0 (least n
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,15 +15,22 @@ from torch import Tensor, nn
 from avpretrain.config import DiffusionConfig
 
 
-def make_scheduler(cfg: DiffusionConfig, kind: Literal["ddpm", "ddim"] = "ddpm") -> DDPMScheduler | DDIMScheduler:
-    """diffusers' scheduler of this process, with alphas_cumprod raised to `rho` (DiffMAE, section 3.3)."""
+def make_scheduler(cfg: DiffusionConfig, kind: Literal["ddpm", "ddim"] = "ddpm") -> Any:
+    """diffusers' `DDPMScheduler` or `DDIMScheduler` of this process, with alphas_cumprod raised to `rho` (DiffMAE,
+    section 3.3). Untyped, since diffusers hides its attributes from type checkers.
+    """
     scheduler = DDPMScheduler if kind == "ddpm" else DDIMScheduler
-    plain = DDPMScheduler(cfg.num_train_timesteps, beta_schedule=cfg.beta_schedule)
+    plain: Any = DDPMScheduler(cfg.num_train_timesteps, beta_schedule=cfg.beta_schedule)
     alphas_cumprod = plain.alphas_cumprod.double().numpy() ** cfg.rho
     betas = 1 - alphas_cumprod / np.concatenate([[1.0], alphas_cumprod[:-1]])
     trained = betas.astype(np.float32) if cfg.rho != 1 else plain.betas.numpy()
     return scheduler(
-        cfg.num_train_timesteps, trained_betas=trained, prediction_type=cfg.prediction_type, clip_sample=False
+        cfg.num_train_timesteps,
+        trained_betas=trained,
+        prediction_type=cfg.prediction_type,
+        clip_sample=False,
+        timestep_spacing="trailing",  # sampling starts at the last timestep, where pure noise belongs
+        rescale_betas_zero_snr=cfg.zero_terminal_snr,
     )
 
 
@@ -65,7 +72,7 @@ class ForwardProcess(nn.Module):
         return a_B11.sqrt() * noisy_BNP - (1 - a_B11).sqrt() * output_BNP
 
     def loss_weight(self, timestep_B: Tensor, gamma: float = 5.0) -> Tensor:
-        """[B] weights on the squared error: 1, or min-SNR-gamma (Hang et al. 2023, section 3.4) for this parameterisation."""
+        """[B] weights on squared errors: 1, or min-SNR-gamma for what is predicted (Hang et al. 2023, section 3.4)."""
         if self.cfg.loss_weighting == "uniform":
             return torch.ones_like(timestep_B, dtype=torch.float32)
         a_B = self.alphas_cumprod_T[timestep_B]

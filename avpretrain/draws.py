@@ -48,9 +48,14 @@ def sample_seed(seed: int, epoch: int, position: int) -> int:
     return _signed(_mix_int(_mix_int(_mix_int(seed + _GOLDEN) + epoch + _GOLDEN) + position + _GOLDEN))
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch.compile can't look into zlib
+def _stream_offset(stream: str) -> int:
+    return _signed(_mix_int(zlib.crc32(stream.encode()) + _GOLDEN))
+
+
 def _bits(seed_B: Tensor, stream: str, count: int) -> Tensor:
     """int64 [B, count]: 64 random bits a place."""
-    base_B = _mix(seed_B + _signed(_mix_int(zlib.crc32(stream.encode()) + _GOLDEN)))
+    base_B = _mix(seed_B + _stream_offset(stream))
     counter_N = torch.arange(1, count + 1, device=seed_B.device, dtype=torch.int64) * _signed(_GOLDEN)
     return _mix(base_B[:, None] + counter_N)
 
@@ -72,3 +77,8 @@ def normal(seed_B: Tensor, stream: str, shape: Sequence[int]) -> Tensor:
     radius_BN = (_shift(bits_BN, 32).to(torch.float32) + 1) * 2.0**-32
     angle_BN = (bits_BN & 0xFFFFFFFF).to(torch.float32) * (2 * math.pi * 2.0**-32)
     return (torch.sqrt(-2 * torch.log(radius_BN)) * torch.cos(angle_BN)).reshape(len(seed_B), *shape)
+
+
+def permutation(seed_B: Tensor, stream: str, count: int) -> Tensor:
+    """int64 [B, count]: a random order of 0 .. count - 1 in each row."""
+    return _bits(seed_B, stream, count).argsort(dim=1, stable=True)

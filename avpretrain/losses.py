@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,7 +23,10 @@ def contrastive_loss(first_BD: Tensor, second_BD: Tensor, temperature: float, va
     """
     first_GD = all_gather_with_grad(F.normalize(first_BD.float(), dim=-1))
     second_GD = all_gather_with_grad(F.normalize(second_BD.float(), dim=-1))
-    logits_GG = first_GD @ second_GD.T / temperature
+    with torch.autocast(
+        first_GD.device.type, enabled=False
+    ):  # bf16 similarities would be off by 1% of a logit and more
+        logits_GG = first_GD @ second_GD.T / temperature
     target_G = torch.arange(len(logits_GG), device=logits_GG.device)
     if valid_B is None:
         return (F.cross_entropy(logits_GG, target_G) + F.cross_entropy(logits_GG.T, target_G)) / 2
@@ -36,14 +41,31 @@ def contrastive_loss(first_BD: Tensor, second_BD: Tensor, temperature: float, va
 def patch_mse(prediction_BNP: Tensor, target_BNP: Tensor, weight_B: Tensor) -> Tensor:
     """Mean squared error over patches, weighted by clip (MAE, section 3; DiffMAE, section 3.2).
 
-    The mean runs over the clips of all ranks by DDP's averaging of gradients; a clip without this modality has weight 0.
+    DDP averages gradients, so it is the mean over the clips of all ranks; one without this modality has weight 0.
     """
     error_B = (prediction_BNP.float() - target_BNP.float()).square().mean(dim=(1, 2))
     return (error_B * weight_B).mean()
 
 
-def normalise_patches(patches_BNP: Tensor, eps: float = 1e-6) -> Tensor:
+@dataclass(frozen=True)
+class PatchStats:
+    """Mean and variance of each patch over its own values."""
+
+    mean_BN1: Tensor
+    var_BN1: Tensor
+
+    @classmethod
+    def of(cls, patches_BNP: Tensor) -> PatchStats:
+        return cls(patches_BNP.mean(dim=-1, keepdim=True), patches_BNP.var(dim=-1, keepdim=True))
+
+    def normalise(self, patches_BNP: Tensor, eps: float = 1e-6) -> Tensor:
+        return (patches_BNP - self.mean_BN1) / (self.var_BN1 + eps).sqrt()
+
+    def restore(self, normalised_BNP: Tensor, eps: float = 1e-6) -> Tensor:
+        """The inverse of `normalise`."""
+        return normalised_BNP * (self.var_BN1 + eps).sqrt() + self.mean_BN1
+
+
+def normalise_patches(patches_BNP: Tensor) -> Tensor:
     """Each patch with mean 0 and variance 1 over its own values (MAE's `norm_pix_loss`)."""
-    mean_BN1 = patches_BNP.mean(dim=-1, keepdim=True)
-    var_BN1 = patches_BNP.var(dim=-1, keepdim=True)
-    return (patches_BNP - mean_BN1) / (var_BN1 + eps).sqrt()
+    return PatchStats.of(patches_BNP).normalise(patches_BNP)

@@ -40,7 +40,7 @@ class Flops:
     def __add__(self, other: Flops) -> Flops:
         return Flops(self.forward + other.forward, self.backward + other.backward)
 
-    def __mul__(self, times: float) -> Flops:
+    def __mul__(self, times: int | float) -> Flops:
         return Flops(self.forward * times, self.backward * times)
 
     @property
@@ -105,31 +105,31 @@ def side(cfg: ModelConfig, name: str, ratio: float) -> Side:
 # --- FLOPs -----------------------------------------------------------------------------------------------------------
 
 
-def _linear(rows: float, inputs: int, outputs: int, first: bool = False) -> Flops:
+def _linear(rows: int, inputs: int, outputs: int, first: bool = False) -> Flops:
     """A linear layer; the `first` one of the model needs no gradient of its input."""
     forward = 2.0 * rows * inputs * outputs
     return Flops(forward, forward if first else 2 * forward)
 
 
-def _scores(queries: float, keys: float, width: int) -> Flops:
+def _scores(queries: int, keys: int, width: int) -> Flops:
     """Attention proper: queries times keys, then weights times values."""
     forward = 4.0 * queries * keys * width
     return Flops(forward, 2 * forward)
 
 
-def _self_attention(tokens: float, width: int) -> Flops:
+def _self_attention(tokens: int, width: int) -> Flops:
     return _linear(tokens, width, 4 * width) + _scores(tokens, tokens, width)
 
 
-def _cross_attention(queries: float, context: float, width: int) -> Flops:
+def _cross_attention(queries: int, context: int, width: int) -> Flops:
     return _linear(queries, width, 2 * width) + _linear(context, width, 2 * width) + _scores(queries, context, width)
 
 
-def _mlp(tokens: float, width: int, hidden: int) -> Flops:
+def _mlp(tokens: int, width: int, hidden: int) -> Flops:
     return _linear(tokens, width, 2 * hidden)
 
 
-def _block(tokens: float, cfg: ModelConfig) -> Flops:
+def _block(tokens: int, cfg: ModelConfig) -> Flops:
     return _self_attention(tokens, cfg.width) + _mlp(tokens, cfg.width, int(cfg.width * cfg.mlp_ratio))
 
 
@@ -144,7 +144,7 @@ def _decoder_block(cfg: DecoderConfig, sizes: Side) -> Flops:
     mlp = 4 * cfg.width
     if cfg.window:
         window = cfg.window[0] * cfg.window[1]
-        return (_self_attention(window, cfg.width) + _mlp(window, cfg.width, mlp)) * (sizes.patches / window)
+        return (_self_attention(window, cfg.width) + _mlp(window, cfg.width, mlp)) * (sizes.patches // window)
     if cfg.kind == "joint":
         tokens = sizes.tokens + sizes.decoded
         return _self_attention(tokens, cfg.width) + _mlp(tokens, cfg.width, mlp)
@@ -164,7 +164,7 @@ def _decoder(cfg: DecoderConfig, model: ModelConfig, sizes: Side) -> Flops:
         total += _linear(1, TIMESTEP_SINUSOIDS, cfg.width, first=True) + _linear(1, cfg.width, cfg.width)
     if conditioning == "adaln":
         branches = 3 if cfg.kind == "cross_self" else 2
-        windows = sizes.patches / (cfg.window[0] * cfg.window[1]) if cfg.window else 1
+        windows = sizes.patches // (cfg.window[0] * cfg.window[1]) if cfg.window else 1
         total += _linear(windows, cfg.width, 3 * branches * cfg.width) * cfg.depth
     return total
 
@@ -197,7 +197,7 @@ def clip_flops(cfg: ModelConfig, audio_ratio: float, video_ratio: float, batch_s
 
 def visible_tokens(cfg: ModelConfig, audio_ratio: float, video_ratio: float) -> float:
     """Tokens that the encoders see of one view of one clip."""
-    return side(cfg, "audio", audio_ratio).tokens + side(cfg, "video", video_ratio).tokens
+    return float(side(cfg, "audio", audio_ratio).tokens + side(cfg, "video", video_ratio).tokens)
 
 
 def _block_bytes(width: int, hidden: int) -> float:

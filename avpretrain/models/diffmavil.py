@@ -3,13 +3,13 @@
 One training step, as in the papers: (1) clips to patches; (2) masked views, visible patches alone through two encoders;
 (3) contrast between modalities and between views; (4) fusion; (5) hidden patches noised and denoised by the decoders.
 
-Shapes: B clips, V views, L patches, K visible, N hidden, C = K + class token, P values a patch, D encoder width.
+Shapes: B clips, V views, L patches, K visible, N hidden, C = K + class token, P values a patch, Q values predicted of a
+patch, D encoder width. A dictionary keyed by `SIDES` holds a thing of each modality.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
@@ -19,51 +19,28 @@ from avpretrain import draws
 from avpretrain.batch import AVBatch
 from avpretrain.config import ModelConfig, from_dict, to_dict
 from avpretrain.diffusion import ForwardProcess
-from avpretrain.losses import contrastive_loss, normalise_patches, patch_mse
+from avpretrain.losses import PatchStats, contrastive_loss, normalise_patches, patch_mse
+from avpretrain.models.card import CARD_TEMPLATE, card_values
 from avpretrain.models.decoder import Decoder
 from avpretrain.models.encoder import Encoder, Fusion
 from avpretrain.models.layers import init_weights
-from avpretrain.models.masking import Mask, gather_patches, make_mask
-from avpretrain.models.patches import Grid, patchify_audio, patchify_video, unpatchify_audio, unpatchify_video
+from avpretrain.models.masking import Mask, gather_patches, make_mask, random_part
+from avpretrain.models.patches import patchify_audio, patchify_video, unpatchify_audio, unpatchify_video
+from avpretrain.models.reconstruction import Denoised, MaskedView, Reconstruction, TeacherFeatures, fill_hidden
+
+Side = Literal["audio", "video"]
+SIDES: tuple[Side, Side] = ("audio", "video")
 
 
-@dataclass(frozen=True)
-class Denoised:
-    """What one decoder made of one masked view."""
-
-    prediction_BNP: Tensor
-    """In the units of the target (see `ForwardProcess.target`)."""
-    target_BNP: Tensor
-    ids_hidden_BN: Tensor
-    """Places of the decoded patches."""
-    weight_B: Tensor
-    """Weight of each clip's error, by its timestep."""
-    noisy_BNP: Tensor | None = None
-    """The diffused patches the decoder saw; none where it saw mask tokens."""
-    timestep_B: Tensor | None = None
-
-
-def _decoded_subset(ids_hidden_BN: Tensor, ratio: float, seed_B: Tensor, stream: str) -> Tensor:
-    """A random part of the hidden patches, the same number in each clip (CrossMAE, section 3.3)."""
-    if ratio == 1:
-        return ids_hidden_BN
-    count = max(1, round(ids_hidden_BN.shape[1] * ratio))
-    order_BN = draws.uniform(seed_B, f"{stream}_decoded", ids_hidden_BN.shape[1:]).argsort(dim=1, stable=True)
-    return ids_hidden_BN.gather(1, order_BN[:, :count])
-
-
-@dataclass(frozen=True)
-class Reconstruction:
-    """A masked clip beside what the model makes of it, both in the units of the model's input."""
-
-    audio_BFM: Tensor
-    audio_mask_BFM: Tensor
-    """1 where the spectrogram was hidden."""
-    video_BTCHW: Tensor
-    video_mask_BTCHW: Tensor
-
-
-class DiffMAViL(nn.Module, PyTorchModelHubMixin, library_name="avpretrain", license="apache-2.0"):
+class DiffMAViL(
+    nn.Module,
+    PyTorchModelHubMixin,
+    library_name="avpretrain",
+    license="apache-2.0",
+    tags=["audio", "video", "self-supervised", "masked-autoencoder", "diffusion"],
+    paper_url="https://arxiv.org/abs/2310.03937",
+    model_card_template=CARD_TEMPLATE,
+):
     """Masked audio-video learner whose decoders denoise (arXiv 2310.03937) or fill mask tokens (arXiv 2212.08071).
 
     Args:
@@ -76,15 +53,26 @@ class DiffMAViL(nn.Module, PyTorchModelHubMixin, library_name="avpretrain", lice
         self.cfg = cfg
         audio_values = cfg.audio.patch[0] * cfg.audio.patch[1]
         video_values = cfg.video.patch[0] * cfg.video.patch[1] * cfg.video.patch[2] * 3
-        tower = (cfg.heads, cfg.mlp_ratio, cfg.cls_token)
-        self.audio_encoder = Encoder(audio_values, cfg.audio_grid, cfg.width, cfg.audio.depth, *tower)
-        self.video_encoder = Encoder(video_values, cfg.video_grid, cfg.width, cfg.video.depth, *tower)
+        self.audio_encoder = self._encoder("audio", audio_values)
+        self.video_encoder = self._encoder("video", video_values)
         self.fusion = Fusion(cfg.fusion, cfg.width, cfg.heads, cfg.mlp_ratio)
-        time = cfg.diffusion.time_conditioning
-        self.audio_decoder = Decoder(cfg.audio.decoder, audio_values, cfg.width, cfg.audio_grid, time)
-        self.video_decoder = Decoder(cfg.video.decoder, video_values, cfg.width, cfg.video_grid, time)
+        self.audio_decoder = self._decoder("audio", audio_values)
+        self.video_decoder = self._decoder("video", video_values)
         self.forward_process = ForwardProcess(cfg.diffusion)
         self.reset_parameters()
+
+    def _encoder(self, side: Side, patch_values: int) -> Encoder:
+        cfg = self.cfg
+        tower, grid = (cfg.audio, cfg.audio_grid) if side == "audio" else (cfg.video, cfg.video_grid)
+        learned = tower.positions == "learned"
+        return Encoder(patch_values, grid, cfg.width, tower.depth, cfg.heads, cfg.mlp_ratio, cfg.cls_token, learned)
+
+    def _decoder(self, side: Side, patch_values: int) -> Decoder:
+        cfg = self.cfg
+        tower, grid = (cfg.audio, cfg.audio_grid) if side == "audio" else (cfg.video, cfg.video_grid)
+        predicted = patch_values if cfg.objective == "patches" else cfg.width
+        noised = patch_values if cfg.diffusion.noise_on == "pixel" else predicted
+        return Decoder(tower.decoder, noised, predicted, cfg.width, grid, cfg.diffusion.time_conditioning)
 
     def reset_parameters(self) -> None:
         """Initialises every parameter afresh, as MAE does, from torch's global generator."""
@@ -94,122 +82,111 @@ class DiffMAViL(nn.Module, PyTorchModelHubMixin, library_name="avpretrain", lice
                 nn.init.normal_(parameter, std=0.02)
             elif ".modulation." in name:  # adaLN-Zero: every branch starts closed
                 nn.init.zeros_(parameter)
+        for encoder in (self.audio_encoder, self.video_encoder):
+            if encoder.position_table is not None:
+                encoder.position_table.data.copy_(encoder.position_LD[None])
 
     # --- the training step -------------------------------------------------------------------------------------------
 
-    def forward(self, batch: AVBatch, audio_ratio: float, video_ratio: float) -> dict[str, Tensor]:
+    def forward(
+        self, batch: AVBatch, audio_ratio: float, video_ratio: float, teacher: TeacherFeatures | None = None
+    ) -> dict[str, Tensor]:
         """Losses of one batch, as scalars: `loss` is the weighted sum, the others are its unweighted parts.
 
         Args:
             audio_ratio, video_ratio: shares of patches to hide, in (0, 1).
+            teacher: features of the same batch (see `Teacher`); objective 'features' needs them.
         """
-        audio_BLP, video_BLP = self.patchify(batch)
-        audio_masks = self.masks("audio", batch.seed_B, audio_ratio)
-        video_masks = self.masks("video", batch.seed_B, video_ratio)
-        audio_VBCD = self._encode_views(self.audio_encoder, audio_BLP, audio_masks)
-        video_VBCD = self._encode_views(self.video_encoder, video_BLP, video_masks)
+        cfg, seed_B = self.cfg, batch.seed_B
+        patches = self.patchify(batch)  # [B, L, P] each
+        masks = {"audio": self.masks("audio", seed_B, audio_ratio), "video": self.masks("video", seed_B, video_ratio)}
+        audio_VBCD = self._encode_views(self.audio_encoder, patches["audio"], masks["audio"])
+        video_VBCD = self._encode_views(self.video_encoder, patches["video"], masks["video"])
         losses = self._contrast(audio_VBCD, video_VBCD, batch)
-        reconstructions = [
-            self._reconstruct(
-                audio_BLP, video_BLP, audio_VBCD[v], video_VBCD[v], audio_masks[v], video_masks[v], batch, v
-            )
-            for v in range(self.cfg.decode_views)
-        ]
-        losses["reconstruction_audio"] = torch.stack([audio for audio, _ in reconstructions]).mean()
-        losses["reconstruction_video"] = torch.stack([video for _, video in reconstructions]).mean()
-        return {"loss": self._total(losses), **losses}
+        has = {"audio": batch.has_audio_B, "video": batch.has_video_B}
+        errors: dict[Side, list[Tensor]] = {side: [] for side in SIDES}
+        for v in range(cfg.decode_views):
+            fused = dict(zip(SIDES, self.fusion(audio_VBCD[v], video_VBCD[v]), strict=True))  # [B, C, D] each
+            for side in SIDES:
+                view = MaskedView(patches[side], masks[side][v], fused[side])
+                out = self.denoise(side, view, seed_B, v, teacher)
+                errors[side].append(patch_mse(out.prediction_BNQ, out.target_BNQ, out.weight_B * has[side]))
+        losses |= {f"reconstruction_{side}": torch.stack(errors[side]).mean() for side in SIDES}
+        weights = {"reconstruction": cfg.loss.reconstruction, "inter": cfg.loss.inter, "intra": cfg.loss.intra}
+        total = torch.stack([weights[name.split("_")[0]] * value for name, value in losses.items()]).sum()
+        return {"loss": total, **losses}
 
-    def _total(self, losses: dict[str, Tensor]) -> Tensor:
-        cfg = self.cfg.loss
-        weights = {"reconstruction": cfg.reconstruction, "inter": cfg.inter, "intra": cfg.intra}
-        return torch.stack([weights[name.split("_")[0]] * value for name, value in losses.items()]).sum()
+    def patchify(self, batch: AVBatch) -> dict[Side, Tensor]:
+        """Patches of both modalities, [B, L, P]."""
+        return {
+            "audio": patchify_audio(batch.audio_BFM, self.cfg.audio.patch),
+            "video": patchify_video(batch.video_BTCHW, self.cfg.video.patch),
+        }
 
-    def patchify(self, batch: AVBatch) -> tuple[Tensor, Tensor]:
-        """Patches of both modalities, [B, La, Pa] and [B, Lv, Pv]."""
-        return patchify_audio(batch.audio_BFM, self.cfg.audio.patch), patchify_video(
-            batch.video_BTCHW, self.cfg.video.patch
-        )
-
-    def masks(self, side: str, seed_B: Tensor, ratio: float) -> list[Mask]:
-        """One mask for each view of `side` ("audio" or "video"), drawn from the clips' seeds."""
-        grid: Grid = self.cfg.audio_grid if side == "audio" else self.cfg.video_grid
+    def masks(self, side: Side, seed_B: Tensor, ratio: float) -> list[Mask]:
+        """One mask for each view, drawn from the clips' seeds."""
+        grid = self.cfg.audio_grid if side == "audio" else self.cfg.video_grid
         strategy = self.cfg.audio.mask if side == "audio" else self.cfg.video.mask
         return [make_mask(strategy, seed_B, f"{side}_mask_{view}", grid, ratio) for view in range(self.cfg.views)]
 
     def _encode_views(self, encoder: Encoder, patches_BLP: Tensor, masks: list[Mask]) -> Tensor:
         """[V, B, C, D]: all views in one pass of the encoder."""
-        visible = torch.cat([m.ids_keep_BK for m in masks])
-        tokens = encoder(patches_BLP.repeat(len(masks), 1, 1), visible)
+        visible = torch.cat([gather_patches(patches_BLP, mask.ids_keep_BK) for mask in masks])  # [V B, K, P]
+        tokens = encoder(visible, torch.cat([mask.ids_keep_BK for mask in masks]))  # [V B, C, D]
         return tokens.unflatten(0, (len(masks), len(patches_BLP)))
 
     def _contrast(self, audio_VBCD: Tensor, video_VBCD: Tensor, batch: AVBatch) -> dict[str, Tensor]:
         """InfoNCE between the modalities of each view, and between the views of each modality (MAViL, section 3.2)."""
         cfg = self.cfg.loss
-        audio_VBD = [self.audio_encoder.pool(tokens) for tokens in audio_VBCD]
-        video_VBD = [self.video_encoder.pool(tokens) for tokens in video_VBCD]
+        audio = [self.audio_encoder.pool(tokens) for tokens in audio_VBCD]  # V of [B, D]
+        video = [self.video_encoder.pool(tokens) for tokens in video_VBCD]
         both_B = batch.has_audio_B & batch.has_video_B
-        inter = [
-            contrastive_loss(audio_BD, video_BD, cfg.temperature_inter, both_B)
-            for audio_BD, video_BD in zip(audio_VBD, video_VBD, strict=True)
-        ]
-        losses = {"inter": torch.stack(inter).mean()}
+        pairs = zip(audio, video, strict=True)
+        losses = {
+            "inter": torch.stack([contrastive_loss(a, v, cfg.temperature_inter, both_B) for a, v in pairs]).mean()
+        }
         if self.cfg.views == 2:
-            losses["intra_audio"] = contrastive_loss(*audio_VBD, cfg.temperature_intra, batch.has_audio_B)
-            losses["intra_video"] = contrastive_loss(*video_VBD, cfg.temperature_intra, batch.has_video_B)
+            temperature = cfg.temperature_intra
+            losses["intra_audio"] = contrastive_loss(audio[0], audio[1], temperature, batch.has_audio_B)
+            losses["intra_video"] = contrastive_loss(video[0], video[1], temperature, batch.has_video_B)
         return losses
 
-    def _reconstruct(
-        self,
-        audio_BLP: Tensor,
-        video_BLP: Tensor,
-        audio_BCD: Tensor,
-        video_BCD: Tensor,
-        audio_mask: Mask,
-        video_mask: Mask,
-        batch: AVBatch,
-        view: int,
-    ) -> tuple[Tensor, Tensor]:
-        """Reconstruction losses of one view."""
-        audio_BCD, video_BCD = self.fusion(audio_BCD, video_BCD)
-        audio = self.denoise("audio", audio_BLP, audio_BCD, audio_mask, batch.seed_B, view)
-        video = self.denoise("video", video_BLP, video_BCD, video_mask, batch.seed_B, view)
-        return (
-            patch_mse(audio.prediction_BNP, audio.target_BNP, audio.weight_B * batch.has_audio_B),
-            patch_mse(video.prediction_BNP, video.target_BNP, video.weight_B * batch.has_video_B),
-        )
-
     def denoise(
-        self,
-        side: str,
-        patches_BLP: Tensor,
-        context_BCD: Tensor,
-        mask: Mask,
-        seed_B: Tensor,
-        view: int = 0,
-        timestep_B: Tensor | None = None,
+        self, side: Side, view: MaskedView, seed_B: Tensor, index: int, teacher: TeacherFeatures | None = None
     ) -> Denoised:
-        """Fills the hidden patches of one modality: noises them at a random timestep and lets its decoder predict.
+        """Noises the hidden patches of one modality at a random timestep and lets its decoder predict them.
 
         Args:
-            timestep_B: instead of a random one, in [0, num_train_timesteps).
+            index: of the view; each draws its own timesteps and noise.
         """
-        decoder: Decoder = self.audio_decoder if side == "audio" else self.video_decoder
-        stream = f"{side}_{view}"
-        ids_hidden_BN = _decoded_subset(mask.ids_hidden_BN, decoder.cfg.decode_ratio, seed_B, stream)
-        pixels_BNP = gather_patches(patches_BLP, ids_hidden_BN)
-        clean_BNP = normalise_patches(pixels_BNP) if self.cfg.loss.norm_pix_loss else pixels_BNP
+        decoder, stream = self.decoder(side), f"{side}_{index}"
+        keep_BK = view.mask.ids_keep_BK
+        hidden_BN = random_part(view.mask.ids_hidden_BN, decoder.cfg.decode_ratio, seed_B, f"{stream}_decoded")
+        pixels_BNP = gather_patches(view.patches_BLP, hidden_BN)
+        clean_BNQ = self._targets(side, pixels_BNP, hidden_BN, teacher)
         if decoder.cfg.input == "mask_token":
-            prediction_BNP = decoder(context_BCD, mask.ids_keep_BK, ids_hidden_BN)
-            return Denoised(prediction_BNP, clean_BNP, ids_hidden_BN, torch.ones_like(seed_B, dtype=torch.float32))
-        if timestep_B is None:
-            timestep_B = draws.integers(seed_B, f"{stream}_timestep", self.cfg.diffusion.num_train_timesteps)
-        noise_BNP = draws.normal(seed_B, f"{stream}_noise", clean_BNP.shape[1:])
-        noised_BNP = pixels_BNP if self.cfg.diffusion.noise_on == "pixel" else clean_BNP
-        x_t_BNP = self.forward_process.add_noise(noised_BNP, noise_BNP, timestep_B)
-        prediction_BNP = decoder(context_BCD, mask.ids_keep_BK, ids_hidden_BN, x_t_BNP, timestep_B)
-        target_BNP = self.forward_process.target(clean_BNP, noise_BNP, timestep_B)
-        weight_B = self.forward_process.loss_weight(timestep_B)
-        return Denoised(prediction_BNP, target_BNP, ids_hidden_BN, weight_B, x_t_BNP, timestep_B)
+            prediction_BNQ = decoder(view.context_BCD, keep_BK, hidden_BN)
+            return Denoised(prediction_BNQ, clean_BNQ, hidden_BN, torch.ones_like(seed_B, dtype=torch.float32))
+        process = self.forward_process
+        timestep_B = draws.integers(seed_B, f"{stream}_timestep", self.cfg.diffusion.num_train_timesteps)
+        noised_BNP = pixels_BNP if self.cfg.diffusion.noise_on == "pixel" else clean_BNQ
+        noise_BNP = draws.normal(seed_B, f"{stream}_noise", noised_BNP.shape[1:])
+        x_t_BNP = process.add_noise(noised_BNP, noise_BNP, timestep_B)
+        prediction_BNQ = decoder(view.context_BCD, keep_BK, hidden_BN, x_t_BNP, timestep_B)
+        target_BNQ = process.target(clean_BNQ, noise_BNP, timestep_B)
+        return Denoised(prediction_BNQ, target_BNQ, hidden_BN, process.loss_weight(timestep_B))
+
+    def _targets(self, side: Side, pixels_BNP: Tensor, hidden_BN: Tensor, teacher: TeacherFeatures | None) -> Tensor:
+        """[B, N, Q]: the clean thing to predict of each hidden patch, normalised within itself if so configured."""
+        if self.cfg.objective == "features":
+            if teacher is None:
+                raise ValueError("objective 'features' needs a teacher's features of the batch")
+            pixels_BNP = gather_patches(teacher.audio_BLD if side == "audio" else teacher.video_BLD, hidden_BN).float()
+        return normalise_patches(pixels_BNP) if self.cfg.loss.norm_pix_loss else pixels_BNP
+
+    def decoder(self, side: Side) -> Decoder:
+        """The decoder of one modality."""
+        return self.audio_decoder if side == "audio" else self.video_decoder
 
     # --- downstream --------------------------------------------------------------------------------------------------
 
@@ -224,43 +201,60 @@ class DiffMAViL(nn.Module, PyTorchModelHubMixin, library_name="avpretrain", lice
         grid = frames // t, height // h, width // w
         return self.video_encoder(patchify_video(video_BTCHW, self.cfg.video.patch), grid=grid)
 
+    def encode_masked(self, batch: AVBatch, audio_ratio: float, video_ratio: float) -> dict[Side, MaskedView]:
+        """The first view of a batch as its decoders meet it."""
+        patches, seed_B = self.patchify(batch), batch.seed_B
+        masks = {
+            "audio": self.masks("audio", seed_B, audio_ratio)[:1],
+            "video": self.masks("video", seed_B, video_ratio)[:1],
+        }
+        audio_VBCD = self._encode_views(self.audio_encoder, patches["audio"], masks["audio"])
+        video_VBCD = self._encode_views(self.video_encoder, patches["video"], masks["video"])
+        fused = self.fusion(audio_VBCD[0], video_VBCD[0])
+        return {s: MaskedView(patches[s], masks[s][0], c) for s, c in zip(SIDES, fused, strict=True)}
+
+    def predict_clean(self, side: Side, view: MaskedView, x_t_BNP: Tensor | None, timestep: int) -> Tensor:
+        """[B, N, P]: every hidden patch as its decoder sees it clean, in the units of the target.
+
+        Args:
+            x_t_BNP: diffused patches at `timestep`; not read by decoders of mask tokens.
+        """
+        hidden_BN = view.mask.ids_hidden_BN
+        if x_t_BNP is None or self.decoder(side).cfg.input == "mask_token":
+            return self.decoder(side)(view.context_BCD, view.mask.ids_keep_BK, hidden_BN)
+        timestep_B = torch.full_like(hidden_BN[:, 0], timestep)
+        output_BNP = self.decoder(side)(view.context_BCD, view.mask.ids_keep_BK, hidden_BN, x_t_BNP, timestep_B)
+        return self.forward_process.clean(output_BNP.float(), x_t_BNP, timestep_B)
+
     @torch.no_grad()
     def reconstruct(self, batch: AVBatch, audio_ratio: float, video_ratio: float) -> Reconstruction:
         """The first view's one-step reconstruction, for pictures.
 
-        Diffused patches start from pure noise (the last timestep). With `norm_pix_loss` the prediction is put back on each
-        patch's own mean and variance, as in MAE's figures: those two numbers are not predicted.
-        """
-        sides = dict(zip(("audio", "video"), self.patchify(batch), strict=True))
-        encoders = {"audio": self.audio_encoder, "video": self.video_encoder}
-        masks = {s: self.masks(s, batch.seed_B, r)[0] for s, r in (("audio", audio_ratio), ("video", video_ratio))}
-        fused = self.fusion(*(encoders[s](sides[s], masks[s].ids_keep_BK) for s in sides))
-        last_B = torch.full_like(batch.seed_B, self.cfg.diffusion.num_train_timesteps - 1)
-        filled = {}
-        for (side, patches_BLP), context_BCD in zip(sides.items(), fused, strict=True):
-            out = self.denoise(side, patches_BLP, context_BCD, masks[side], batch.seed_B, timestep_B=last_B)
-            filled[side] = self._fill(patches_BLP, out)
-        a, v = self.cfg.audio, self.cfg.video
-        audio_mask_BLP = masks["audio"].mask_BL[:, :, None].expand_as(sides["audio"])
-        video_mask_BLP = masks["video"].mask_BL[:, :, None].expand_as(sides["video"])
-        return Reconstruction(
-            audio_BFM=unpatchify_audio(filled["audio"], self.cfg.audio_grid, a.patch),
-            audio_mask_BFM=unpatchify_audio(audio_mask_BLP, self.cfg.audio_grid, a.patch),
-            video_BTCHW=unpatchify_video(filled["video"], self.cfg.video_grid, v.patch),
-            video_mask_BTCHW=unpatchify_video(video_mask_BLP, self.cfg.video_grid, v.patch),
-        )
+        Diffused patches start from pure noise. With `norm_pix_loss` the prediction is put back on each patch's own mean
+        and variance, as in MAE's figures: those two numbers are not predicted.
 
-    def _fill(self, patches_BLP: Tensor, out: Denoised) -> Tensor:
-        """The clip's patches with the hidden ones replaced by their predictions, [B, L, P]."""
-        clean_BNP = out.prediction_BNP
-        if out.noisy_BNP is not None and out.timestep_B is not None:
-            clean_BNP = self.forward_process.clean(out.prediction_BNP, out.noisy_BNP, out.timestep_B)
-        if self.cfg.loss.norm_pix_loss:
-            pixels_BNP = gather_patches(patches_BLP, out.ids_hidden_BN)
-            clean_BNP = clean_BNP * pixels_BNP.std(dim=-1, keepdim=True) + pixels_BNP.mean(dim=-1, keepdim=True)
-        places_BNP = out.ids_hidden_BN[:, :, None].expand_as(clean_BNP)
-        return patches_BLP.scatter(1, places_BNP, clean_BNP.to(patches_BLP.dtype))
+        Raises:
+            ValueError: the model predicts a teacher's features, which can't be drawn.
+        """
+        if self.cfg.objective == "features":
+            raise ValueError("a model of objective 'features' predicts no patches")
+        views = self.encode_masked(batch, audio_ratio, video_ratio)
+        filled, hidden = {}, {}
+        for side, view in views.items():
+            ids_BN = view.mask.ids_hidden_BN
+            pixels_BNP = gather_patches(view.patches_BLP, ids_BN)
+            noise_BNP = draws.normal(batch.seed_B, f"{side}_start", pixels_BNP.shape[1:])
+            clean_BNP = self.predict_clean(side, view, noise_BNP, self.cfg.diffusion.num_train_timesteps - 1)
+            if self.cfg.loss.norm_pix_loss:
+                clean_BNP = PatchStats.of(pixels_BNP).restore(clean_BNP)
+            filled[side] = fill_hidden(view.patches_BLP, clean_BNP, ids_BN)
+            hidden[side] = view.mask.mask_BL[:, :, None].expand_as(view.patches_BLP)
+        return Reconstruction(
+            *(unpatchify_audio(x["audio"], self.cfg.audio_grid, self.cfg.audio.patch) for x in (filled, hidden)),
+            *(unpatchify_video(x["video"], self.cfg.video_grid, self.cfg.video.patch) for x in (filled, hidden)),
+        )
 
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> Any:
         """Writes `model.safetensors`, `config.json` and a model card (huggingface_hub's mixin)."""
+        kwargs.setdefault("model_card_kwargs", card_values(self.cfg))
         return super().save_pretrained(save_directory, config={"config": to_dict(self.cfg)}, **kwargs)

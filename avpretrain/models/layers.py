@@ -10,7 +10,7 @@ import math
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 NORM_EPS = 1e-6
@@ -25,9 +25,12 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x_BLD: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
+    def forward(
+        self, x_BLD: Float[Tensor, "b l d"], allowed_B1LL: Bool[Tensor, "b 1 l l"] | None = None
+    ) -> Float[Tensor, "b l d"]:
+        """Args: allowed_B1LL: which token (row) may see which (column); none = all."""
         q_BNLH, k_BNLH, v_BNLH = rearrange(self.qkv(x_BLD), "b l (s n h) -> s b n l h", s=3, n=self.heads)
-        y_BNLH = F.scaled_dot_product_attention(q_BNLH, k_BNLH, v_BNLH)
+        y_BNLH = F.scaled_dot_product_attention(q_BNLH, k_BNLH, v_BNLH, allowed_B1LL)
         return self.proj(rearrange(y_BNLH, "b n l h -> b l (n h)"))
 
 
@@ -78,6 +81,8 @@ class Block(nn.Module):
 class TimestepEmbedding(nn.Module):
     """Diffusion timestep to a vector: sinusoids, then two linear layers (DDPM, appendix B)."""
 
+    frequencies: Tensor
+
     def __init__(self, width: int, sinusoids: int = 256) -> None:
         super().__init__()
         self.fc1 = nn.Linear(sinusoids, width)
@@ -86,7 +91,7 @@ class TimestepEmbedding(nn.Module):
         frequencies = torch.exp(-math.log(10_000) * torch.arange(half) / half)
         self.register_buffer("frequencies", frequencies, persistent=False)
 
-    def forward(self, timestep_B: Tensor) -> Float[Tensor, "b d"]:
+    def forward(self, timestep_B: Int[Tensor, " b"]) -> Float[Tensor, "b d"]:
         angle_BF = timestep_B[:, None].float() * self.frequencies
         return self.fc2(F.silu(self.fc1(torch.cat([angle_BF.cos(), angle_BF.sin()], dim=-1))))
 
@@ -96,7 +101,6 @@ def init_weights(module: nn.Module) -> None:
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         nn.init.zeros_(module.bias)
-    elif isinstance(module, nn.LayerNorm):
-        if module.weight is not None:
-            nn.init.ones_(module.weight)
-            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.LayerNorm) and module.elementwise_affine:
+        nn.init.ones_(module.weight)
+        nn.init.zeros_(module.bias)

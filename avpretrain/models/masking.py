@@ -5,6 +5,7 @@ B clips, L patches, K kept, N hidden; `mask` is 1 where a patch is removed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -43,6 +44,15 @@ def gather_patches(x_BLD: Tensor, ids_BK: Tensor) -> Tensor:
     return x_BLD.gather(1, ids_BK[:, :, None].expand(-1, -1, x_BLD.shape[2]))
 
 
+def random_part(ids_hidden_BN: Tensor, ratio: float, seed_B: Tensor, stream: str) -> Tensor:
+    """A random part of the hidden patches, the same number in each clip (CrossMAE, section 3.3)."""
+    if ratio == 1:
+        return ids_hidden_BN
+    count = max(1, round(ids_hidden_BN.shape[1] * ratio))
+    order_BN = draws.permutation(seed_B, stream, ids_hidden_BN.shape[1])
+    return ids_hidden_BN.gather(1, order_BN[:, :count])
+
+
 def make_mask(strategy: str, seed_B: Tensor, stream: str, grid: Grid, ratio: float) -> Mask:
     """Draws one view's mask for each clip from the clip's own seed.
 
@@ -51,15 +61,14 @@ def make_mask(strategy: str, seed_B: Tensor, stream: str, grid: Grid, ratio: flo
         stream: name of the draw; each view and modality has its own.
         ratio: share of patches to hide, in (0, 1).
     """
-    score_BL = STRATEGIES[strategy](seed_B, stream, grid)
-    ids_BL = score_BL.argsort(dim=1, stable=True)
-    keep = kept(score_BL.shape[1], ratio)
+    # Two sorts: a random order first, which the stable second one keeps among patches of one group (a column, a tube).
+    random_BL = draws.permutation(seed_B, stream, math.prod(grid))
+    group_BL = STRATEGIES[strategy](seed_B, stream, grid)
+    ids_BL = random_BL
+    if group_BL is not None:
+        ids_BL = random_BL.gather(1, group_BL.gather(1, random_BL).argsort(dim=1, stable=True))
+    keep = kept(ids_BL.shape[1], ratio)
     return Mask(ids_keep_BK=ids_BL[:, :keep], ids_hidden_BN=ids_BL[:, keep:])
-
-
-def _random(seed_B: Tensor, stream: str, grid: Grid) -> Tensor:
-    """Each patch on its own (MAE)."""
-    return draws.uniform(seed_B, stream, (torch.Size(grid).numel(),))
 
 
 def _axis(seed_B: Tensor, stream: str, grid: Grid, axis: int) -> Tensor:
@@ -68,36 +77,37 @@ def _axis(seed_B: Tensor, stream: str, grid: Grid, axis: int) -> Tensor:
     return draws.uniform(seed_B, f"{stream}_axis{axis}", shape).expand(-1, *grid)
 
 
-def _with_ties_broken(score_BG: Tensor, seed_B: Tensor, stream: str, grid: Grid) -> Tensor:
-    """Whole groups are hidden in turn; the patches of the last one, only partly hidden, in random order."""
-    return score_BG.flatten(1) + 1e-4 * _random(seed_B, stream, grid)
+def _random(seed_B: Tensor, stream: str, grid: Grid) -> None:
+    """Each patch on its own (MAE)."""
 
 
 def _time(seed_B: Tensor, stream: str, grid: Grid) -> Tensor:
-    return _with_ties_broken(_axis(seed_B, stream, grid, 0), seed_B, stream, grid)
+    """All frequencies of a time together."""
+    return _axis(seed_B, stream, grid, 0).flatten(1)
 
 
 def _frequency(seed_B: Tensor, stream: str, grid: Grid) -> Tensor:
-    return _with_ties_broken(_axis(seed_B, stream, grid, 1), seed_B, stream, grid)
+    """All times of a frequency together."""
+    return _axis(seed_B, stream, grid, 1).flatten(1)
 
 
 def _time_frequency(seed_B: Tensor, stream: str, grid: Grid) -> Tensor:
-    """A patch goes when its column or its row does."""
-    either_BG = torch.maximum(_axis(seed_B, stream, grid, 0), _axis(seed_B, stream, grid, 1))
-    return _with_ties_broken(either_BG, seed_B, stream, grid)
+    """A patch goes when its time or its frequency does."""
+    return torch.maximum(_axis(seed_B, stream, grid, 0), _axis(seed_B, stream, grid, 1)).flatten(1)
 
 
 def _tube(seed_B: Tensor, stream: str, grid: Grid) -> Tensor:
     """The same places at all times (VideoMAE)."""
-    place_BG = draws.uniform(seed_B, f"{stream}_tube", (1, *grid[1:])).expand(-1, *grid)
-    return _with_ties_broken(place_BG, seed_B, stream, grid)
+    return draws.uniform(seed_B, f"{stream}_tube", (1, *grid[1:])).expand(-1, *grid).flatten(1)
 
 
-STRATEGIES: dict[str, Callable[[Tensor, str, Grid], Tensor]] = {
+STRATEGIES: dict[str, Callable[[Tensor, str, Grid], Tensor | None]] = {
     "random": _random,
     "time": _time,
     "frequency": _frequency,
     "time_frequency": _time_frequency,
     "tube": _tube,
 }
-"""Name to a function that scores patches, [B, L]; those with the highest scores are hidden."""
+"""Name to a function that scores patches, [B, L], or nothing where each goes on its own. Patches of equal score form a
+group; groups are hidden whole, highest score first, and of the last one as many patches, at random, as the ratio asks.
+"""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
@@ -47,11 +48,13 @@ def _sincos(coordinates: Tensor, width: int) -> Tensor:
 def _coordinates(size: int, trained: int, is_time: bool) -> Tensor:
     """Positions along one axis: 0, 1, 2, ... at the trained size.
 
-    At other sizes space is scaled into the trained range. Time keeps its step while it fits, since a patch lasts as long as
-    before, and is scaled only when longer than trained.
+    At other sizes patch centres are scaled into the trained range. Time keeps its step while it fits, since a patch
+    lasts as long as before, and is scaled only when longer than trained.
     """
-    scale = 1.0 if is_time and size <= trained else trained / size
-    return torch.arange(size, dtype=torch.float64) * scale
+    steps = torch.arange(size, dtype=torch.float64)
+    if size == trained or (is_time and size < trained):
+        return steps
+    return (steps + 0.5) * (trained / size) - 0.5
 
 
 @lru_cache(maxsize=64)
@@ -71,3 +74,15 @@ def positions(grid: Grid, width: int, trained: Grid) -> Tensor:
     else:
         parts = [_sincos(mesh[0], width // 4), _sincos(mesh[2], 3 * width // 8), _sincos(mesh[1], 3 * width // 8)]
     return torch.cat(parts, dim=1).float()
+
+
+def resize_positions(table_LD: Tensor, trained: Grid, grid: Grid) -> Tensor:
+    """A learned table [L, D] of the `trained` grid, brought to another (in the geometry of `positions`).
+
+    It is interpolated, except that a shorter clip takes the first steps of time as they are.
+    """
+    if grid == trained:
+        return table_LD
+    table_1DG = table_LD.float().T.reshape(1, -1, *trained)[:, :, : grid[0]]
+    mode = "bicubic" if len(grid) == 2 else "trilinear"
+    return F.interpolate(table_1DG, size=grid, mode=mode, align_corners=False).flatten(2)[0].T

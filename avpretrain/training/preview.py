@@ -15,7 +15,8 @@ from avpretrain.data.dataset import ClipSet, eval_loader
 from avpretrain.data.features import IMAGENET_MEAN, IMAGENET_STD, Features
 from avpretrain.errors import UserError
 from avpretrain.files import atomic_path
-from avpretrain.models.diffmavil import DiffMAViL, Reconstruction
+from avpretrain.models.diffmavil import DiffMAViL
+from avpretrain.models.reconstruction import Reconstruction
 from avpretrain.schedules import Step
 
 SHOWN = 4
