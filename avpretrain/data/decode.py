@@ -1,0 +1,295 @@
+"""Bytes of a clip to arrays: the only file that decodes for the loader (decord, soundfile, and PyAV behind decord).
+
+T frames, H height, W width, C colours, S samples.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal
+
+import av
+import numpy as np
+import soundfile
+from jaxtyping import Int16, UInt8
+
+Frames = UInt8[np.ndarray, "t h w c"]
+Sound = Int16[np.ndarray, "s"]
+
+av.logging.set_level(None)  # libav's remarks on damaged files would flood stderr; what matters is raised
+
+
+class DecodeError(Exception):
+    """Something can't be decoded; the message is the reason, fit for one line."""
+
+
+@dataclass(frozen=True, slots=True)
+class MediaInfo:
+    """What a file's headers claim; damaged files claim anything."""
+
+    duration: float
+    """Seconds; 0 = unknown."""
+    has_video: bool
+    has_audio: bool
+    fps: float
+    """Average frame rate; 0 = no picture or unknown."""
+    width: int
+    """Pixels as stored, before rotation."""
+    height: int
+    rotation: int
+    """Degrees counter-clockwise by which players turn the picture: 0, 90, 180 or 270."""
+    sample_rate: int
+    """Hz; 0 = no sound."""
+    video_codec: str
+    audio_codec: str
+    streams: int
+    """Streams of all kinds."""
+
+
+@contextmanager
+def decoding() -> Iterator[None]:
+    """Turns whatever a decoder raises inside the block into a `DecodeError` of one line."""
+    try:
+        yield
+    except DecodeError:
+        raise
+    except MemoryError:
+        raise DecodeError("needs more memory than there is") from None
+    except (OSError, ValueError, RuntimeError, ArithmeticError, LookupError, av.FFmpegError) as error:
+        raise DecodeError(_reason(error)) from None
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of an error that says something, without addresses of C++ frames."""
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    lines = [line.split("Stack trace")[0].rsplit("] ", 1)[-1].strip() for line in str(text).splitlines()]
+    return next((line for line in lines if line), type(error).__name__)[:160]
+
+
+@contextmanager
+def open_media(source: Path | bytes) -> Iterator[Any]:
+    """Opens a file, or the bytes of one, with PyAV.
+
+    Raises:
+        DecodeError: no demuxer understands it, or reading fails inside the block.
+    """
+    with decoding():
+        if isinstance(source, bytes):
+            with av.open(io.BytesIO(source), io_open=_refuse, metadata_errors="replace") as container:
+                yield container
+        else:
+            with source.open("rb") as file, av.open(file, io_open=_refuse, metadata_errors="replace") as container:
+                yield container
+
+
+def _refuse(url: str, flags: int, options: dict[str, str]) -> None:
+    """Play lists in disguise may name other files and addresses; nothing but the file itself is ever opened."""
+    raise DecodeError("refers to other files")
+
+
+def picture_stream(container: Any) -> Any | None:
+    """The first stream of moving pictures, or none; cover art is no moving picture."""
+    still = av.stream.Disposition.attached_pic
+    streams = [s for s in container.streams.video if not s.disposition & still and s.codec_context is not None]
+    return streams[0] if streams else None
+
+
+def sound_stream(container: Any) -> Any | None:
+    """The first stream of sound that has a decoder, or none."""
+    streams = [s for s in container.streams.audio if s.codec_context is not None]
+    return streams[0] if streams else None
+
+
+def probe_media(path: Path) -> MediaInfo:
+    """Reads a file's headers, and one frame for its rotation.
+
+    Raises:
+        DecodeError: it is no media file.
+    """
+    with open_media(path) as container:
+        video, audio = picture_stream(container), sound_stream(container)
+        ends = [float(s.duration * s.time_base) for s in (video, audio) if s is not None and s.duration]
+        duration = container.duration / av.time_base if container.duration else max(ends, default=0.0)
+        return MediaInfo(
+            duration=max(0.0, float(duration)),
+            has_video=video is not None,
+            has_audio=audio is not None,
+            fps=float(average_rate(video)) if video else 0.0,
+            width=video.codec_context.width if video else 0,
+            height=video.codec_context.height if video else 0,
+            rotation=_rotation(container, video) if video else 0,
+            sample_rate=(audio.codec_context.sample_rate or 0) if audio else 0,
+            video_codec=video.codec_context.name if video else "",
+            audio_codec=audio.codec_context.name if audio else "",
+            streams=len(container.streams),
+        )
+
+
+def average_rate(video: Any) -> Fraction:
+    """Frames a second of a stream; 0 where the container does not say, or claims nonsense."""
+    rate = video.average_rate or video.guessed_rate or Fraction(0)
+    return Fraction(rate) if 0 < rate <= 1000 else Fraction(0)
+
+
+def _rotation(container: Any, video: Any) -> int:
+    try:
+        return int(next(container.decode(video)).rotation) % 360
+    except (StopIteration, av.FFmpegError):
+        return 0
+
+
+# --- pictures --------------------------------------------------------------------------------------------------------
+
+
+def decode_video(
+    data: bytes, times: Sequence[float], short_side: int = 0, backend: Literal["auto", "decord", "pyav"] = "auto"
+) -> Frames:
+    """The frames nearest to `times`, upright, as RGB.
+
+    Args:
+        data: a whole video file.
+        times: seconds from the first frame; times past the end give the last frame.
+        short_side: length of the shorter side after resizing, in pixels; 0 keeps the size.
+        backend: auto = decord, and PyAV where decord is not installed or can't read the file. decord can hang on damaged
+            files, so pass it only clips that were checked when they were sharded; choose pyav for files of unknown origin.
+
+    Raises:
+        DecodeError: neither decoder gets these frames.
+    """
+    if not data:
+        raise DecodeError("empty file")
+    if backend == "pyav" or (backend == "auto" and _decord() is None):
+        frames = _pyav_frames(data, times)
+    else:
+        try:
+            frames = _decord_frames(data, times)
+        except DecodeError:
+            if backend == "decord":
+                raise
+            frames = _pyav_frames(data, times)
+    return resize(frames, short_side)
+
+
+@functools.cache
+def _decord() -> Any | None:
+    """The decord module; none where it has no wheel."""
+    try:
+        import decord
+    except ImportError:
+        return None
+    decord.logging.set_level(decord.logging.FATAL)
+    return decord
+
+
+def _decord_frames(data: bytes, times: Sequence[float]) -> Frames:
+    decord = _decord()
+    if decord is None:
+        raise DecodeError("decord is not installed")
+    with decoding():
+        try:
+            reader = decord.VideoReader(io.BytesIO(data), ctx=decord.cpu(0), num_threads=1)
+            starts = np.asarray(reader.get_frame_timestamp(range(len(reader))))[:, 0]
+            frames: Frames = reader.get_batch(nearest(starts - starts[0], times)).asnumpy()
+        except AssertionError as error:
+            raise DecodeError(str(error)) from None
+        except decord.DECORDError as error:
+            raise DecodeError(_reason(error)) from None
+    return frames
+
+
+def nearest(starts: np.ndarray, times: Sequence[float]) -> list[int]:
+    """For each time, the index of the frame whose start (ascending, in seconds) is closest; the earlier one in a tie."""
+    wanted = np.asarray(times, dtype=np.float64)
+    right = np.clip(np.searchsorted(starts, wanted), 1, max(1, len(starts) - 1))
+    left = right - 1
+    right = np.minimum(right, len(starts) - 1)
+    return np.where(wanted - starts[left] <= starts[right] - wanted, left, right).tolist()
+
+
+def _pyav_frames(data: bytes, times: Sequence[float]) -> Frames:
+    """As `_decord_frames`: seeks to the key frame before the earliest time, then decodes up to the latest."""
+    order = np.argsort(np.asarray(times), kind="stable")
+    picked: dict[int, np.ndarray] = {}
+    with open_media(data) as container:
+        stream = picture_stream(container)
+        if stream is None:
+            raise DecodeError("no picture")
+        stream.thread_type = "NONE"
+        base = float((stream.start_time or 0) * stream.time_base)
+        first = int((base + min(times, default=0.0) - 0.5) / stream.time_base)
+        if first > (stream.start_time or 0):
+            container.seek(first, stream=stream)
+        previous, waiting = None, list(order)
+        for frame in container.decode(stream):
+            while waiting and frame.time - base >= times[waiting[0]]:
+                early = previous is not None and times[waiting[0]] - (previous.time - base) <= (
+                    frame.time - base - times[waiting[0]]
+                )
+                picked[waiting.pop(0)] = upright(previous if early else frame)
+            previous = frame
+            if not waiting:
+                break
+        if previous is None:
+            raise DecodeError("no frame decodes")
+        for index in waiting:
+            picked[index] = upright(previous)
+    return np.stack([picked[i] for i in range(len(times))])
+
+
+def upright(frame: Any) -> UInt8[np.ndarray, "h w c"]:
+    """A PyAV frame as RGB, turned as its display matrix asks."""
+    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), k=round(frame.rotation / 90) % 4))
+
+
+def fit(width: float, height: float, short_side: int) -> tuple[int, int]:
+    """Width and height of the same shape whose shorter side is `short_side` (0, or larger than it: as it is)."""
+    scale = short_side / min(width, height) if 0 < short_side else 1.0
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def resize(frames_THWC: Frames, short_side: int) -> Frames:
+    """Frames with the shorter side brought to `short_side` by area averaging; 0 keeps them."""
+    height, width = frames_THWC.shape[1:3]
+    to_width, to_height = fit(width, height, short_side)
+    if (to_width, to_height) == (width, height):
+        return frames_THWC
+    mode = "AREA" if short_side < min(width, height) else "BILINEAR"
+    return np.stack(
+        [
+            av.VideoFrame.from_ndarray(frame, format="rgb24")
+            .reformat(to_width, to_height, interpolation=mode)
+            .to_ndarray()
+            for frame in frames_THWC
+        ]
+    )
+
+
+# --- sound -----------------------------------------------------------------------------------------------------------
+
+
+def decode_audio(data: bytes, sample_rate: int) -> Sound:
+    """A sound file's samples as mono PCM at `sample_rate` (channels averaged).
+
+    Raises:
+        DecodeError: it is no sound file that soundfile reads, or it is damaged.
+    """
+    with decoding():
+        samples_SK, rate = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
+    mono_S = samples_SK[:, 0] if samples_SK.shape[1] == 1 else samples_SK.mean(axis=1)
+    pcm_S: Sound = np.clip(np.rint(np.nan_to_num(mono_S) * 32768), -32768, 32767).astype(np.int16)
+    return pcm_S if rate == sample_rate else _resample(pcm_S, rate, sample_rate)
+
+
+def _resample(pcm_S: Sound, rate: int, to_rate: int) -> Sound:
+    with decoding():
+        resampler = av.AudioResampler(format="s16", layout="mono", rate=to_rate)
+        frame = av.AudioFrame.from_ndarray(pcm_S[None], format="s16", layout="mono")
+        frame.sample_rate = rate
+        parts = [f.to_ndarray()[0] for f in (*resampler.resample(frame), *resampler.resample(None))]
+    return np.concatenate(parts) if parts else np.zeros(0, np.int16)
