@@ -33,6 +33,8 @@ class RawBatch:
     """int64: row of the clip in the manifest."""
     failed: int = 0
     """Clips that could not be decoded and were replaced in this batch."""
+    reasons: tuple[str, ...] = ()
+    """Why, one line for each of them."""
 
     def __len__(self) -> int:
         return len(self.seed_B)

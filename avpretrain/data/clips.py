@@ -1,0 +1,215 @@
+"""The clips of one or several sharded data sets as one list, read by offset, checked, and cut to what a model sees.
+
+T frames, H height, W width, S waveform samples.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any, Literal
+
+import numpy as np
+
+from avpretrain.config import InputConfig
+from avpretrain.data.decode import DecodeError, decode_audio, decode_video
+from avpretrain.data.manifest import Clip, Manifest, Shard
+from avpretrain.data.storage import StorageError, Store, open_store
+from avpretrain.errors import UsageError
+
+Modality = Literal["audio", "video", "both"]
+
+ONE_READ_GAP = 1 << 16
+"""Picture and sound of a clip lie side by side in the tar; up to this many bytes apart they come by one request."""
+
+
+@dataclass(frozen=True, slots=True)
+class Media:
+    """The encoded members of a clip; empty where it has no picture or no sound."""
+
+    video: bytes
+    audio: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A clip's window, decoded."""
+
+    waveform_S: np.ndarray
+    """int16; empty = no sound."""
+    frames_THWC: np.ndarray | None
+    """uint8 RGB; none = no picture."""
+    index: int
+    seed: int
+    reasons: tuple[str, ...] = ()
+    """Why the clips failed that this one replaces, one line each."""
+
+
+class ClipSet:
+    """Clips of one split of one or several data sets; rows run through the sets, their shards and the tars in order.
+
+    Args:
+        shards: folders or URLs written by `avpretrain shards`.
+        split: a split's name, or 'all'.
+        cache_dir: keeps what is read from remote sets; empty = nothing but their manifests.
+
+    Raises:
+        UsageError: no data set was named.
+        UserError: one cannot be read, or has no such split.
+    """
+
+    def __init__(self, shards: Sequence[str], split: str = "train", cache_dir: str = "") -> None:
+        if not shards:
+            raise UsageError("no data set; name folders written by `avpretrain shards` with --data.shards")
+        self._arguments = (tuple(shards), split, cache_dir)
+        self.stores: list[Store] = [open_store(root, cache_dir) for root in shards]
+        self.manifests = [Manifest(store.manifest_folder()) for store in self.stores]
+        self._shards = [(part, shard) for part, m in enumerate(self.manifests) for shard in m.shards_of_split(split)]
+        self.shard_sizes = tuple(self.manifests[part].shards[shard].clips for part, shard in self._shards)
+        self.shard_starts = [0, *accumulate(self.shard_sizes)]
+
+    def __reduce__(self) -> tuple[type[ClipSet], tuple[Any, ...]]:
+        # Loader processes map the manifest anew: the system keeps one copy of its pages for all of them.
+        return ClipSet, self._arguments
+
+    def __len__(self) -> int:
+        return self.shard_starts[-1]
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the data set (all splits); of several: a hash of theirs, whatever their order."""
+        prints = sorted(manifest.fingerprint for manifest in self.manifests)
+        return prints[0] if len(prints) == 1 else hashlib.sha256("\n".join(prints).encode()).hexdigest()
+
+    @property
+    def log_mel(self) -> tuple[float, float]:
+        """Mean and standard deviation of the log-mel spectrogram; of several sets: pooled, weighted by their clips."""
+        stats = [m.info["log_mel"] for m in self.manifests if m.info["log_mel"]["clips"]]
+        clips = sum(s["clips"] for s in stats)
+        if not clips:
+            raise UsageError(
+                "no clip has sound, so there is no log-mel to measure; set model.input.audio_mean and _std"
+            )
+        mean = sum(s["clips"] * s["mean"] for s in stats) / clips
+        square = sum(s["clips"] * (s["std"] ** 2 + s["mean"] ** 2) for s in stats) / clips
+        return mean, max(square - mean**2, 1e-12) ** 0.5
+
+    def shard_of(self, index: int) -> tuple[Store, Shard]:
+        """The shard that holds a row, and the store it lies in."""
+        part, shard = self._shards[bisect_right(self.shard_starts, index) - 1]
+        return self.stores[part], self.manifests[part].shards[shard]
+
+    def clip(self, index: int) -> Clip:
+        """The manifest's row of a clip.
+
+        Raises:
+            IndexError: no such row.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)} clips")
+        chosen = bisect_right(self.shard_starts, index) - 1
+        part, shard = self._shards[chosen]
+        return self.manifests[part].clip(self.manifests[part].shard_starts[shard] + index - self.shard_starts[chosen])
+
+    def media(self, index: int) -> Media:
+        """The encoded bytes of a clip, equal to those that were sharded.
+
+        Raises:
+            StorageError: they can't be read, or their checksum is wrong; the message names the shard.
+        """
+        store, shard = self.shard_of(index)
+        clip = self.clip(index)
+        while True:
+            media = _fetch(store, shard.name, clip)
+            if hashlib.sha256(media.video + media.audio).hexdigest() == clip.sha256:
+                return media
+            if not store.forget(shard.name, _first_byte(clip)):
+                raise StorageError(
+                    f"clip {clip.key} in {store.root}/{shard.name} is damaged (wrong checksum); "
+                    "avpretrain inspect --verify lists all that are"
+                )
+
+    def read(
+        self,
+        index: int,
+        cfg: InputConfig,
+        seed: int,
+        at: tuple[float, float] = (0.5, 0.5),
+        short_side: int = 0,
+        modality: Modality = "both",
+    ) -> Sample:
+        """Decodes the window of a clip that a model sees.
+
+        Args:
+            at: where the windows of sound and picture lie in the room there is, from 0 (first) to 1 (last).
+            short_side: pixels; frames are made smaller to this, never larger; 0 = keep.
+
+        Raises:
+            StorageError, DecodeError: the clip is damaged; the message names it.
+        """
+        return decode_window(self.clip(index), self.media(index), index, cfg, seed, at, short_side, modality)
+
+
+def decode_window(
+    clip: Clip,
+    media: Media,
+    index: int,
+    cfg: InputConfig,
+    seed: int,
+    at: tuple[float, float],
+    short_side: int,
+    modality: Modality = "both",
+) -> Sample:
+    """As `ClipSet.read`, of a clip whose bytes are at hand."""
+    audio_start, video_start = window_starts(clip.duration, cfg, at)
+    waveform = np.zeros(0, dtype=np.int16)
+    frames = None
+    try:
+        if media.audio and modality != "video":
+            whole = decode_audio(media.audio, cfg.sample_rate)
+            count = window_samples(cfg)
+            first = max(0, min(round(audio_start * cfg.sample_rate), len(whole) - count))
+            waveform = whole[first : first + count]
+        if media.video and modality != "audio":
+            last = max(0.0, clip.duration - 1 / clip.fps if clip.fps else clip.duration)
+            times = [min(video_start + (i + 0.5) / cfg.video_fps, last) for i in range(cfg.video_frames)]
+            smaller = 0 < short_side < min(clip.width, clip.height)
+            frames = decode_video(media.video, times, short_side if smaller else 0)
+    except DecodeError as error:
+        raise DecodeError(f"clip {clip.key} (from {clip.source}): {error}") from None
+    return Sample(waveform, frames, index, seed)
+
+
+def window_samples(cfg: InputConfig) -> int:
+    """Samples of waveform that fill the spectrogram."""
+    return round(cfg.audio_seconds * cfg.sample_rate)
+
+
+def window_starts(duration: float, cfg: InputConfig, at: tuple[float, float]) -> tuple[float, float]:
+    """Seconds at which the windows of sound and picture begin; the shorter one lies inside the other where it can."""
+    audio_start = at[0] * max(0.0, duration - cfg.audio_seconds)
+    audio_end = min(audio_start + cfg.audio_seconds, duration)
+    room = max(0.0, duration - cfg.video_seconds)
+    one, other = min(audio_start, room), min(max(0.0, audio_end - cfg.video_seconds), room)
+    return audio_start, min(one, other) + at[1] * abs(one - other)
+
+
+def _first_byte(clip: Clip) -> int:
+    return min(o for o, n in ((clip.video_offset, clip.video_length), (clip.audio_offset, clip.audio_length)) if n)
+
+
+def _fetch(store: Store, shard: str, clip: Clip) -> Media:
+    """Both members, by one request where they lie close to each other."""
+    video = (clip.video_offset, clip.video_length)
+    audio = (clip.audio_offset, clip.audio_length)
+    if not (clip.video_length and clip.audio_length):
+        only = store.read(shard, *(video if clip.video_length else audio))
+        return Media(only, b"") if clip.video_length else Media(b"", only)
+    start, end = min(video[0], audio[0]), max(sum(video), sum(audio))
+    if end - start - video[1] - audio[1] > ONE_READ_GAP:
+        return Media(store.read(shard, *video), store.read(shard, *audio))
+    both = store.read(shard, start, end - start)
+    return Media(*(both[o - start : o - start + n] for o, n in (video, audio)))
