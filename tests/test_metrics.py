@@ -4,7 +4,7 @@ from scipy.stats import norm
 from sklearn.metrics import accuracy_score, average_precision_score, roc_auc_score
 
 from avpretrain.evaluation import intervals, metrics
-from avpretrain.evaluation.probe import Predictions, difference, summarise
+from avpretrain.evaluation.predictions import Predictions, difference, summarise
 
 
 def cases() -> list[tuple[np.ndarray, np.ndarray]]:

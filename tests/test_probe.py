@@ -1,5 +1,6 @@
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,9 @@ from avpretrain.data.manifest import Clip
 from avpretrain.errors import UserError
 from avpretrain.evaluation.labels import Task, carve, cross_validation_parts, official_parts, read_task
 from avpretrain.evaluation.logistic import fit_path
-from avpretrain.evaluation.probe import probe, select
+from avpretrain.evaluation.selection import METHODS, evaluate, select
+
+LINEAR = METHODS["linear"]
 
 
 def clip(key: str, labels: dict[str, object], source: str = "") -> Clip:
@@ -119,8 +122,10 @@ def test_folds_test_every_clip_once() -> None:
 def test_probe_reads_what_is_there_and_no_more() -> None:
     task = read_task(rows(300, ("train", "train", "val", "test")), "name")
     parts = [official_parts(task)]
-    right = probe(gaussians(task, noise=0.3), task, parts).parts[0]["test_score"]
-    chance = probe(torch.randn(300, 12, generator=torch.Generator().manual_seed(0)), task, parts).parts[0]["test_score"]
+    right = evaluate(gaussians(task, noise=0.3), task, parts, LINEAR).parts[0]["test_score"]
+    chance = evaluate(torch.randn(300, 12, generator=torch.Generator().manual_seed(0)), task, parts, LINEAR).parts[0][
+        "test_score"
+    ]
     assert right > 0.95
     assert chance < 0.6
 
@@ -131,11 +136,14 @@ def test_test_labels_never_reach_selection() -> None:
     x_ND, part = gaussians(task, noise=1.5), official_parts(task)
     target = task.target.copy()
     target[part.test] = np.random.default_rng(0).permutation(target[part.test])
-    shuffled = Task(**{**task.__dict__, "target": target})
-    (a, l2_a, val_a), (b, l2_b, val_b) = select(x_ND, task, part), select(x_ND, shuffled, part)
+    shuffled = replace(task, target=target)
+    (a, l2_a, val_a), (b, l2_b, val_b) = select(x_ND, task, part, LINEAR), select(x_ND, shuffled, part, LINEAR)
     assert (l2_a, val_a) == (l2_b, val_b)
-    assert torch.equal(a.weight_DC, b.weight_DC)
-    assert probe(x_ND, task, [part]).parts[0]["test_score"] > probe(x_ND, shuffled, [part]).parts[0]["test_score"] + 0.1
+    assert np.array_equal(a(x_ND), b(x_ND))
+    assert (
+        evaluate(x_ND, task, [part], LINEAR).parts[0]["test_score"]
+        > evaluate(x_ND, shuffled, [part], LINEAR).parts[0]["test_score"] + 0.1
+    )
 
 
 def test_validation_chooses_a_regulariser_that_helps() -> None:
@@ -145,7 +153,7 @@ def test_validation_chooses_a_regulariser_that_helps() -> None:
         [gaussians(task, noise=2.0), torch.randn(90, 200, generator=torch.Generator().manual_seed(0))], dim=1
     )
     parts = [official_parts(task)]
-    chosen = probe(weak, task, parts)
-    forced = probe(weak, task, parts, l2s=[1e-6])
+    chosen = evaluate(weak, task, parts, LINEAR)
+    forced = evaluate(weak, task, parts, replace(LINEAR, grid=(1e-6,)))
     assert chosen.parts[0]["l2"] > 1e-6
     assert chosen.parts[0]["val_score"] >= forced.parts[0]["val_score"]

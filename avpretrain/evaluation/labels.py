@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,6 +52,17 @@ class Task:
     @property
     def multi_label(self) -> bool:
         return self.target.ndim == 2
+
+    def take(self, chosen: Ints) -> Task:
+        """The task on some of its clips."""
+
+        def of(values: tuple[str, ...]) -> tuple[str, ...]:
+            return tuple(values[i] for i in chosen)
+
+        return replace(
+            self, rows_N=self.rows_N[chosen], target=self.target[chosen], keys=of(self.keys), groups=of(self.groups),
+            splits=of(self.splits),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)

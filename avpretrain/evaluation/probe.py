@@ -1,139 +1,125 @@
-"""Linear probe: how well a linear classifier reads a label off frozen features.
-
-N clips, D features, C classes. The regulariser is chosen on validation clips; test labels are read only to score the
-classifier that was chosen.
-"""
+"""Probes: how well a simple classifier reads a label off frozen features, beside features that were not learnt."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
-from avpretrain.evaluation import intervals
-from avpretrain.evaluation.labels import Ints, Parts, Task
-from avpretrain.evaluation.logistic import LinearClassifier, fit_path
-from avpretrain.evaluation.metrics import MULTI_LABEL, SINGLE_LABEL, Metric, without_positives
+from avpretrain.config import ModelConfig
+from avpretrain.data.clips import ClipSet
+from avpretrain.errors import UserError
+from avpretrain.evaluation.extract import Reading, extract, longest_clip
+from avpretrain.evaluation.frozen import PLAIN_FEATURES, Embedder, FrozenEncoder, Modality, Pooling, input_for
+from avpretrain.evaluation.labels import Parts, Task, cross_validation_parts, official_parts, read_task
+from avpretrain.evaluation.predictions import Predictions, beside
+from avpretrain.evaluation.results import origin
+from avpretrain.evaluation.selection import METHODS, evaluate, majority
+from avpretrain.models.diffmavil import DiffMAViL
+from avpretrain.training.checkpoint import load_model
 
-L2S = tuple(10.0**power for power in range(1, -7, -1))
-"""Regularisers that are tried, strongest first: weight of half the squared norm beside the mean loss."""
+ENCODER, RANDOM = "encoder", "random_encoder"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeConfig:
+    """What to probe, and how."""
+
+    label: str
+    modality: Modality = "audio"
+    classifier: Literal["linear", "knn"] = "linear"
+    pool: Pooling = field(default_factory=Pooling)
+    folds: str = ""
+    """Label that names official folds; empty = the data set's splits."""
+    max_seconds: float = 30.0
+    """Of longer clips the middle is taken."""
+    baselines: bool = True
+    batch_size: int = 32
+    num_workers: int = 2
+    seed: int = 0
+    """Of the random encoder and of the intervals; the probe itself draws nothing."""
 
 
 @dataclass(frozen=True)
-class Predictions:
-    """Scores of test clips by the classifier that was chosen without them."""
+class Outcome:
+    """A result, and the predictions behind it."""
 
-    keys: tuple[str, ...]
-    classes: tuple[str, ...]
-    scores_NC: NDArray[np.float64]
-    target: NDArray[np.generic]
-    """Class index [N], or bool [N, C]."""
-
-    @property
-    def metrics(self) -> dict[str, Metric]:
-        """The task's metrics; the first is the headline."""
-        return SINGLE_LABEL if self.target.ndim == 1 else MULTI_LABEL
-
-    def statistic(self, name: str) -> intervals.Statistic:
-        """A metric of these predictions as a function of the clips' weights."""
-        return lambda weight_RN: self.metrics[name](self.scores_NC, self.target, weight_RN)
-
-
-@dataclass(frozen=True)
-class Probed:
-    """A probe's predictions on every test clip, and what was chosen on the way."""
-
+    result: dict[str, Any]
     predictions: Predictions
-    parts: list[dict[str, Any]]
-    """For each split or fold: sizes, the regulariser, and the headline metric on validation and test clips."""
 
 
-def headline(scores_NC: NDArray[np.floating], target: NDArray[np.generic]) -> float:
-    """Accuracy, or mAP where clips have several classes."""
-    metrics = SINGLE_LABEL if target.ndim == 1 else MULTI_LABEL
-    return intervals.point(lambda weight_RN: next(iter(metrics.values()))(scores_NC, target, weight_RN), len(target))
+def random_encoder(config: ModelConfig, seed: int) -> DiffMAViL:
+    """The same architecture as it was before training, without touching the global random state."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return DiffMAViL(config).eval()
 
 
-def select(x_ND: Tensor, task: Task, part: Parts, l2s: Sequence[float] = L2S) -> tuple[LinearClassifier, float, float]:
-    """The classifier for one split, its regulariser and its validation score; of equals the most regularised wins."""
-    classes = len(task.classes)
-    fitted = fit_path(x_ND[part.fit], torch.from_numpy(task.target[part.fit]), classes, l2s)
-    scores = [headline(c.logits(x_ND[part.val]), task.target[part.val]) for c in fitted]
-    best = int(np.argmax(np.nan_to_num(scores, nan=-1.0)))
-    if not part.val_is_training:
-        return fitted[best], l2s[best], scores[best]
-    both: Ints = np.concatenate([part.fit, part.val])
-    (refitted,) = fit_path(x_ND[both], torch.from_numpy(task.target[both]), classes, [l2s[best]])
-    return refitted, l2s[best], scores[best]
+def all_clips(shards: tuple[str, ...], label: str) -> tuple[ClipSet, Task]:
+    """The data set, all splits, and its clips that carry `label`."""
+    clips = ClipSet(shards, "all")
+    rows = ((row, clips.clip(row), clips.shard_of(row)[1].split) for row in range(len(clips)))
+    return clips, read_task(rows, label)
 
 
-def probe(x_ND: Tensor, task: Task, parts: Sequence[Parts], l2s: Sequence[float] = L2S) -> Probed:
-    """Fits, selects and tests on each part; folds are pooled, since each clip is tested once.
+def parts_of(clips: ClipSet, task: Task, folds: str) -> list[Parts]:
+    """The official split, or one part for each value of the label `folds`."""
+    if not folds:
+        return [official_parts(task)]
+    names = [clips.clip(int(row)).label_dict.get(folds) for row in task.rows_N]
+    if not all(isinstance(name, str) and name for name in names):
+        raise UserError(f"--folds {folds}: not every clip with label '{task.label}' has one fold")
+    return cross_validation_parts(task, [str(name) for name in names])
 
-    Args:
-        x_ND: features of the task's clips, in the task's order.
+
+def embedders_of(model: DiffMAViL, cfg: ProbeConfig) -> dict[str, Embedder]:
+    """The checkpoint's features, and with `baselines` those of a random encoder and of no encoder."""
+    if cfg.pool.kind != "mean" and not model.cfg.cls_token:
+        raise UserError(f"pooling '{cfg.pool.kind}' needs a class token, which this model has not; use mean")
+    depth = min(model.cfg.audio.depth, model.cfg.video.depth)
+    if not 1 <= cfg.pool.layers <= depth:
+        raise UserError(f"the encoder has {depth} layers, so --layers must lie in 1 to {depth}, got {cfg.pool.layers}")
+    embedders: dict[str, Embedder] = {ENCODER: FrozenEncoder(model, cfg.modality, cfg.pool)}
+    if cfg.baselines:
+        embedders[RANDOM] = FrozenEncoder(random_encoder(model.cfg, cfg.seed), cfg.modality, cfg.pool)
+        name, plain = PLAIN_FEATURES[cfg.modality]
+        embedders[name] = plain
+    return embedders
+
+
+def run_probe(checkpoint: Path, shards: tuple[str, ...], cfg: ProbeConfig) -> Outcome:
+    """Extracts, fits, selects, tests; under several ranks the extraction is shared and each rank gets the outcome.
+
+    Raises:
+        UserError: no weights, no such label, no test clips, or too few clips with the modality.
     """
-    scores, said = [], []
-    for part in parts:
-        classifier, l2, val_score = select(x_ND, task, part, l2s)
-        test_NC = classifier.logits(x_ND[part.test])
-        scores.append(test_NC)
-        said.append(
-            {"name": part.name, "fit": len(part.fit), "val": len(part.val), "test": len(part.test), "l2": l2,
-             "val_score": val_score, "test_score": headline(test_NC, task.target[part.test])}
-        )  # fmt: skip
-    return Probed(_pool(task, parts, scores), said)
-
-
-def majority(task: Task, parts: Sequence[Parts]) -> Predictions:
-    """What always answering the training clips' class frequencies gets."""
-    scores = []
-    for part in parts:
-        seen = task.target[np.concatenate([part.fit, part.val])]
-        counts_C = np.bincount(seen, minlength=len(task.classes)) if seen.ndim == 1 else seen.sum(axis=0)
-        scores.append(np.tile(counts_C.astype(np.float64), (len(part.test), 1)))
-    return _pool(task, parts, scores)
-
-
-def _pool(task: Task, parts: Sequence[Parts], scores: Sequence[NDArray[np.float64]]) -> Predictions:
-    test = np.concatenate([part.test for part in parts])
-    keys = tuple(task.keys[i] for i in test)
-    return Predictions(keys, task.classes, np.concatenate(scores), task.target[test])
-
-
-def summarise(predictions: Predictions, seed: int) -> dict[str, Any]:
-    """Every metric of the task with its interval; the headline's interval also stands under `ci`."""
-    clips = len(predictions.target)
-    found = {name: intervals.estimate(predictions.statistic(name), clips, seed) for name in predictions.metrics}
-    first = next(iter(found))
-    summary: dict[str, Any] = {"metric": first, **{name: value["value"] for name, value in found.items()}}
-    summary["ci"] = found[first]["ci"]
-    summary["cis"] = {name: value["ci"] for name, value in found.items()}
-    if predictions.target.ndim == 2:
-        left_out = without_positives(predictions.target)
-        summary["classes_without_positives"] = [predictions.classes[i] for i in left_out]
-    return summary
-
-
-def difference(a: Predictions, b: Predictions, seed: int) -> dict[str, Any]:
-    """Headline metric of `a` less that of `b` on the same clips, with a paired bootstrap interval."""
-    name = next(iter(a.metrics))
-    of_a, of_b = a.statistic(name), b.statistic(name)
-    return intervals.estimate(lambda weight_RN: of_a(weight_RN) - of_b(weight_RN), len(a.target), seed)
-
-
-def summarise_all(probed: Mapping[str, Probed], task: Task, parts: Sequence[Parts], seed: int) -> dict[str, Any]:
-    """The result of the first feature set beside the others as baselines, and beside the majority class."""
-    ours, *others = probed
-    result = {**summarise(probed[ours].predictions, seed), "parts": probed[ours].parts}
-    baselines = {}
-    predictions = {name: probed[name].predictions for name in others} | {"majority_class": majority(task, parts)}
-    for name, theirs in predictions.items():
-        gain = difference(probed[ours].predictions, theirs, seed)
-        baselines[name] = {**summarise(theirs, seed), "difference": gain["value"], "difference_ci": gain["ci"]}
-    return {**result, "baselines": baselines}
+    model = load_model(checkpoint)
+    clips, task = all_clips(shards, cfg.label)
+    seconds = longest_clip(clips, task.rows_N.tolist(), cfg.max_seconds)
+    reading = Reading(input_for(model, seconds, cfg.modality), cfg.modality, cfg.batch_size, cfg.num_workers)
+    found = extract(embedders_of(model, cfg), clips, task.rows_N.tolist(), reading)
+    usable = np.flatnonzero(found.usable_N(cfg.modality))
+    if not len(usable):
+        raise UserError(f"no clip with label '{cfg.label}' could be read with modality '{cfg.modality}'")
+    unreadable, task = len(task) - len(usable), task.take(usable)
+    parts = parts_of(clips, task, cfg.folds)
+    method = METHODS[cfg.classifier]
+    tested = {name: evaluate(x_ND[usable], task, parts, method) for name, x_ND in found.features.items()}
+    ours = tested.pop(ENCODER)
+    others = {name: other.predictions for name, other in tested.items()} | {"majority_class": majority(task, parts)}
+    result = {
+        "task": f"{cfg.classifier}_probe",
+        "label": cfg.label,
+        "modality": cfg.modality,
+        **beside(ours.predictions, others, cfg.seed),
+        "parts": ours.parts,
+        "classes": list(task.classes),
+        "clips": {"used": len(task), "without_label": task.without_label, "unreadable": unreadable},
+        "probe": dataclasses.asdict(cfg),
+        **origin(checkpoint, model, clips, shards, cfg.seed),
+    }
+    return Outcome(result, ours.predictions)

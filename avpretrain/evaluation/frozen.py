@@ -1,0 +1,190 @@
+"""Features of whole clips of any length from a trained encoder, and the plain features they have to beat.
+
+B clips, F spectrogram frames, M mel bins, T video frames, S steps (patches along time), G places (patches of one step),
+P values a patch, D width, E layers.
+
+A clip is encoded on the patches that hold it and no others: padding would dilute short clips. One that is longer than
+what the model was trained on is cut into windows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from avpretrain.config import InputConfig
+from avpretrain.models.diffmavil import DiffMAViL
+from avpretrain.models.encoder import Encoder
+from avpretrain.models.patches import patchify_audio, patchify_video
+
+Modality = Literal["audio", "video", "both"]
+Side = Literal["audio", "video"]
+
+
+@dataclass(frozen=True)
+class ClipBatch:
+    """Clips as a model sees them, and how much of each row is clip rather than padding."""
+
+    audio_BFM: Tensor
+    video_BTCHW: Tensor
+    audio_frames_B: Tensor
+    """int64: spectrogram frames of sound; 0 = none."""
+    video_frames_B: Tensor
+    """int64: frames before the end of the clip; 0 = no picture."""
+
+
+Embedder = Callable[[ClipBatch], Tensor]
+"""[B, width] features; rows without the modality it reads are 0."""
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """How a clip's tokens become one vector."""
+
+    kind: Literal["mean", "cls", "mean_cls"] = "mean"
+    """Mean over patches (MAViL), the class token, or both in turn."""
+    layers: int = 1
+    """Last layers of the encoder whose vectors are concatenated."""
+
+
+def clip_steps(frames: int, patch: int) -> int:
+    """Patches along time for `frames`: a last patch counts when at least half of it is clip; 1 at least."""
+    return max(1, (2 * frames + patch) // (2 * patch))
+
+
+def windows(steps: int, longest: int) -> list[tuple[int, int]]:
+    """The fewest windows of at most `longest` steps, as equal as possible, that cover `steps`."""
+    count = math.ceil(steps / longest)
+    edges = [round(i * steps / count) for i in range(count + 1)]
+    return list(itertools.pairwise(edges))
+
+
+def input_for(model: DiffMAViL, seconds: float, modality: Modality = "both") -> InputConfig:
+    """The model's input, long enough for clips of `seconds`: whole patches of sound, whole tubelets of video.
+
+    The modality that is not asked for shrinks to nothing, so that no work goes into it.
+    """
+    cfg = model.cfg
+    patch, tubelet = cfg.audio.patch[0], cfg.video.patch[0]
+    audio_frames = max(1, math.ceil(seconds / 0.01 / patch)) * patch
+    video_frames = max(1, math.ceil(seconds * cfg.input.video_fps / tubelet)) * tubelet
+    if modality == "audio":
+        return dataclasses.replace(cfg.input, audio_frames=audio_frames, video_frames=1, video_size=1)
+    if modality == "video":
+        return dataclasses.replace(cfg.input, audio_frames=1, video_frames=video_frames)
+    return dataclasses.replace(cfg.input, audio_frames=audio_frames, video_frames=video_frames)
+
+
+def encode_steps(model: DiffMAViL, side: Side, x: Tensor, steps: int, layers: int = 1) -> tuple[Tensor, Tensor | None]:
+    """Tokens of the first `steps` of every row, window by window.
+
+    Args:
+        x: [B, F, M] or [B, T, C, H, W], at least `steps` long.
+
+    Returns:
+        tokens [B, E, S, G, D] of the last `layers`, normalised; class tokens [B, E, D], averaged over windows.
+    """
+    encoder: Encoder = model.audio_encoder if side == "audio" else model.video_encoder
+    if side == "audio":
+        patches_BLP = patchify_audio(x[:, : steps * model.cfg.audio.patch[0]], model.cfg.audio.patch)
+    else:
+        patches_BLP = patchify_video(x[:, : steps * model.cfg.video.patch[0]], model.cfg.video.patch)
+    (longest, *space), places = encoder.grid, patches_BLP.shape[1] // steps
+    tokens, heads = [], []
+    for start, stop in windows(steps, longest):
+        part_BLP = patches_BLP[:, start * places : stop * places]
+        part_BELD = _last_layers(encoder, part_BLP, (stop - start, *space), layers)
+        heads.append(part_BELD[:, :, : encoder.prefix] * (stop - start) / steps)
+        tokens.append(rearrange(part_BELD[:, :, encoder.prefix :], "b e (s g) d -> b e s g d", g=places))
+    cls_BED = torch.stack(heads).sum(dim=0)[:, :, 0] if encoder.prefix else None
+    return torch.cat(tokens, dim=2), cls_BED
+
+
+def _last_layers(encoder: Encoder, patches_BLP: Tensor, grid: tuple[int, ...], layers: int) -> Tensor:
+    """[B, E, prefix + L, D], each layer through the encoder's final norm."""
+    kept: list[Tensor] = []
+    earlier = list(encoder.blocks)[len(encoder.blocks) - layers : -1]
+    hooks = [block.register_forward_hook(lambda _block, _input, out: kept.append(out)) for block in earlier]
+    try:
+        last_BLD = encoder(patches_BLP, grid=grid)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return torch.stack([*(encoder.norm(x_BLD) for x_BLD in kept), last_BLD], dim=1)
+
+
+class FrozenEncoder(nn.Module):
+    """An `Embedder`: pooled tokens of one modality, or of both one after the other."""
+
+    def __init__(self, model: DiffMAViL, modality: Modality, pooling: Pooling) -> None:
+        super().__init__()
+        self.model, self.pooling = model.eval(), pooling
+        self.sides: tuple[Side, ...] = ("audio", "video") if modality == "both" else (modality,)
+
+    @torch.no_grad()
+    def forward(self, batch: ClipBatch) -> Tensor:
+        return torch.cat([self._side(side, batch) for side in self.sides], dim=1)
+
+    def _side(self, side: Side, batch: ClipBatch) -> Tensor:
+        cfg = self.model.cfg
+        x, frames_B, patch = (
+            (batch.audio_BFM, batch.audio_frames_B, cfg.audio.patch[0])
+            if side == "audio"
+            else (batch.video_BTCHW, batch.video_frames_B, cfg.video.patch[0])
+        )
+        rows_by_steps: dict[int, list[int]] = {}
+        for row, frames in enumerate(frames_B.tolist()):
+            if frames:
+                rows_by_steps.setdefault(clip_steps(frames, patch), []).append(row)
+        out_BD = x.new_zeros(len(x), self._width)
+        for steps, rows in rows_by_steps.items():
+            out_BD[rows] = self._pool(*encode_steps(self.model, side, x[rows], steps, self.pooling.layers))
+        return out_BD
+
+    @property
+    def _width(self) -> int:
+        return self.model.cfg.width * self.pooling.layers * (2 if self.pooling.kind == "mean_cls" else 1)
+
+    def _pool(self, tokens_BESGD: Tensor, cls_BED: Tensor | None) -> Tensor:
+        parts = [] if self.pooling.kind == "cls" else [tokens_BESGD.mean(dim=(2, 3))]
+        if self.pooling.kind != "mean" and cls_BED is not None:
+            parts.append(cls_BED)
+        return torch.cat(parts, dim=-1).flatten(1)
+
+
+def mean_log_mel(batch: ClipBatch) -> Tensor:
+    """[B, M]: the mean spectrum, as a baseline without any learning."""
+    return _mean_over_frames(batch.audio_BFM, batch.audio_frames_B)
+
+
+def mean_frame(batch: ClipBatch) -> Tensor:
+    """[B, 192]: the mean frame, shrunk to 8 x 8 pixels, as a baseline without any learning."""
+    small_BTCHW = F.adaptive_avg_pool2d(batch.video_BTCHW.flatten(0, 1), 8).unflatten(0, batch.video_BTCHW.shape[:2])
+    return _mean_over_frames(small_BTCHW.flatten(2), batch.video_frames_B)
+
+
+def mean_input(batch: ClipBatch) -> Tensor:
+    """[B, M + 192]: both of the above."""
+    return torch.cat([mean_log_mel(batch), mean_frame(batch)], dim=1)
+
+
+def _mean_over_frames(x_BFX: Tensor, frames_B: Tensor) -> Tensor:
+    inside_BF1 = (torch.arange(x_BFX.shape[1], device=x_BFX.device) < frames_B[:, None])[:, :, None]
+    return (x_BFX * inside_BF1).sum(dim=1) / frames_B[:, None].clamp(min=1)
+
+
+PLAIN_FEATURES: dict[Modality, tuple[str, Embedder]] = {
+    "audio": ("mean_log_mel", mean_log_mel),
+    "video": ("mean_frame", mean_frame),
+    "both": ("mean_input", mean_input),
+}
+"""The baseline without an encoder for each modality, and its name in results."""

@@ -1,0 +1,112 @@
+"""Scores of test clips, what they are worth with 95% intervals, and what they are worth beside other scores.
+
+N clips, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from avpretrain.errors import UserError
+from avpretrain.evaluation import intervals
+from avpretrain.evaluation.metrics import MULTI_LABEL, SINGLE_LABEL, Metric, without_positives
+from avpretrain.files import atomic_path
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Scores of test clips by a classifier that was chosen without them."""
+
+    keys: tuple[str, ...]
+    classes: tuple[str, ...]
+    scores_NC: NDArray[np.floating]
+    target: NDArray[np.generic]
+    """Class index [N], or bool [N, C]."""
+
+    @property
+    def metrics(self) -> dict[str, Metric]:
+        """The task's metrics; the first is the headline."""
+        return SINGLE_LABEL if self.target.ndim == 1 else MULTI_LABEL
+
+    @property
+    def metric(self) -> str:
+        """Name of the headline: accuracy, or map where clips have several classes."""
+        return next(iter(self.metrics))
+
+    def statistic(self, name: str) -> intervals.Statistic:
+        """A metric of these predictions as a function of the clips' weights."""
+        return lambda weight_RN: self.metrics[name](self.scores_NC, self.target, weight_RN)
+
+    def save(self, path: Path) -> None:
+        """Writes an npz without pickles: keys, classes, scores (float32), target."""
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(
+                file, keys=np.array(self.keys), classes=np.array(self.classes), target=self.target,
+                scores=self.scores_NC.astype(np.float32),
+            )  # fmt: skip
+
+    @classmethod
+    def load(cls, path: Path) -> Predictions:
+        """Raises UserError: the file is missing or holds something else."""
+        try:
+            with np.load(path) as file:
+                return cls(
+                    tuple(file["keys"].tolist()), tuple(file["classes"].tolist()), file["scores"], file["target"]
+                )
+        except FileNotFoundError:
+            raise UserError(f"no predictions at {path}; they are written beside each result") from None
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(f"{path} holds no predictions ({error}); run the evaluation again") from None
+
+
+def summarise(predictions: Predictions, seed: int) -> dict[str, Any]:
+    """Every metric of the task; `ci` is the headline's interval, `cis` holds those of all."""
+    clips = len(predictions.target)
+    found = {name: intervals.estimate(predictions.statistic(name), clips, seed) for name in predictions.metrics}
+    summary: dict[str, Any] = {"metric": predictions.metric, **{name: value["value"] for name, value in found.items()}}
+    summary["ci"] = found[predictions.metric]["ci"]
+    summary["cis"] = {name: value["ci"] for name, value in found.items()}
+    if predictions.target.ndim == 2:
+        summary["classes_without_positives"] = [predictions.classes[i] for i in without_positives(predictions.target)]
+    return summary
+
+
+def difference(a: Predictions, b: Predictions, seed: int) -> dict[str, Any]:
+    """Headline metric of `a` less that of `b` on the same clips, with a paired bootstrap interval."""
+    of_a, of_b = a.statistic(a.metric), b.statistic(a.metric)
+    return intervals.estimate(lambda weight_RN: of_a(weight_RN) - of_b(weight_RN), len(a.target), seed)
+
+
+def beside(ours: Predictions, others: Mapping[str, Predictions], seed: int) -> dict[str, Any]:
+    """Our summary, and under `baselines` each other's, with the paired difference ours less theirs."""
+    baselines = {}
+    for name, theirs in others.items():
+        gain = difference(ours, theirs, seed)
+        baselines[name] = {**summarise(theirs, seed), "difference": gain["value"], "difference_ci": gain["ci"]}
+    return {**summarise(ours, seed), "baselines": baselines}
+
+
+def matched(a: Predictions, b: Predictions) -> tuple[Predictions, Predictions]:
+    """Both on the clips they share, in the order of `a`.
+
+    Raises:
+        UserError: they share none, or are of different tasks.
+    """
+    if a.classes != b.classes or a.target.ndim != b.target.ndim:
+        raise UserError("the two results are of different tasks: their classes differ")
+    place = {key: i for i, key in enumerate(b.keys)}
+    shared = [(i, place[key]) for i, key in enumerate(a.keys) if key in place]
+    if not shared:
+        raise UserError("the two results share no test clip")
+    return _take(a, [i for i, _ in shared]), _take(b, [j for _, j in shared])
+
+
+def _take(predictions: Predictions, rows: list[int]) -> Predictions:
+    keys = tuple(predictions.keys[i] for i in rows)
+    return Predictions(keys, predictions.classes, predictions.scores_NC[rows], predictions.target[rows])

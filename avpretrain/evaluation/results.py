@@ -1,0 +1,78 @@
+"""Results on disk: a JSON file that says what was measured with what, and the predictions it was computed from."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from avpretrain.config import to_dict
+from avpretrain.data.clips import ClipSet
+from avpretrain.evaluation.predictions import Predictions, difference, matched
+from avpretrain.files import read_json, write_json
+from avpretrain.models.diffmavil import DiffMAViL
+from avpretrain.provenance import environment
+from avpretrain.training.checkpoint import STATE, WEIGHTS, file_sha256, find_weights
+
+FORMAT = 1
+
+
+def origin(checkpoint: Path, model: DiffMAViL, clips: ClipSet, shards: tuple[str, ...], seed: int) -> dict[str, Any]:
+    """What a result was measured with: weights by hash, data by fingerprint, config, versions, seed."""
+    folder = find_weights(checkpoint)
+    weights: dict[str, Any] = {"path": str(folder), "sha256": file_sha256(folder / WEIGHTS)}
+    if (folder / STATE).is_file():
+        weights["seen"] = read_json(folder / STATE, "checkpoint state")["progress"]["seen"]
+    return {
+        "format": FORMAT,
+        "checkpoint": weights,
+        "data": {"shards": list(shards), "fingerprint": clips.fingerprint},
+        "model": to_dict(model.cfg),
+        "seed": seed,
+        **environment(),
+    }
+
+
+def result_path(checkpoint: Path, out: Path | None, *name: str) -> Path | None:
+    """Where a result goes: `out`, or `eval/NAME.json` of the run the checkpoint belongs to; none = nowhere."""
+    if out is not None:
+        return out
+    folder = checkpoint.resolve()
+    for run in (folder, folder.parent, folder.parent.parent):
+        if (run / "run.json").is_file():
+            stem = re.sub(r"[^A-Za-z0-9_-]+", "-", "_".join(part for part in name if part))
+            return run / "eval" / f"{stem}.json"
+    return None
+
+
+def save_result(path: Path, result: dict[str, Any], predictions: Predictions) -> None:
+    """Writes `path`, and beside it the predictions as .npz, which `compare_results` reads."""
+    predictions.save(predictions_path(path))
+    write_json(path, result)
+
+
+def predictions_path(result: Path) -> Path:
+    """The file of predictions that belongs to a result."""
+    return result.with_suffix(".npz")
+
+
+def compare_results(a: Path, b: Path, seed: int = 0) -> dict[str, Any]:
+    """The paired difference of two saved results on the clips both tested: headline of `a` less that of `b`.
+
+    Raises:
+        UserError: a file is missing, or the results are of different tasks.
+    """
+    ours, theirs = matched(*(Predictions.load(predictions_path(path)) for path in (a, b)))
+    named = {side: read_json(path, "result") for side, path in (("a", a), ("b", b))}
+    gain = difference(ours, theirs, seed)
+    return {
+        "metric": ours.metric,
+        "clips": len(ours.target),
+        **{
+            side: {"path": str(path), "checkpoint": named[side]["checkpoint"], ours.metric: named[side][ours.metric]}
+            for side, path in (("a", a), ("b", b))
+        },
+        "difference": gain["value"],
+        "difference_ci": gain["ci"],
+        "seed": seed,
+    }
