@@ -55,7 +55,7 @@ def batch_size_at(progress: float, cfg: ScheduleConfig, cost: Cost) -> int:
     if batch.rule == "constant":
         return batch.size
     now = cost(mask_ratio_at(progress, cfg.audio_mask_ratio), mask_ratio_at(progress, cfg.video_mask_ratio))
-    end = cost(mask_ratio_at(1, cfg.audio_mask_ratio), mask_ratio_at(1, cfg.video_mask_ratio))
+    end = cost(mask_ratio_at(1.0, cfg.audio_mask_ratio), mask_ratio_at(1.0, cfg.video_mask_ratio))
     return _round_down(batch.size * end / now, batch)
 
 
@@ -89,7 +89,7 @@ def plan(cfg: ScheduleConfig, optim: OptimConfig, total: int, cost: Cost) -> Ite
     Raises:
         UsageError: the first batch is larger than the whole run.
     """
-    first = batch_size_at(0, cfg, cost)
+    first = batch_size_at(0.0, cfg, cost)
     if first > total:
         raise UsageError(
             f"the run is {total} clips long, but its first batch holds {first}; "

@@ -1,4 +1,4 @@
-"""What one clip costs: floating-point operations, visible tokens and activation memory, from the config alone.
+"""Floating-point operations of one clip, from the config alone, and what an adaptive batch holds constant.
 
 Nothing here imports torch. Counted are matrix products (2 m n k each), as `torch.utils.flop_counter.FlopCounterMode`
 counts them; a test holds the two equal for every option of the model. The backward pass has two products for each one
@@ -10,11 +10,13 @@ L tokens, D width, N queries, C context tokens.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from avpretrain.config import DecoderConfig, ModelConfig
-from avpretrain.schedules import Cost, kept
+from avpretrain.models.memory import activation_bytes
+from avpretrain.models.sizes import Side, side, visible_tokens
+from avpretrain.schedules import Cost
 
 COMPONENTS = (
     "patch_embed",
@@ -24,6 +26,7 @@ COMPONENTS = (
     "audio_decoder",
     "video_decoder",
     "contrastive",
+    "teacher",
 )
 """Where a clip's FLOPs go, in the order of the forward pass."""
 
@@ -63,46 +66,6 @@ class FlopCount:
     @property
     def training(self) -> float:
         return sum(part.training for part in self.components.values())
-
-
-@dataclass(frozen=True, slots=True)
-class Side:
-    """One modality's sizes at one masking ratio."""
-
-    patches: int
-    visible: int
-    decoded: int
-    """Hidden patches that the decoder predicts."""
-    patch_values: int
-    prefix: int
-    """1 with a class token, else 0."""
-
-    @property
-    def tokens(self) -> int:
-        """What the encoder sees."""
-        return self.visible + self.prefix
-
-
-def _decoded(hidden: int, ratio: float) -> int:
-    return hidden if ratio == 1 else max(1, round(hidden * ratio))
-
-
-def side(cfg: ModelConfig, name: str, ratio: float) -> Side:
-    """Sizes of `name` ("audio" or "video") when a share of `ratio` of its patches is hidden."""
-    if name == "audio":
-        grid: tuple[int, ...] = cfg.audio_grid
-        values, decoder = cfg.audio.patch[0] * cfg.audio.patch[1], cfg.audio.decoder
-    else:
-        grid = cfg.video_grid
-        values, decoder = 3 * cfg.video.patch[0] * cfg.video.patch[1] * cfg.video.patch[2], cfg.video.decoder
-    patches = 1
-    for length in grid:
-        patches *= length
-    visible = kept(patches, ratio)
-    return Side(patches, visible, _decoded(patches - visible, decoder.decode_ratio), values, int(cfg.cls_token))
-
-
-# --- FLOPs -----------------------------------------------------------------------------------------------------------
 
 
 def _linear(rows: int, inputs: int, outputs: int, first: bool = False) -> Flops:
@@ -155,10 +118,10 @@ def _decoder_block(cfg: DecoderConfig, sizes: Side) -> Flops:
 def _decoder(cfg: DecoderConfig, model: ModelConfig, sizes: Side) -> Flops:
     """Context embedding, diffused patches and their timestep, blocks, head."""
     total = _linear(sizes.tokens, model.width, cfg.width) + _decoder_block(cfg, sizes) * cfg.depth
-    total += _linear(sizes.decoded, cfg.width, sizes.patch_values)
+    total += _linear(sizes.decoded, cfg.width, sizes.predicted_values)
     if cfg.input == "mask_token":
         return total
-    total += _linear(sizes.decoded, sizes.patch_values, cfg.width, first=True)
+    total += _linear(sizes.decoded, sizes.noised_values, cfg.width, first=True)
     conditioning = model.diffusion.time_conditioning
     if conditioning != "none":
         total += _linear(1, TIMESTEP_SINUSOIDS, cfg.width, first=True) + _linear(1, cfg.width, cfg.width)
@@ -167,6 +130,16 @@ def _decoder(cfg: DecoderConfig, model: ModelConfig, sizes: Side) -> Flops:
         windows = sizes.patches // (cfg.window[0] * cfg.window[1]) if cfg.window else 1
         total += _linear(windows, cfg.width, 3 * branches * cfg.width) * cfg.depth
     return total
+
+
+def _teacher(cfg: ModelConfig, audio: Side, video: Side) -> Flops:
+    """A frozen model of the same size over whole clips: encoders and fusion, forward only."""
+    if cfg.objective == "patches":
+        return Flops()
+    audio, video = replace(audio, visible=audio.patches), replace(video, visible=video.patches)
+    towers = _block(audio.tokens, cfg) * cfg.audio.depth + _block(video.tokens, cfg) * cfg.video.depth
+    patches = [_linear(s.patches, s.patch_values, cfg.width) for s in (audio, video)]
+    return Flops(forward=(patches[0] + patches[1] + towers + _fusion(cfg, audio, video)).forward)
 
 
 def clip_flops(cfg: ModelConfig, audio_ratio: float, video_ratio: float, batch_size: int = 1) -> FlopCount:
@@ -188,57 +161,9 @@ def clip_flops(cfg: ModelConfig, audio_ratio: float, video_ratio: float, batch_s
         "audio_decoder": _decoder(cfg.audio.decoder, cfg, audio) * cfg.decode_views,
         "video_decoder": _decoder(cfg.video.decoder, cfg, video) * cfg.decode_views,
         "contrastive": Flops(similarity, 2 * similarity) * pairs,
+        "teacher": _teacher(cfg, audio, video),
     }
     return FlopCount({name: parts[name] for name in COMPONENTS})
-
-
-# --- tokens and memory -----------------------------------------------------------------------------------------------
-
-
-def visible_tokens(cfg: ModelConfig, audio_ratio: float, video_ratio: float) -> float:
-    """Tokens that the encoders see of one view of one clip."""
-    return float(side(cfg, "audio", audio_ratio).tokens + side(cfg, "video", video_ratio).tokens)
-
-
-def _block_bytes(width: int, hidden: int) -> float:
-    """Activations a token leaves for the backward pass of one block under bf16 autocast with a fused attention kernel.
-
-    Residual stream and both norms' inputs in fp32; norms' outputs, queries, keys, values, attention's output and both
-    hidden activations of the MLP in bf16.
-    """
-    return 4.0 * 2 * width + 2.0 * (6 * width + 2 * hidden)
-
-
-def _decoder_bytes(cfg: DecoderConfig, sizes: Side, conditioning: str) -> float:
-    adaln = 3 * 2 * 4.0 * cfg.width if cfg.input == "diffused" and conditioning == "adaln" else 0.0
-    token = _block_bytes(cfg.width, 4 * cfg.width) + adaln
-    if cfg.kind == "joint":
-        tokens = float(sizes.patches if cfg.window else sizes.tokens + sizes.decoded)
-        return cfg.depth * tokens * token
-    token += (4.0 * 1 + 2.0 * 5) * cfg.width if cfg.kind == "cross_self" else 0.0
-    keys_values = 2.0 * 2 * cfg.width
-    return cfg.depth * (sizes.decoded * token + sizes.tokens * keys_values)
-
-
-def _input_bytes(cfg: ModelConfig, sizes: Side) -> float:
-    """Clip and patches in fp32, visible patches in bf16, diffused patches (bf16), targets and errors (fp32)."""
-    clip = 2 * 4.0 * sizes.patches
-    return sizes.patch_values * (clip + 2.0 * cfg.views * sizes.visible + 10.0 * cfg.decode_views * sizes.decoded)
-
-
-def activation_bytes(cfg: ModelConfig, audio_ratio: float, video_ratio: float) -> float:
-    """Estimated bytes that one clip of a batch occupies in a training step (bf16 autocast): inputs and activations."""
-    audio, video = side(cfg, "audio", audio_ratio), side(cfg, "video", video_ratio)
-    token = _block_bytes(cfg.width, int(cfg.width * cfg.mlp_ratio))
-    shared = cfg.fusion.bottleneck_tokens * 2 if cfg.fusion.kind == "bottleneck" else 0
-    encoders = cfg.views * (audio.tokens * cfg.audio.depth + video.tokens * cfg.video.depth) * token
-    fusion = cfg.decode_views * (audio.tokens + video.tokens + shared) * cfg.fusion.depth * token
-    conditioning = cfg.diffusion.time_conditioning
-    decoders = sum(
-        _decoder_bytes(tower.decoder, sizes, conditioning) for tower, sizes in ((cfg.audio, audio), (cfg.video, video))
-    )
-    inputs = sum(_input_bytes(cfg, sizes) for sizes in (audio, video))
-    return encoders + fusion + cfg.decode_views * decoders + inputs
 
 
 def cost_of(cfg: ModelConfig, rule: str) -> Cost:

@@ -1,0 +1,112 @@
+"""`avpretrain flops`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from avpretrain.cli import parse
+from avpretrain.config import TrainConfig, load_config
+from avpretrain.efficiency.flops import RunCost, as_json, mavil_of, run_cost, samples_of
+from avpretrain.efficiency.numbers import flops, percent
+from avpretrain.errors import UsageError
+
+HELP = """\
+usage: avpretrain flops CONFIG [--clips N] [--against CONFIG] [--json] [--section.field VALUE ...]
+
+Counts the floating-point operations of pretraining: by component, by phase of the schedule, and against a baseline.
+
+reads   CONFIG, a YAML file or the name of a preset; no data, no weights
+writes  nothing; --json prints the numbers as JSON
+takes   a second
+
+--clips N         clips in the training split, for the totals of the run
+--against CONFIG  baseline; without it, MAViL at the same size"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """What follows the config's name."""
+
+    config: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
+    clips: int | None = None
+    """Clips in the training split, for the totals of the run."""
+    against: str | None = None
+    """Baseline: a YAML file or the name of a preset; none = MAViL at the same size."""
+    json: bool = False
+    """Print the numbers as JSON."""
+
+
+def run(args: Sequence[str]) -> None:
+    """Counts as the command line says."""
+    if not args or args[0] in ("-h", "--help"):
+        print(HELP)
+        return
+    name, *rest = args
+    if name.startswith("-"):
+        raise UsageError("the config comes first: avpretrain flops CONFIG [--clips N] [--section.field VALUE ...]")
+    given = parse(Arguments, rest, f"avpretrain flops {name}", Arguments(config=load_config(name)))
+    if given.clips is not None and given.clips < 1:
+        raise UsageError(f"--clips must be at least 1, got {given.clips}")
+    cfg, samples = given.config, samples_of(given.config, given.clips)
+    other = load_config(given.against) if given.against else mavil_of(cfg)
+    cost, baseline = run_cost(cfg, samples), run_cost(other, samples)
+    if given.json:
+        answer = {"config": cfg.name, **as_json(cost, samples is not None)}
+        against = {"config": other.name, **as_json(baseline, samples is not None), "saving": cost.saving(baseline)}
+        print(json.dumps({**answer, "baseline": against}, indent=2))
+        return
+    console = Console()
+    console.print(_components(cfg.name, cost, other.name, baseline))
+    console.print(_phases(cost, samples is not None))
+    console.print(
+        f"{flops(cost.per_clip)} to train on one clip: {_compared(cost.saving(baseline))} {other.name}"
+        + (f"; {flops(cost.total)} for {cost.clips:,} clips in {cost.steps:,} steps" if samples else ""),
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _compared(saving: float) -> str:
+    if abs(saving) < 5e-4:
+        return "the same as"
+    return f"{percent(abs(saving))} {'less' if saving > 0 else 'more'} than"
+
+
+def _components(name: str, cost: RunCost, other: str, baseline: RunCost) -> Table:
+    table = Table(title=f"FLOPs of one clip, mean over the run: {name} beside {other}")
+    table.add_column("component")
+    for heading in ("forward", "training", "share", "baseline", "saved"):
+        table.add_column(heading, justify="right")
+    theirs = baseline.components
+    for key, part in cost.components.items():
+        if not part.training and not theirs[key].training:
+            continue
+        saved = percent(1 - part.training / theirs[key].training) if theirs[key].training else ""
+        share = percent(part.training / cost.per_clip)
+        cells = [flops(part.forward), flops(part.training), share, flops(theirs[key].training), saved]
+        table.add_row(key.replace("_", " "), *cells)
+    table.add_section()
+    forward = sum(part.forward for part in cost.components.values())
+    totals = [flops(forward), flops(cost.per_clip), "100.0%", flops(baseline.per_clip), percent(cost.saving(baseline))]
+    table.add_row("all", *totals)
+    return table
+
+
+def _phases(cost: RunCost, known_length: bool) -> Table:
+    table = Table(title="Phases of the schedule")
+    headings = ["share of clips", "audio masked", "video masked", "batch", "FLOPs a clip"]
+    for heading in headings + (["steps", "FLOPs in all"] if known_length else []):
+        table.add_column(heading, justify="right")
+    for phase in cost.phases:
+        row = [percent(phase.clips / cost.clips), percent(phase.audio_ratio), percent(phase.video_ratio)]
+        row += [f"{phase.batch_size}", flops(phase.flops.training)]
+        row += [f"{phase.steps:,}", flops(phase.flops.training * phase.clips)] if known_length else []
+        table.add_row(*row)
+    return table
