@@ -48,9 +48,13 @@ def sample_seed(seed: int, epoch: int, position: int) -> int:
     return _signed(_mix_int(_mix_int(_mix_int(seed + _GOLDEN) + epoch + _GOLDEN) + position + _GOLDEN))
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch.compile can't look into zlib
 def _stream_offset(stream: str) -> int:
     return _signed(_mix_int(zlib.crc32(stream.encode()) + _GOLDEN))
+
+
+# torch.compile can't look into zlib. This is all that torch.compiler.assume_constant_result does, but calling that would
+# import the compiler, which costs every process seconds.
+setattr(_stream_offset, "_dynamo_marked_constant", True)  # noqa: B010
 
 
 def _bits(seed_B: Tensor, stream: str, count: int) -> Tensor:

@@ -6,8 +6,10 @@ B clips, T frames, H height, W width, C colours, S waveform samples.
 from __future__ import annotations
 
 import math
+import multiprocessing
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from multiprocessing.context import BaseContext
 
 import torch
 from torch import Tensor
@@ -182,7 +184,7 @@ def _load(
         num_workers=num_workers,
         prefetch_factor=prefetch if num_workers else None,
         collate_fn=Collate(input),
-        multiprocessing_context=start_method() if num_workers else None,
+        multiprocessing_context=process_context() if num_workers else None,
         pin_memory=torch.cuda.is_available(),
         timeout=PATIENCE if num_workers else 0,
         generator=torch.Generator(),  # so that the global generator is left alone
@@ -190,9 +192,16 @@ def _load(
     return _checked(loader)
 
 
-def start_method() -> str:
-    """How loader processes start: never by a plain fork, which copies the locks of running threads."""
-    return "forkserver" if sys.platform == "linux" else "spawn"
+def process_context() -> BaseContext:
+    """How loader processes start: never by forking this one, whose threads may hold locks.
+
+    On Linux they are forked from a server that has imported what they need, once for all of them.
+    """
+    if sys.platform != "linux":
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["__main__", __name__])
+    return context
 
 
 def _checked(loader: DataLoader[Sample | UserError]) -> Iterator[RawBatch]:

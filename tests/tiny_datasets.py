@@ -32,6 +32,14 @@ class Spec:
     picture: bool = True
     size: tuple[int, int] = (48, 64)
     """Height, width."""
+    pitch: int | None = None
+    """Sounds like the clip of this index; none = its own."""
+    labels: tuple[tuple[str, str | list[str]], ...] = ()
+    """Labels besides `class`."""
+
+    @property
+    def all_labels(self) -> dict[str, str | list[str]]:
+        return {"class": self.label, **dict(self.labels)}
 
 
 def tone(index: int, seconds: float) -> np.ndarray:
@@ -105,11 +113,11 @@ def make_dataset(root: Path, specs: Sequence[Spec], per_shard: int = 4, name: st
 def _write_shard(path: Path, shard: int, numbered: Sequence[tuple[int, Spec]]) -> list[Clip]:
     members: list[tuple[str, bytes]] = []
     for i, spec in numbered:
-        labels = json.dumps({"class": spec.label})
+        labels = json.dumps(spec.all_labels)
         if spec.picture:
             members.append((f"clip{i:05d}.mp4", mp4(picture(i, spec.seconds, spec.size))))
         if spec.sound:
-            members.append((f"clip{i:05d}.flac", flac(tone(i, spec.seconds))))
+            members.append((f"clip{i:05d}.flac", flac(tone(i if spec.pitch is None else spec.pitch, spec.seconds))))
         members.append((f"clip{i:05d}.json", labels.encode()))
     with tarfile.open(path, "w") as tar:
         for member, data in members:
@@ -139,7 +147,7 @@ def _row(shard: int, i: int, spec: Spec, offsets: dict[str, tuple[int, int]], co
         fps=float(FPS) if spec.picture else 0.0,
         width=spec.size[1] if spec.picture else 0,
         height=spec.size[0] if spec.picture else 0,
-        labels=json.dumps({"class": spec.label}),
+        labels=json.dumps(spec.all_labels),
         source=f"{key}.mp4",
         start=0.0,
         license="CC0-1.0",
