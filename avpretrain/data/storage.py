@@ -11,7 +11,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from avpretrain.data.manifest import DATASET_NAME, MANIFEST_NAME
 from avpretrain.errors import UserError
@@ -29,6 +29,7 @@ class StorageError(Exception):
     """Bytes that should be there could not be read; the message names the file and the reason."""
 
 
+@runtime_checkable
 class Store(Protocol):
     """Where the files of one data set lie."""
 
