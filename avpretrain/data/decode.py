@@ -247,7 +247,7 @@ def upright(frame: Any) -> UInt8[np.ndarray, "h w c"]:
     return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), k=round(frame.rotation / 90) % 4))
 
 
-def fit(width: float, height: float, short_side: int) -> tuple[int, int]:
+def fit(width: int | float, height: int | float, short_side: int) -> tuple[int, int]:
     """Width and height of the same shape whose shorter side is `short_side` (0, or larger than it: as it is)."""
     scale = short_side / min(width, height) if 0 < short_side else 1.0
     return max(1, round(width * scale)), max(1, round(height * scale))
