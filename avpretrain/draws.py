@@ -60,8 +60,9 @@ setattr(_stream_offset, "_dynamo_marked_constant", True)  # noqa: B010
 def _bits(seed_B: Tensor, stream: str, count: int) -> Tensor:
     """int64 [B, count]: 64 random bits a place."""
     base_B = _mix(seed_B + _stream_offset(stream))
-    counter_N = torch.arange(1, count + 1, device=seed_B.device, dtype=torch.int64) * _signed(_GOLDEN)
-    return _mix(base_B[:, None] + counter_N)
+    counter_N = torch.arange(1, count + 1, device=seed_B.device, dtype=torch.int64)
+    # The counter meets the base before the multiplication: compiled, an index times a 64-bit constant would be 32 bits.
+    return _mix((base_B[:, None] ^ counter_N) * _signed(_GOLDEN))
 
 
 def uniform(seed_B: Tensor, stream: str, shape: Sequence[int] = ()) -> Tensor:

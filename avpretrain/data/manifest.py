@@ -70,7 +70,8 @@ class Clip:
 
     @property
     def label_dict(self) -> dict[str, str | list[str]]:
-        return json.loads(self.labels)
+        labels: dict[str, str | list[str]] = json.loads(self.labels)
+        return labels
 
 
 @dataclass(frozen=True, slots=True)
