@@ -19,8 +19,8 @@ import numpy as np
 import soundfile
 from jaxtyping import Int16, UInt8
 
-Frames = UInt8[np.ndarray, "t h w c"]
-Sound = Int16[np.ndarray, "s"]
+Frames = UInt8[np.ndarray, "_t _h _w 3"]
+Sound = Int16[np.ndarray, "_s"]
 
 av.logging.set_level(None)  # libav's remarks on damaged files would flood stderr; what matters is raised
 
