@@ -249,7 +249,7 @@ def upright(frame: Any) -> UInt8[np.ndarray, "h w c"]:
 
 def fit(width: int | float, height: int | float, short_side: int) -> tuple[int, int]:
     """Width and height of the same shape whose shorter side is `short_side` (0, or larger than it: as it is)."""
-    scale = short_side / min(width, height) if 0 < short_side else 1.0
+    scale = short_side / min(width, height) if short_side > 0 else 1.0
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 

@@ -85,16 +85,15 @@ def remux(packets: list[Any]) -> tuple[bytes, str]:
     stream = packets[0].stream
     extension = _CONTAINERS.get(stream.codec_context.name, "mkv")
     buffer, zero = io.BytesIO(), packets[0].pts
-    with decoding():
-        with av.open(buffer, "w", format=_FORMATS[extension], options=_OPTIONS) as container:
-            copy = container.add_stream_from_template(stream)
-            for packet in packets:
-                if packet.pts < zero:  # leading pictures of an open group refer to frames before the cut
-                    continue
-                packet.pts -= zero
-                packet.dts = None if packet.dts is None else packet.dts - zero
-                packet.stream = copy
-                container.mux(packet)
+    with decoding(), av.open(buffer, "w", format=_FORMATS[extension], options=_OPTIONS) as container:
+        copy = container.add_stream_from_template(stream)
+        for packet in packets:
+            if packet.pts < zero:  # leading pictures of an open group refer to frames before the cut
+                continue
+            packet.pts -= zero
+            packet.dts = None if packet.dts is None else packet.dts - zero
+            packet.stream = copy
+            container.mux(packet)
     return buffer.getvalue(), extension
 
 

@@ -1,0 +1,115 @@
+"""`avpretrain inspect SHARDS`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from avpretrain.data.manifest import Manifest
+from avpretrain.data.verify import label_counts, require_data_set, verify
+from avpretrain.errors import UserError
+
+MAX_VALUES = 12
+"""Values of one label that the table shows."""
+
+
+def main(
+    shards: tyro.conf.Positional[Path],
+    verify_: Annotated[bool, tyro.conf.arg(name="verify")] = False,
+    json_: Annotated[bool, tyro.conf.arg(name="json")] = False,
+) -> None:
+    """Show what is in a sharded data set, and check it.
+
+    Reads manifest and summary: seconds. With --verify it reads every byte, names each damaged shard and clip, and exits
+    with status 1 if there is one: as long as the disk takes.
+
+    Args:
+        shards: folder written by `avpretrain shards`.
+        verify_: read every byte and compare checksums.
+        json_: print JSON.
+    """
+    problems = _verified(shards) if verify_ else []
+    if problems:
+        _complain(problems, shards, json_)
+    facts = describe(require_data_set(shards))
+    if json_:
+        json.dump({**facts, "problems": problems} if verify_ else facts, sys.stdout, indent=2, ensure_ascii=False)
+        print()
+        return
+    Console(highlight=False).print(_table(facts))
+    if verify_:
+        print(f"verified: every byte of {len(facts['shards'])} shards is as it was written")
+
+
+def _verified(root: Path) -> list[str]:
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        line = bar.add_task("reading shards", total=None)
+        return verify(root, lambda done, total: bar.update(line, completed=done, total=total))
+
+
+def _complain(problems: list[str], root: Path, as_json: bool) -> None:
+    print(json.dumps({"problems": problems}, indent=2) if as_json else "\n".join(problems))
+    raise UserError(f"{root} is damaged ({len(problems)} findings); fetch it again, or shard the source again")
+
+
+def describe(manifest: Manifest) -> dict[str, Any]:
+    """Everything that the table shows, as plain values."""
+    table, info = manifest.table, manifest.info
+    splits = {}
+    for name in manifest.splits:
+        shards = [shard for shard in manifest.shards if shard.split == name]
+        splits[name] = {"clips": sum(s.clips for s in shards), "bytes": sum(s.bytes for s in shards)}
+    has_video, has_audio = (np.asarray(table.column(f"{m}_length")) > 0 for m in ("video", "audio"))
+    side = np.minimum(np.asarray(table.column("width")), np.asarray(table.column("height")))[has_video]
+    kept = ("name", "clips", "hours", "bytes", "fingerprint", "log_mel", "created_with", "source", "shards")
+    return {
+        **{name: info[name] for name in kept if name in info},
+        "splits": splits,
+        "with_video": int(has_video.sum()),
+        "with_audio": int(has_audio.sum()),
+        "duration": _spread(np.asarray(table.column("duration"))),
+        "fps": _spread(np.asarray(table.column("fps"))[has_video]),
+        "short_side": _spread(side),
+        "licenses": dict(Counter(table.column("license").to_pylist()).most_common()),
+        "labels": label_counts(manifest),
+    }
+
+
+def _spread(values: np.ndarray) -> dict[str, float] | None:
+    if not len(values):
+        return None
+    low, middle, high = np.percentile(values.astype(np.float64), [0, 50, 100])
+    return {"min": low, "median": middle, "max": high}
+
+
+def _table(facts: dict[str, Any]) -> Table:
+    table = Table("", "", show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.columns[1].overflow = "fold"
+    add = table.add_row
+    add("data set", f"[bold]{facts['name']}[/]")
+    size = f"{facts['bytes'] / 1e6:.1f} MB in {len(facts['shards'])} shards"
+    add("clips", f"{facts['clips']} ({facts['hours']:.2f} h, {size})")
+    add("splits", ", ".join(f"{name} {split['clips']}" for name, split in facts["splits"].items()))
+    add("with picture", str(facts["with_video"]))
+    add("with sound", str(facts["with_audio"]))
+    for name, unit in (("duration", "s"), ("fps", ""), ("short_side", "px")):
+        if facts[name]:
+            add(name.replace("_", " "), "{min:g} to {max:g}, median {median:g} ".format(**facts[name]) + unit)
+    for name, counts in facts["labels"].items():
+        shown = ", ".join(f"{value} {count}" for value, count in list(counts.items())[:MAX_VALUES])
+        more = f" ... ({len(counts)} values)" if len(counts) > MAX_VALUES else ""
+        add(f"label {name}", shown + more)
+    add("licences", ", ".join(f"{name or 'unknown'} {count}" for name, count in facts["licenses"].items()))
+    log_mel = facts["log_mel"]
+    add("log-mel", f"mean {log_mel['mean']:.7f}, std {log_mel['std']:.7f} over {log_mel['clips']} clips")
+    add("fingerprint", facts["fingerprint"])
+    return table

@@ -1,0 +1,168 @@
+"""The work on one source file: its clips, cut, checked and laid down as a part, to be joined into shards.
+
+A part is two files: ID.tar, the tar members of the clips in the very bytes in which shards will hold them, and ID.json,
+which is written last: a part whose ID.json exists is complete. S samples.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import tarfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from avpretrain.data.decode import DecodeError, Sound
+from avpretrain.data.media import Limits
+from avpretrain.data.sources.base import Item, need_of
+from avpretrain.data.transcode import SAMPLE_RATE, ClipMedia, TranscodeConfig, cut
+from avpretrain.data.workers import Beat
+
+LOG_MEL_BLOCK = 3000
+"""Spectrogram frames at a time, which bounds memory on long clips."""
+
+
+class LogMelSums(NamedTuple):
+    """What mean and standard deviation of log-mel values are computed from."""
+
+    clips: int
+    values: int
+    total: float
+    squares: float
+
+    def __add__(self, other: LogMelSums) -> LogMelSums:  # type: ignore[override]
+        return LogMelSums(*(a + b for a, b in zip(self, other, strict=True)))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Task:
+    """One item to make a part of."""
+
+    item: Item
+    root: Path
+    sign: tuple[int, int]
+    """The file's `signature`."""
+    part: Path
+    """Path of the part, without extension."""
+    cfg: TranscodeConfig
+    limits: Limits
+
+
+def make_part(task: Task, beat: Beat) -> None:
+    """Writes the part of a file; one that can't be used leaves a part without clips that says why."""
+    task.part.parent.mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, Any]] = []
+    reason: str | None = None
+    tar, temporary = task.part.with_suffix(".tar"), task.part.with_suffix(".tmp")
+    need = task.cfg.need if task.cfg.need != "auto" else task.item.need
+    need = need if need != "auto" else need_of(task.item.path)
+    with temporary.open("wb") as file:
+        try:
+            for clip in cut(task.root / task.item.path, task.item.segment, need, task.cfg, task.limits):
+                data, row = clip_members(clip, task.item, len(rows))
+                row["part_offset"] = file.tell()
+                file.write(data)
+                rows.append(row)
+                beat()
+        except DecodeError as error:
+            reason = str(error)
+    if reason is None:
+        os.replace(temporary, tar)
+    else:
+        temporary.unlink()
+    write_part(task, [] if reason else rows, reason)
+
+
+def write_part(task: Task, rows: list[dict[str, Any]], reason: str | None) -> None:
+    """Writes the file that makes a part complete."""
+    task.part.parent.mkdir(parents=True, exist_ok=True)
+    temporary = task.part.with_suffix(".tmp")
+    temporary.write_text(json.dumps({"rows": rows, "reason": reason, "sign": task.sign}))
+    os.replace(temporary, task.part.with_suffix(".json"))
+
+
+def clip_key(item: Item, number: int) -> str:
+    """Name of a clip's members: readable, of [A-Za-z0-9_-] only, and unique by a hash of path and segment."""
+    readable = re.sub(r"[^A-Za-z0-9]+", "_", item.path.rsplit(".", 1)[0])[-48:].strip("_")
+    digest = hashlib.sha256(f"{item.path}\n{item.segment}".encode()).hexdigest()[:10]
+    return f"{readable or 'clip'}-{digest}-{number:04d}"
+
+
+def clip_members(clip: ClipMedia, item: Item, number: int) -> tuple[bytes, dict[str, Any]]:
+    """A clip's tar members, and its row of the manifest (without the shard) with offsets from the first byte."""
+    key = clip_key(item, number)
+    row: dict[str, Any] = {
+        "key": key,
+        "video_ext": clip.video_ext,
+        "video_offset": 0,
+        "video_length": len(clip.video),
+        "audio_ext": "flac" if clip.audio else "",
+        "audio_offset": 0,
+        "audio_length": len(clip.audio),
+        "duration": clip.duration,
+        "fps": clip.fps,
+        "width": clip.width,
+        "height": clip.height,
+        "labels": json.dumps(item.labels, sort_keys=True, ensure_ascii=False),
+        "source": item.path,
+        "start": clip.start,
+        "license": item.license,
+        "sha256": hashlib.sha256(clip.video + clip.audio).hexdigest(),
+    }
+    data = b""
+    for kind, content in (("video", clip.video), ("audio", clip.audio)):
+        if content:
+            row[f"{kind}_offset"] = len(data) + tarfile.BLOCKSIZE
+            data += tar_member(f"{key}.{row[f'{kind}_ext']}", content)
+    names = ("source", "start", "duration", "fps", "license", "sha256")
+    described = {"labels": item.labels, "split": item.split, **{name: row[name] for name in names}}
+    text = json.dumps(described, sort_keys=True, ensure_ascii=False)
+    data += tar_member(f"{key}.json", text.encode())
+    row["bytes"] = len(data)
+    row["log_mel"] = log_mel_sums(clip.pcm_S) if clip.pcm_S is not None else None
+    return data, row
+
+
+def tar_member(name: str, content: bytes) -> bytes:
+    """A file as it stands in a tar: one header block without date or owner, the content, zeros up to a whole block."""
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    return info.tobuf(tarfile.USTAR_FORMAT) + content + b"\0" * (-len(content) % tarfile.BLOCKSIZE)
+
+
+def log_mel_sums(pcm_S: Sound) -> LogMelSums:
+    """Sums over the log-mel values (128 bins, 16 kHz) of a clip, the waveform's mean removed."""
+    import torch
+
+    from avpretrain.data.features import frame_length, frame_shift, log_mel
+
+    torch.set_num_threads(1)
+    wave_S = torch.from_numpy(pcm_S.astype(np.float32) / 32768)
+    wave_S -= wave_S.mean()
+    shift, length = frame_shift(SAMPLE_RATE), frame_length(SAMPLE_RATE)
+    sums = LogMelSums(1, 0, 0.0, 0.0)
+    for first in range(0, len(wave_S) - length + 1, LOG_MEL_BLOCK * shift):
+        block_BS = wave_S[None, first : first + (LOG_MEL_BLOCK - 1) * shift + length]
+        mel_BFM = log_mel(block_BS).double()
+        sums += LogMelSums(0, mel_BFM.numel(), float(mel_BFM.sum()), float(mel_BFM.square().sum()))
+    return sums
+
+
+def signature(path: Path) -> tuple[int, int]:
+    """What shows that a file changed: its size in bytes and its time of change in nanoseconds; zeros if it is gone."""
+    try:
+        status = path.stat()
+    except OSError:
+        return 0, 0
+    return status.st_size, status.st_mtime_ns
+
+
+def part_id(item: Item, sign: tuple[int, int], cfg: TranscodeConfig) -> str:
+    """Name of an item's part: changes with the file, what is known of it, and the way it is written."""
+    text = json.dumps([asdict(item), sign, asdict(cfg)], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]

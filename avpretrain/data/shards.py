@@ -1,0 +1,205 @@
+"""A source's files to shards: plans, works in parallel, joins parts, commits. Interrupted at any point, it goes on there.
+
+OUT/.work holds what is not finished: parts (one a source file), the rows of shards that are joined already, and at the
+very end the new manifest and summary, which are then moved into place together. Shards are joined in an order fixed by a
+hash of the paths, so that each is a random sample of the set and nothing depends on who finished first.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import av
+
+import avpretrain
+from avpretrain.data.join import Joiner
+from avpretrain.data.ledger import Done, Ledger
+from avpretrain.data.manifest import DATASET_NAME, Manifest
+from avpretrain.data.media import Limits
+from avpretrain.data.parts import Task, make_part, part_id, signature, write_part
+from avpretrain.data.sources import Item, Listing, SourceName, find_items
+from avpretrain.data.transcode import TranscodeConfig
+from avpretrain.data.workers import run_contained
+from avpretrain.errors import UsageError, UserError
+
+Engine = Literal["processes", "ray"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardConfig:
+    """How a source becomes shards."""
+
+    source: SourceName = "folder"
+    """Layout of the source folder."""
+    table: Path | None = None
+    """CSV of labels or segments, where it does not lie where the source expects it."""
+    name: str = ""
+    """Of the data set; empty = that of OUT."""
+    clips: TranscodeConfig = field(default_factory=TranscodeConfig)
+    limits: Limits = field(default_factory=Limits)
+    shard_mb: int = 256
+    """Largest shard, in millions of bytes."""
+    shard_clips: int = 0
+    """Most clips in a shard; 0 = any number."""
+    workers: int = 0
+    """Processes; 0 = one a core."""
+    timeout: float = 300.0
+    """Seconds without a finished clip after which work on a file is given up."""
+    retry: bool = False
+    """Try files again that were skipped before."""
+    engine: Engine = "processes"
+    """processes: this machine; ray: a Ray cluster (needs avpretrain[ray], and OUT on storage that all nodes share)."""
+
+    def __post_init__(self) -> None:
+        for name in ("shard_mb", "timeout"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("workers", "shard_clips"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far the work on source files is."""
+
+    done: int
+    total: int
+    clips: int
+    skipped: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardReport:
+    """What a run did."""
+
+    manifest: Manifest
+    added: int
+    """Source files that this run worked on."""
+    skipped: list[Done]
+    """All files of the data set that could not be used."""
+    changed: list[str]
+    """Files that changed since they were sharded; their old clips stay."""
+    listing: Listing
+
+
+def make_shards(
+    src: Path, out: Path, cfg: ShardConfig, on_progress: Callable[[Progress], None] = lambda _: None
+) -> ShardReport:
+    """Turns the files of `src` into a sharded data set at `out`, or adds the new ones to the one that is there.
+
+    Raises:
+        UserError: no file was usable, or the disk is full, or another process writes there.
+        UsageError: `out` is a data set that was written in another way, or something else.
+    """
+    listing = find_items(cfg.source, src, cfg.table)
+    refuse_strangers(out)
+    out.mkdir(parents=True, exist_ok=True)
+    with _locked(out):
+        ledger = Ledger.open(out, _created_with(cfg))
+        plan, changed = _plan(src, listing, ledger, cfg)
+        if plan:
+            unusable = _work(plan, cfg, ledger, on_progress)
+            ledger.commit(cfg.name or out.resolve().name, _found(listing, cfg), unusable, listing.missing)
+        else:
+            ledger.close()
+        skipped = [done for done in ledger.done.values() if done.reason]
+        if not (out / DATASET_NAME).is_file():
+            raise UserError(_nothing_usable(src, skipped, out))
+        return ShardReport(manifest=Manifest(out), added=len(plan), skipped=skipped, changed=changed, listing=listing)
+
+
+def refuse_strangers(out: Path) -> None:
+    """Keeps a data set from being written among other files.
+
+    Raises:
+        UsageError: `out` is a file, or holds files that are not ours.
+    """
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out} is a file; name a folder")
+    ours = not out.exists() or not any(out.iterdir()) or (out / DATASET_NAME).is_file() or (out / ".work").is_dir()
+    if not ours and not (out / "skipped.csv").is_file():
+        raise UsageError(f"{out} holds other files; name an empty or new folder, or a data set to add to")
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    handle = os.open(out, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise UserError(f"another process is writing to {out}; wait for it") from None
+    finally:
+        os.close(handle)
+
+
+def _created_with(cfg: ShardConfig) -> dict[str, Any]:
+    return {"avpretrain": avpretrain.__version__, "av": av.__version__, "clips": asdict(cfg.clips)}
+
+
+def _found(listing: Listing, cfg: ShardConfig) -> dict[str, Any]:
+    return {"name": cfg.source, "files": len(listing.items), "missing": len(listing.missing)}
+
+
+def _plan(src: Path, listing: Listing, ledger: Ledger, cfg: ShardConfig) -> tuple[list[Task], list[str]]:
+    """Tasks in the order in which their clips will stand in the shards, and the files that changed."""
+    tasks, changed, joined = [], [], ledger.joined_parts()
+    for item in sorted(listing.items, key=_place):
+        sign = signature(src / item.path)
+        done = ledger.done.get((item.path, item.segment))
+        if done is not None and not (done.reason and (cfg.retry or done.sign != sign)):
+            if done.sign != sign:
+                changed.append(item.path)
+            continue
+        # a file whose clips are joined in part goes on from the part they came from, even if it has changed since
+        name = joined.get((item.path, item.segment), (part_id(item, sign, cfg.clips), 0))[0]
+        part = ledger.work / "parts" / name[:2] / name
+        tasks.append(Task(item=item, root=src, sign=sign, part=part, cfg=cfg.clips, limits=cfg.limits))
+    return tasks, changed
+
+
+def _place(item: Item) -> tuple[str, str]:
+    return item.split, hashlib.sha256(f"{item.path}\n{item.segment}".encode()).hexdigest()
+
+
+def _work(
+    tasks: Sequence[Task], cfg: ShardConfig, ledger: Ledger, on_progress: Callable[[Progress], None]
+) -> list[Done]:
+    """Makes and joins all parts; returns the files that could not be used."""
+    joiner = Joiner(ledger, tasks, cfg.shard_mb * 1_000_000, cfg.shard_clips)
+    todo = [task for task in tasks if not joiner.has(task)]
+    joiner.advance()
+    done = len(tasks) - len(todo)
+    on_progress(Progress(done, len(tasks), joiner.clips, len(joiner.skipped)))
+    workers = cfg.workers or os.cpu_count() or 1
+    for outcome in _engine(cfg.engine)(make_part, todo, min(workers, max(1, len(todo))), cfg.timeout):
+        if outcome.failure is not None:
+            write_part(outcome.task, [], outcome.failure)
+        done += 1
+        joiner.advance()
+        on_progress(Progress(done, len(tasks), joiner.clips, len(joiner.skipped)))
+    joiner.finish()
+    return joiner.skipped
+
+
+def _engine(name: Engine) -> Callable[..., Iterator[Any]]:
+    if name == "ray":
+        from avpretrain.data.ray_engine import run_on_ray
+
+        return run_on_ray
+    return run_contained
+
+
+def _nothing_usable(src: Path, skipped: Sequence[Done], out: Path) -> str:
+    example = f", e.g. {skipped[0].path} {skipped[0].reason}" if skipped else ""
+    return (
+        f"nothing in {src} was usable: {len(skipped)} files skipped{example}; all are listed in {out / 'skipped.csv'}"
+    )

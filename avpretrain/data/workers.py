@@ -1,0 +1,153 @@
+"""Work that may crash or hang, one task at a time in worker processes that are replaced when they do.
+
+A worker that dies takes only its task with it, and so does one that makes no progress for a while: it is killed. Workers
+die with the process that started them.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import ctypes
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
+Beat = Callable[[], None]
+Job = Callable[[Any, Beat], None]
+"""Does one task; calls its second argument whenever it has made progress. A function that pickle finds by name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome(Generic[T]):
+    """A task that ended, and why it failed; none = it did not."""
+
+    task: T
+    failure: str | None
+
+
+@dataclass(eq=False)
+class _Worker:
+    process: Any
+    pipe: Connection
+    task: Any = None
+    last_beat: float = field(default_factory=time.monotonic)
+
+
+def run_contained(job: Job, tasks: Sequence[T], workers: int, timeout: float) -> Iterator[Outcome[T]]:
+    """Runs `job(task, beat)` for every task; yields outcomes as tasks end.
+
+    Args:
+        job: what to do.
+        tasks: begun in this order.
+        workers: processes.
+        timeout: seconds without progress after which a worker is killed.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([job.__module__])
+    waiting = collections.deque(tasks)
+    pool: list[_Worker] = []
+    try:
+        while waiting or any(worker.task is not None for worker in pool):
+            while waiting and len(pool) < workers:
+                pool.append(_start(context, job))
+            for worker in pool:
+                if worker.task is None and waiting:
+                    _give(worker, waiting.popleft())
+            yield from _collect(pool, timeout)
+    finally:
+        for worker in pool:
+            _end(worker)
+
+
+def _start(context: Any, job: Job) -> _Worker:
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_serve, args=(job, theirs), daemon=True)
+    process.start()
+    theirs.close()
+    return _Worker(process, ours)
+
+
+def _give(worker: _Worker, task: Any) -> None:
+    worker.task, worker.last_beat = task, time.monotonic()
+    with contextlib.suppress(BrokenPipeError):  # it died while idle; `_collect` sees that
+        worker.pipe.send(task)
+
+
+def _collect(pool: list[_Worker], timeout: float) -> Iterator[Outcome[Any]]:
+    """Waits until something happens; drops workers that died or were killed from the pool."""
+    busy = [worker for worker in pool if worker.task is not None]
+    patience = min(worker.last_beat for worker in busy) + timeout - time.monotonic()
+    ready = multiprocessing.connection.wait([worker.pipe for worker in busy], max(0.0, patience))
+    for worker in busy:
+        task, failure = worker.task, None
+        if worker.pipe in ready:
+            try:
+                message = worker.pipe.recv()
+            except (EOFError, OSError):
+                failure = _epitaph(worker)
+            else:
+                worker.last_beat = time.monotonic()
+                if message is _BEAT:
+                    continue
+                worker.task = None
+                yield Outcome(task, message or None)
+                continue
+        elif time.monotonic() - worker.last_beat >= timeout:
+            failure = f"made no progress for {timeout:g} s"
+        if failure is not None:
+            pool.remove(worker)
+            _end(worker)
+            yield Outcome(task, failure)
+
+
+_BEAT = True
+"""What a worker sends when it has made progress; text when a task has ended, empty unless it failed."""
+
+
+def _epitaph(worker: _Worker) -> str:
+    worker.process.join(timeout=5)
+    code = worker.process.exitcode
+    if code is not None and code < 0:
+        return f"crashed the decoder ({signal.Signals(-code).name})"
+    return f"ended the worker process (exit status {code})"
+
+
+def _end(worker: _Worker) -> None:
+    worker.process.kill()
+    worker.process.join()
+    worker.pipe.close()
+
+
+def _serve(job: Job, pipe: Connection) -> None:
+    """Life of a worker process."""
+    _die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    null = os.open(os.devnull, os.O_WRONLY)  # decoders write about damaged files straight to stderr
+    os.dup2(null, 2)
+    while True:
+        try:
+            task = pipe.recv()
+        except EOFError:
+            return
+        try:
+            job(task, lambda: pipe.send(_BEAT))
+        except Exception as error:
+            failure = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        else:
+            failure = ""
+        pipe.send(failure)
+
+
+def _die_with_parent() -> None:
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
