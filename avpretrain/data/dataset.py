@@ -5,30 +5,30 @@ B clips, T frames, H height, W width, C colours, S waveform samples.
 
 from __future__ import annotations
 
-import math
 import multiprocessing
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from multiprocessing.context import BaseContext
+from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset
 
 from avpretrain import draws
 from avpretrain.batch import RawBatch
 from avpretrain.config import DataConfig, InputConfig
-from avpretrain.data.clips import ClipSet, Modality, Sample, window_samples
+from avpretrain.data.clips import ClipSet, Modality, Sample
+from avpretrain.data.collate import MAX_SKIPS, Collate, gave_up, random_window, training_short_side
 from avpretrain.data.decode import DecodeError
 from avpretrain.data.sampler import BatchPlaces, Order, Place, spread
 from avpretrain.data.storage import StorageError
+from avpretrain.data.stream import ShardStream
 from avpretrain.errors import UserError
 from avpretrain.schedules import Step
 
 __all__ = ["ClipSet", "Modality", "check_bad_share", "eval_loader", "train_loader"]
 
-MAX_SKIPS = 16
-"""Failed clips in a row after which a loader gives up."""
 PATIENCE = 1800
 """Seconds without a batch after which the loader processes are taken to hang."""
 
@@ -54,8 +54,11 @@ def train_loader(
     """
     clips = clips or ClipSet(cfg.shards, cfg.split, cfg.cache_dir)
     order = Order(clips.shard_sizes, cfg.shuffle_window, seed)
-    dataset = _TrainingClips(clips, order, input)
-    return _load(dataset, BatchPlaces(order, steps, rank, world), cfg.num_workers, cfg.prefetch, input)
+    if cfg.mode == "stream":
+        stream = ShardStream(clips, order, input, list(steps), rank, world, cfg.num_workers)
+        return _checked(DataLoader[Any](stream, batch_size=None, **_processes(cfg.num_workers, cfg.prefetch)))
+    places = BatchPlaces(order, steps, rank, world)
+    return _map(_TrainingClips(clips, order, input), places, input, cfg.num_workers, cfg.prefetch)
 
 
 def eval_loader(
@@ -73,8 +76,8 @@ def eval_loader(
     Args:
         modality: what to decode; the other modality counts as absent.
     """
-    dataset = _EvaluationClips(clips, input, modality)
-    return _load(dataset, list(spread(rows, batch_size)), num_workers, 2, input)
+    batches = list(spread(rows, batch_size))
+    return _map(_EvaluationClips(clips, input, modality), batches, input, num_workers, prefetch=2)
 
 
 def check_bad_share(failed: int, seen: int, max_share: float, reason: str) -> None:
@@ -95,7 +98,7 @@ class _TrainingClips(Dataset[Sample | UserError]):
 
     def __init__(self, clips: ClipSet, order: Order, input: InputConfig) -> None:
         self.clips, self.order, self.input = clips, order, input
-        self.short_side = round(input.video_size * 8 / 7)  # 256 for 224: room for the random crop
+        self.short_side = training_short_side(input)
 
     def __getitem__(self, place: Place) -> Sample | UserError:
         seed = self.order.sample_seed(place)
@@ -109,7 +112,7 @@ class _TrainingClips(Dataset[Sample | UserError]):
                 reasons.append(str(error))
             else:
                 return Sample(sample.waveform_S, sample.frames_THWC, row, seed, tuple(reasons))
-        return UserError(f"{MAX_SKIPS} clips in a row could not be read; the last: {reasons[-1]}")
+        return gave_up(reasons)
 
 
 class _EvaluationClips(Dataset[Sample | UserError]):
@@ -123,73 +126,27 @@ class _EvaluationClips(Dataset[Sample | UserError]):
         try:
             return self.clips.read(row, self.input, seed, short_side=self.input.video_size, modality=self.modality)
         except (DecodeError, StorageError) as error:
-            return Sample(torch.zeros(0, dtype=torch.int16).numpy(), None, row, seed, (str(error),))
+            return Sample(np.zeros(0, np.int16), None, row, seed, (str(error),))
 
 
-def random_window(seed: int) -> tuple[float, float]:
-    """Where a training sample's windows of sound and picture lie, each in [0, 1)."""
-    seed_1 = torch.tensor([seed])
-    return float(draws.uniform(seed_1, "audio_window")), float(draws.uniform(seed_1, "video_window"))
-
-
-class Collate:
-    """Decoded clips to a batch of fixed waveform length; frames are padded to the largest of the batch."""
-
-    def __init__(self, input: InputConfig) -> None:
-        self.samples, self.frames = window_samples(input), input.video_frames
-
-    def __call__(self, samples: Sequence[Sample | UserError]) -> RawBatch | UserError:
-        good = [sample for sample in samples if isinstance(sample, Sample)]
-        if len(good) < len(samples):
-            return next(sample for sample in samples if isinstance(sample, UserError))
-        sizes = [(0, 0) if s.frames_THWC is None else s.frames_THWC.shape[1:3] for s in good]
-        height, width = (max(1, *(size[axis] for size in sizes)) for axis in (0, 1))
-        waveform_BS = _shared((len(good), self.samples), torch.int16)
-        frames_BTHWC = _shared((len(good), self.frames, height, width, 3), torch.uint8)
-        for b, (sample, (h, w)) in enumerate(zip(good, sizes, strict=True)):
-            waveform_BS[b, : len(sample.waveform_S)] = torch.from_numpy(sample.waveform_S)
-            if sample.frames_THWC is not None:
-                frames_BTHWC[b, :, :h, :w] = torch.from_numpy(sample.frames_THWC)
-        reasons = tuple(reason for sample in good for reason in sample.reasons)
-        return RawBatch(
-            waveform_BS=waveform_BS,
-            samples_B=torch.tensor([len(s.waveform_S) for s in good]),
-            frames_BTHWC=frames_BTHWC,
-            size_B2=torch.tensor(sizes),
-            seed_B=torch.tensor([s.seed for s in good]),
-            index_B=torch.tensor([s.index for s in good]),
-            failed=len(reasons),
-            reasons=reasons,
-        )
-
-
-def _shared(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Zeros; in a loader process they lie in shared memory from the start, which saves a copy of the batch."""
-    if get_worker_info() is None:
-        return torch.zeros(shape, dtype=dtype)
-    storage = torch.UntypedStorage._new_shared(math.prod(shape) * dtype.itemsize)  # as torch's own collation does
-    return torch.empty(0, dtype=dtype).set_(storage).view(shape)  # fresh pages are zero
-
-
-def _load(
+def _map(
     dataset: Dataset[Sample | UserError],
-    batches: Iterable[list[Place]] | Sequence[Sequence[int]],
+    batches: Iterable[Sequence[int]] | BatchPlaces,
+    input: InputConfig,
     num_workers: int,
     prefetch: int,
-    input: InputConfig,
 ) -> Iterator[RawBatch]:
-    loader = DataLoader(
-        dataset,
-        batch_sampler=batches,  # type: ignore[arg-type]
-        num_workers=num_workers,
-        prefetch_factor=prefetch if num_workers else None,
-        collate_fn=Collate(input),
-        multiprocessing_context=process_context() if num_workers else None,
-        pin_memory=torch.cuda.is_available(),
-        timeout=PATIENCE if num_workers else 0,
-        generator=torch.Generator(),  # so that the global generator is left alone
-    )
-    return _checked(loader)
+    processes = _processes(num_workers, prefetch)
+    return _checked(DataLoader(dataset, batch_sampler=batches, collate_fn=Collate(input), **processes))  # type: ignore[arg-type]
+
+
+def _processes(num_workers: int, prefetch: int) -> dict[str, Any]:
+    """DataLoader's arguments on processes and memory."""
+    common: dict[str, Any] = {"num_workers": num_workers, "pin_memory": torch.cuda.is_available()}
+    common["generator"] = torch.Generator()  # so that the global generator is left alone
+    if num_workers:
+        common |= {"prefetch_factor": prefetch, "timeout": PATIENCE, "multiprocessing_context": process_context()}
+    return common
 
 
 def process_context() -> BaseContext:

@@ -7,10 +7,10 @@ another. So reading stays local, and a position is found from its own window alo
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import accumulate
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +18,9 @@ import torch
 from avpretrain import draws
 from avpretrain.errors import UsageError
 from avpretrain.schedules import Step
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +32,6 @@ class Place:
     """In the order of its epoch, from 0."""
 
 
-@dataclass(frozen=True)
 class Order:
     """Order of the rows of a data set in each epoch of training.
 
@@ -38,62 +40,69 @@ class Order:
         window: shards that are shuffled into one another.
     """
 
-    shard_sizes: tuple[int, ...]
-    window: int
-    seed: int
+    def __init__(self, shard_sizes: Sequence[int], window: int, seed: int) -> None:
+        self.window, self.seed = window, seed
+        self._sizes = np.asarray(shard_sizes, dtype=np.int64)
+        self._first_rows = np.concatenate([[0], np.cumsum(self._sizes)])
+        self._clips = int(self._first_rows[-1])
+        self._epochs: dict[int, _Epoch] = {}
+        self._windows: dict[tuple[int, int], np.ndarray] = {}
 
     def __len__(self) -> int:
-        return sum(self.shard_sizes)
+        return self._clips
 
     def place(self, seen: int) -> Place:
         """Where the sample stands before which `seen` samples were seen, over all epochs."""
-        return Place(*divmod(seen, len(self)))
+        return Place(*divmod(seen, self._clips))
 
     def row(self, place: Place, skip: int = 0) -> int:
         """The row of the sample at `place`, or of its `skip`-th successor in the same window (which is a circle)."""
-        starts = _window_starts(self, place.epoch)
-        window = bisect_right(starts, place.position) - 1
-        rows = _window_rows(self, place.epoch, window)
-        return int(rows[(place.position - starts[window] + skip) % len(rows)])
+        epoch = _kept(self._epochs, place.epoch, lambda: self._order_shards(place.epoch))
+        window = bisect_right(epoch.starts, place.position) - 1
+        rows = _kept(self._windows, (place.epoch, window), lambda: self._shuffle_rows(epoch, place.epoch, window))
+        return int(rows[(place.position - epoch.starts[window] + skip) % len(rows)])
 
     def sample_seed(self, place: Place) -> int:
         """Seed of everything that is drawn for the sample."""
         return draws.sample_seed(self.seed, place.epoch, place.position)
 
+    def shards(self, epoch: int) -> list[int]:
+        """The shards that hold clips, in the order in which the epoch reads them."""
+        shards = _permutation(draws.sample_seed(self.seed, epoch, -1), "shards", len(self._sizes))
+        return [int(shard) for shard in shards if self._sizes[shard]]
+
+    def _order_shards(self, epoch: int) -> _Epoch:
+        shards = self.shards(epoch)
+        windows = [shards[i : i + self.window] for i in range(0, len(shards), self.window)]
+        sizes = [int(self._sizes[window].sum()) for window in windows]
+        return _Epoch(windows, [0, *accumulate(sizes[:-1])])
+
+    def _shuffle_rows(self, epoch: _Epoch, number: int, window: int) -> np.ndarray:
+        spans = [np.arange(self._first_rows[s], self._first_rows[s + 1]) for s in epoch.windows[window]]
+        rows = np.concatenate(spans)
+        return rows[_permutation(draws.sample_seed(self.seed, number, -2 - window), "rows", len(rows))]
+
+
+@dataclass(frozen=True, slots=True)
+class _Epoch:
+    """The windows of an epoch: their shards, and their first positions."""
+
+    windows: list[list[int]]
+    starts: list[int]
+
+
+def _kept(memory: dict[K, V], key: K, make: Callable[[], V]) -> V:
+    """`memory[key]`, made when it is not there; only the last two are kept."""
+    if key not in memory:
+        while len(memory) > 1:
+            del memory[next(iter(memory))]
+        memory[key] = make()
+    return memory[key]
+
 
 def _permutation(seed: int, stream: str, count: int) -> np.ndarray:
     # Sorted hashes rather than a library's shuffle, whose result may change with the library's version.
     return draws.permutation(torch.tensor([seed]), stream, count)[0].numpy()
-
-
-@lru_cache(maxsize=4)
-def _shard_order(order: Order, epoch: int) -> list[int]:
-    sizes = np.asarray(order.shard_sizes)
-    shards = _permutation(draws.sample_seed(order.seed, epoch, -1), "shards", len(sizes))
-    return [int(shard) for shard in shards if sizes[shard]]
-
-
-@lru_cache(maxsize=4)
-def _window_starts(order: Order, epoch: int) -> list[int]:
-    """First position of each window."""
-    shards = _shard_order(order, epoch)
-    windows = [shards[i : i + order.window] for i in range(0, len(shards), order.window)]
-    sizes = [sum(order.shard_sizes[shard] for shard in window) for window in windows]
-    return [0, *accumulate(sizes[:-1])]
-
-
-@lru_cache(maxsize=2)
-def _window_rows(order: Order, epoch: int, window: int) -> np.ndarray:
-    """Rows of one window, int64, in the order in which they are read."""
-    shards = _shard_order(order, epoch)[window * order.window : (window + 1) * order.window]
-    first_rows = _first_rows(order)
-    rows = np.concatenate([np.arange(first_rows[s], first_rows[s] + order.shard_sizes[s]) for s in shards])
-    return rows[_permutation(draws.sample_seed(order.seed, epoch, -2 - window), "rows", len(rows))]
-
-
-@lru_cache(maxsize=4)
-def _first_rows(order: Order) -> list[int]:
-    return [0, *accumulate(order.shard_sizes[:-1])]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,77 @@
+"""Decoded clips to batches, inside the loader processes.
+
+B clips, T frames, H height, W width, C colours, S waveform samples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.utils.data import get_worker_info
+
+from avpretrain import draws
+from avpretrain.batch import RawBatch
+from avpretrain.config import InputConfig
+from avpretrain.data.clips import Sample, window_samples
+from avpretrain.errors import UserError
+
+MAX_SKIPS = 16
+"""Failed clips in a row after which a loader gives up."""
+
+
+def gave_up(reasons: Sequence[str]) -> UserError:
+    """What a loader process sends instead of a batch, since an exception raised there would arrive as a traceback."""
+    return UserError(f"{MAX_SKIPS} clips in a row could not be read; the last: {reasons[-1]}")
+
+
+def training_short_side(input: InputConfig) -> int:
+    """Shorter side of the frames that training decodes: 256 for a size of 224, room for the random crop."""
+    return round(input.video_size * 8 / 7)
+
+
+def random_window(seed: int) -> tuple[float, float]:
+    """Where a training sample's windows of sound and picture lie, each in [0, 1)."""
+    seed_1 = torch.tensor([seed])
+    return float(draws.uniform(seed_1, "audio_window")), float(draws.uniform(seed_1, "video_window"))
+
+
+class Collate:
+    """Decoded clips to a batch of fixed waveform length; frames are padded to the largest of the batch."""
+
+    def __init__(self, input: InputConfig) -> None:
+        self.samples, self.frames = window_samples(input), input.video_frames
+
+    def __call__(self, samples: Sequence[Sample | UserError]) -> RawBatch | UserError:
+        good = [sample for sample in samples if isinstance(sample, Sample)]
+        if len(good) < len(samples):
+            return next(sample for sample in samples if isinstance(sample, UserError))
+        sizes = [(0, 0) if s.frames_THWC is None else s.frames_THWC.shape[1:3] for s in good]
+        height, width = (max(1, *(size[axis] for size in sizes)) for axis in (0, 1))
+        waveform_BS = _shared((len(good), self.samples), torch.int16)
+        frames_BTHWC = _shared((len(good), self.frames, height, width, 3), torch.uint8)
+        for b, (sample, (h, w)) in enumerate(zip(good, sizes, strict=True)):
+            waveform_BS[b, : len(sample.waveform_S)] = torch.from_numpy(sample.waveform_S)
+            if sample.frames_THWC is not None:
+                frames_BTHWC[b, :, :h, :w] = torch.from_numpy(sample.frames_THWC)
+        reasons = tuple(reason for sample in good for reason in sample.reasons)
+        return RawBatch(
+            waveform_BS=waveform_BS,
+            samples_B=torch.tensor([len(s.waveform_S) for s in good]),
+            frames_BTHWC=frames_BTHWC,
+            size_B2=torch.tensor(sizes),
+            seed_B=torch.tensor([s.seed for s in good]),
+            index_B=torch.tensor([s.index for s in good]),
+            failed=len(reasons),
+            reasons=reasons,
+        )
+
+
+def _shared(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Zeros; in a loader process they lie in shared memory from the start, which saves a copy of the batch."""
+    if get_worker_info() is None:
+        return torch.zeros(shape, dtype=dtype)
+    storage = torch.UntypedStorage._new_shared(math.prod(shape) * dtype.itemsize)  # as torch's own collation does
+    return torch.empty(0, dtype=dtype).set_(storage).view(shape)  # fresh pages are zero
