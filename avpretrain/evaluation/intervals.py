@@ -5,7 +5,9 @@ N clips, R resamples. A resample is how often each clip was drawn, so that a met
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,10 +38,12 @@ def point(statistic: Statistic, clips: int) -> float:
 def interval(statistic: Statistic, clips: int, seed: int, resamples: int = RESAMPLES) -> tuple[float, float]:
     """95% percentile interval; resamples in which the statistic is undefined (NaN) are left out."""
     values = np.concatenate([statistic(weight_RN) for weight_RN in _resamples(clips, resamples, seed)])
-    low, high = np.nanpercentile(values, [2.5, 97.5])
+    low, high = np.nanpercentile(values, [2.5, 97.5], method="inverted_cdf")
     return float(low), float(high)
 
 
-def estimate(statistic: Statistic, clips: int, seed: int) -> dict[str, float | list[float]]:
-    """`value` and `ci` of a statistic, as results record them."""
-    return {"value": point(statistic, clips), "ci": list(interval(statistic, clips, seed))}
+def estimate(statistic: Statistic, clips: int, seed: int) -> dict[str, Any]:
+    """`value` and `ci` of a statistic, as results record them; null where it is undefined or infinite."""
+    values = [point(statistic, clips), *interval(statistic, clips, seed)]
+    value, low, high = (x if math.isfinite(x) else None for x in values)
+    return {"value": value, "ci": [low, high]}

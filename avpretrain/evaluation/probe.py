@@ -13,6 +13,7 @@ import torch
 from avpretrain.config import ModelConfig
 from avpretrain.data.clips import ClipSet
 from avpretrain.errors import UserError
+from avpretrain.evaluation import intervals
 from avpretrain.evaluation.extract import Reading, extract, longest_clip
 from avpretrain.evaluation.frozen import PLAIN_FEATURES, Embedder, FrozenEncoder, Modality, Pooling, input_for
 from avpretrain.evaluation.labels import Parts, Task, cross_validation_parts, official_parts, read_task
@@ -111,6 +112,10 @@ def run_probe(checkpoint: Path, shards: tuple[str, ...], cfg: ProbeConfig) -> Ou
     tested = {name: evaluate(x_ND[usable], task, parts, method) for name, x_ND in found.features.items()}
     ours = tested.pop(ENCODER)
     others = {name: other.predictions for name, other in tested.items()} | {"majority_class": majority(task, parts)}
+    if not np.isfinite(
+        intervals.point(ours.predictions.statistic(ours.predictions.metric), len(ours.predictions.keys))
+    ):
+        raise UserError(f"no test clip has any class of the label '{cfg.label}', so there is nothing to score")
     result = {
         "task": f"{cfg.classifier}_probe",
         "label": cfg.label,

@@ -1,0 +1,133 @@
+"""The probe from files to files, as the command line runs it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_datasets import Spec, make_dataset
+from tiny_models import tiny
+
+from avpretrain.cli import run
+from avpretrain.data.clips import ClipSet
+from avpretrain.errors import UserError
+from avpretrain.evaluation.probe import ProbeConfig, random_encoder, run_probe
+from avpretrain.evaluation.results import compare_results
+from avpretrain.provenance import versions
+
+SPLITS = ["train"] * 24 + ["val"] * 8 + ["test"] * 8
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Low and high tones, of lengths that differ."""
+    specs = [
+        Spec(seconds=0.5 + 0.1 * (i % 7), split=split, label=("low", "high")[i % 2], pitch=(i % 8) + 60 * (i % 2),
+             labels=(("fold", str(i % 4)), ("tags", ["x"] if i % 3 else ["x", "y"])), size=(32, 32))
+        for i, split in enumerate(SPLITS)
+    ]  # fmt: skip
+    return str(make_dataset(tmp_path_factory.mktemp("data") / "tones", specs, per_shard=16))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run") / "model"
+    random_encoder(tiny(), seed=3).save_pretrained(folder)
+    (folder.parent / "run.json").write_text("{}")
+    return folder.parent
+
+
+def probed(capsys: pytest.CaptureFixture[str], *args: object) -> dict[str, Any]:
+    run("probe", [*map(str, args), "--json", "--num-workers", "0"])
+    answer: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return answer
+
+
+def test_result_says_what_was_measured_with_what(
+    data: str, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = probed(capsys, checkpoint, data, "--label", "class")
+    assert result["task"] == "linear_probe"
+    assert result["accuracy"] == 1.0
+    assert set(result["baselines"]) == {"random_encoder", "mean_log_mel", "majority_class"}
+    assert result["baselines"]["majority_class"]["accuracy"] == 0.5
+    assert result["parts"][0] | {"l2": 0, "val_score": 0} == {
+        "name": "official", "fit": 24, "val": 8, "test": 8, "l2": 0, "val_score": 0, "test_score": 1.0
+    }  # fmt: skip
+    assert result["data"]["fingerprint"] == ClipSet([data]).fingerprint
+    assert len(result["checkpoint"]["sha256"]) == 64
+    assert result["versions"] == versions()
+    saved = checkpoint / "eval" / "linear_probe_class_audio.json"
+    assert json.loads(saved.read_text()) == result
+    assert saved.with_suffix(".npz").is_file()
+
+
+@pytest.mark.parametrize("extra", [["--modality", "video"], ["--modality", "both", "--pooling", "mean_cls"]])
+def test_same_command_twice_gives_the_same_numbers(
+    data: str, checkpoint: Path, extra: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = [checkpoint, data, "--label", "class", *extra, "--out", tmp_path / "a.json"]
+    assert probed(capsys, *args) == probed(capsys, *args, "--batch-size", 40) | {
+        "probe": probed(capsys, *args)["probe"]
+    }
+
+
+def test_folds_test_every_clip(data: str, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = probed(capsys, checkpoint, data, "--label", "class", "--folds", "fold", "--classifier", "knn")
+    assert [part["name"] for part in result["parts"]] == [f"fold {i}" for i in range(4)]
+    assert sum(part["test"] for part in result["parts"]) == 40
+    assert result["task"] == "knn_probe"
+
+
+def test_several_labels_are_scored_by_map(data: str, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = probed(capsys, checkpoint, data, "--label", "tags", "--no-baselines")
+    assert result["metric"] == "map"
+    assert 0 <= result["map"] <= 1
+    assert set(result["cis"]) == {"map", "auc", "d_prime"}
+    assert "Infinity" not in json.dumps(result) and "NaN" not in json.dumps(result)
+
+
+def test_compare_pairs_clips_by_key(
+    data: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = [checkpoint, data, "--label", "class", "--no-baselines"]
+    probed(capsys, *args, "--out", tmp_path / "a.json")
+    probed(capsys, *args, "--folds", "fold", "--out", tmp_path / "b.json")
+    found = compare_results(tmp_path / "a.json", tmp_path / "b.json")
+    assert found["clips"] == 8
+    assert found["difference_ci"][0] <= found["difference"] <= found["difference_ci"][1]
+    probed(capsys, checkpoint, data, "--label", "tags", "--no-baselines", "--out", tmp_path / "c.json")
+    with pytest.raises(UserError, match="different tasks"):
+        compare_results(tmp_path / "a.json", tmp_path / "c.json")
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"label": "clas"}, "no clip has the label 'clas'; labels there are: class, fold, tags"),
+        ({"label": "class", "folds": "nofold"}, "not every clip"),
+        ({"label": "class", "folds": "class"}, "at least 3 folds"),
+    ],
+)
+def test_errors_say_what_to_do(data: str, checkpoint: Path, fields: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        run_probe(checkpoint, (data,), ProbeConfig(**fields, num_workers=0))
+
+
+@pytest.mark.slow
+def test_two_ranks_find_what_one_finds(
+    data: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "two.json"
+    args = [str(checkpoint), data, "--label", "class", "--batch-size", "5"]
+    alone = probed(capsys, *args, "--out", tmp_path / "one.json")
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2",
+               "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
+               str(ROOT / "eval" / "linear_probe.py"), *args, "--num-workers", "0", "--out", str(out)]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(out.read_text()) == alone
