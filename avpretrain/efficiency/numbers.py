@@ -37,6 +37,12 @@ def percent(share: int | float, digits: int = 1) -> str:
     return f"{100 * share:.{digits}f}%"
 
 
+def signed_percent(share: int | float) -> str:
+    """A change as a percentage with its sign; none where it rounds to nothing."""
+    text = f"{100 * share:+.1f}%"
+    return "0.0%" if text[1:] == "0.0%" else text.replace("-", "\N{MINUS SIGN}")
+
+
 def duration(seconds: int | float) -> str:
     """Seconds as '41 s', '12.5 min', '3.2 h' or '21 days'."""
     for limit, unit, name in ((90, 1, "s"), (5400, 60, "min"), (72 * 3600, 3600, "h")):

@@ -1,0 +1,42 @@
+"""`avpretrain report`."""
+
+from __future__ import annotations
+
+import json as json_format
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from avpretrain.efficiency.comparison import as_json, summary_table
+from avpretrain.efficiency.report import write_report
+from avpretrain.errors import UsageError
+
+
+def main(
+    runs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN")],
+    /,
+    out: Path = Path("report.html"),
+    json: bool = False,
+) -> None:
+    """Compare runs in one HTML page: cost, curves, probes, reconstructions, configs.
+
+    Reads run folders as `avpretrain train` writes them, and the probes in their eval/ folders; no data, no weights.
+    Writes one file that needs no network. Takes about a second. Savings are measured against the run whose name says
+    mavil, else the first.
+
+    Args:
+        runs: Folders of runs.
+        out: The page.
+        json: Print the comparison as JSON.
+    """
+    if not runs:
+        raise UsageError("no runs; give one or more folders written by avpretrain train")
+    if out.is_dir():
+        raise UsageError(f"--out {out} is a folder; give the name of a file, such as {out / 'report.html'}")
+    comparison = write_report(runs, out)
+    if json:
+        print(json_format.dumps({**as_json(comparison), "report": str(out)}, indent=2))
+    else:
+        print(summary_table(runs))
+        print(f"report: {out}")
