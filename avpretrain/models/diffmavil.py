@@ -9,6 +9,8 @@ patch, D encoder width. A dictionary keyed by `SIDES` holds a thing of each moda
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from typing import Any, Literal
 
 import torch
@@ -253,6 +255,11 @@ class DiffMAViL(
             *(unpatchify_audio(x["audio"], self.cfg.audio_grid, self.cfg.audio.patch) for x in (filled, hidden)),
             *(unpatchify_video(x["video"], self.cfg.video_grid, self.cfg.video.patch) for x in (filled, hidden)),
         )
+
+    @classmethod
+    def _from_pretrained(cls, **kwargs: Any) -> DiffMAViL:
+        with contextlib.redirect_stdout(sys.stderr):  # the mixin announces itself on stdout, where answers in JSON go
+            return super()._from_pretrained(**kwargs)
 
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> Any:
         """Writes `model.safetensors`, `config.json` and a model card (huggingface_hub's mixin)."""

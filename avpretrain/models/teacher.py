@@ -1,0 +1,57 @@
+"""Stage 2's teacher: a frozen model that sees whole clips and tells the student what to predict (MAViL, section 3.3).
+
+B clips, L patches, C = L + class token, D width.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from avpretrain.batch import AVBatch
+from avpretrain.config import ModelConfig
+from avpretrain.errors import UsageError
+from avpretrain.models.diffmavil import DiffMAViL
+from avpretrain.models.reconstruction import TeacherFeatures
+
+
+class Teacher(nn.Module):
+    """A trained model without its decoders; nothing of it learns.
+
+    Features are the fused, contextualised tokens of all patches. The student is a `DiffMAViL` of objective 'features';
+    with `loss.norm_pix_loss` it predicts each token normalised over its own values, else the token as it is.
+    """
+
+    def __init__(self, model: DiffMAViL) -> None:
+        super().__init__()
+        self.cfg = model.cfg
+        self.model = model.eval().requires_grad_(False)
+        del self.model.audio_decoder, self.model.video_decoder
+
+    @torch.no_grad()
+    def forward(self, batch: AVBatch) -> TeacherFeatures:
+        """Features of whole, unmasked clips."""
+        encoders = self.model.audio_encoder, self.model.video_encoder
+        tokens = self.model.encode_audio(batch.audio_BFM), self.model.encode_video(batch.video_BTCHW)  # [B, C, D] each
+        audio_BCD, video_BCD = self.model.fusion(*tokens)
+        return TeacherFeatures(audio_BCD[:, encoders[0].prefix :], video_BCD[:, encoders[1].prefix :])
+
+
+def load_teacher(weights: Path, student: ModelConfig) -> Teacher:
+    """The teacher whose weights lie in a folder.
+
+    Raises:
+        UsageError: its inputs, patches or width are not the student's.
+    """
+    model = DiffMAViL.from_pretrained(weights)
+    for name, mine, theirs in (
+        ("model.width", student.width, model.cfg.width),
+        ("audio grid", student.audio_grid, model.cfg.audio_grid),
+        ("video grid", student.video_grid, model.cfg.video_grid),
+        ("model.input", student.input, model.cfg.input),
+    ):
+        if mine != theirs:
+            raise UsageError(f"the teacher in {weights} has another {name} ({theirs}) than the student ({mine})")
+    return Teacher(model)
