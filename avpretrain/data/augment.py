@@ -1,6 +1,6 @@
 """Random changes to clips, each drawn from the clip's own seed; batched, on the device.
 
-B clips, S waveform samples, T frames, H height, W width, C colours; a box is (top, left, height, width) in pixels.
+B clips, S waveform samples, T frames, H height, W width, N pixels of a crop's side, C colours; a box is (top, left, height, width) in pixels.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from avpretrain import draws
 
 TRIES = 10
 """Boxes drawn for each clip; the first that fits its frame is taken."""
+CPU_CHUNK, GPU_CHUNK = 1, 32
+"""Clips that are cropped at a time: what they need fits a processor's caches, or a gigabyte of a GPU."""
 
 
 def gains(seed_B: Tensor, decibels: float) -> Tensor:
@@ -72,18 +74,27 @@ def crop(frames_BTHWC: Tensor, size_B2: Tensor, boxes_B4: Tensor, flip_B: Tensor
     Only pixels inside the clip's own frame are read, so a clip's result does not depend on the padding that its
     neighbours in the batch cause.
     """
-    y0_BH, y1_BH, y_BH = _taps(boxes_B4[:, 0], boxes_B4[:, 2], size_B2[:, 0], size)
-    x0_BW, x1_BW, x_BW = _taps(boxes_B4[:, 1], boxes_B4[:, 3], size_B2[:, 1], size)
-    x0_BW, x1_BW, x_BW = (torch.where(flip_B[:, None], v.flip(1), v) for v in (x0_BW, x1_BW, x_BW))
-    clip_B11 = torch.arange(len(frames_BTHWC), device=frames_BTHWC.device)[:, None, None]
+    chunk = CPU_CHUNK if frames_BTHWC.device.type == "cpu" else GPU_CHUNK
+    parts = zip(*(tensor.split(chunk) for tensor in (frames_BTHWC, size_B2, boxes_B4, flip_B)), strict=True)
+    return torch.cat([_crop(*part, size) for part in parts])
 
-    def tap(y_BH: Tensor, x_BW: Tensor) -> Tensor:
-        return frames_BTHWC[clip_B11, :, y_BH[:, :, None], x_BW[:, None, :]].float()  # [B, H, W, T, C]
 
-    x_B1W11, y_BH111 = x_BW[:, None, :, None, None], y_BH[:, :, None, None, None]
-    upper = torch.lerp(tap(y0_BH, x0_BW), tap(y0_BH, x1_BW), x_B1W11)
-    lower = torch.lerp(tap(y1_BH, x0_BW), tap(y1_BH, x1_BW), x_B1W11)
-    return torch.lerp(upper, lower, y_BH111).permute(0, 3, 1, 2, 4)
+def _crop(frames_BTHWC: Tensor, size_B2: Tensor, boxes_B4: Tensor, flip_B: Tensor, size: int) -> Tensor:
+    b, t, h, w, c = frames_BTHWC.shape
+    y0_BN, y1_BN, y_BN = _taps(boxes_B4[:, 0], boxes_B4[:, 2], size_B2[:, 0], size)
+    x_taps = _taps(boxes_B4[:, 1], boxes_B4[:, 3], size_B2[:, 1], size)
+    x0_BN, x1_BN, x_BN = (torch.where(flip_B[:, None], tap.flip(1), tap) for tap in x_taps)
+    first_BT1 = (torch.arange(b * t, device=frames_BTHWC.device) * h).view(b, t, 1)
+    lines = frames_BTHWC.reshape(b * t * h, w * c)
+
+    def rows(y_BN: Tensor) -> Tensor:
+        return lines.index_select(0, (first_BT1 + y_BN[:, None]).flatten()).view(b, t, size, w, c).float()
+
+    def columns(x_BN: Tensor) -> Tensor:
+        return rows_BTNWC.gather(3, x_BN[:, None, None, :, None].expand(b, t, size, size, c))
+
+    rows_BTNWC = torch.lerp(rows(y0_BN), rows(y1_BN), y_BN[:, None, :, None, None])
+    return torch.lerp(columns(x0_BN), columns(x1_BN), x_BN[:, None, None, :, None])
 
 
 def _taps(start_B: Tensor, extent_B: Tensor, limit_B: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
