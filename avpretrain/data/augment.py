@@ -1,6 +1,7 @@
 """Random changes to clips, each drawn from the clip's own seed; batched, on the device.
 
-B clips, S waveform samples, T frames, H height, W width, N pixels of a crop's side, C colours; a box is (top, left, height, width) in pixels.
+B clips, S waveform samples, T frames, H height, W width, N pixels of a crop's side, C colours; a box is (top, left,
+height, width) in pixels.
 """
 
 from __future__ import annotations
@@ -75,8 +76,8 @@ def crop(frames_BTHWC: Tensor, size_B2: Tensor, boxes_B4: Tensor, flip_B: Tensor
     neighbours in the batch cause.
     """
     chunk = CPU_CHUNK if frames_BTHWC.device.type == "cpu" else GPU_CHUNK
-    parts = zip(*(tensor.split(chunk) for tensor in (frames_BTHWC, size_B2, boxes_B4, flip_B)), strict=True)
-    return torch.cat([_crop(*part, size) for part in parts])
+    spans = [slice(start, start + chunk) for start in range(0, len(frames_BTHWC), chunk)]
+    return torch.cat([_crop(frames_BTHWC[s], size_B2[s], boxes_B4[s], flip_B[s], size) for s in spans])
 
 
 def _crop(frames_BTHWC: Tensor, size_B2: Tensor, boxes_B4: Tensor, flip_B: Tensor, size: int) -> Tensor:
