@@ -90,7 +90,7 @@ def _say(report: ShardReport, out: Path) -> None:
         print(f"ignored {listing.ignored} files that are no media or that no table names")
     if report.changed:
         print(
-            f"{len(report.changed)} files changed since they were sharded, e.g. {report.changed[0]}; their old clips stay "
-            "(for new ones, shard into a new folder)"
+            f"{len(report.changed)} files changed since they were sharded, e.g. {report.changed[0]}; "
+            "their old clips stay (for new ones, shard into a new folder)"
         )
     print(f"fingerprint {info['fingerprint'][:16]}")

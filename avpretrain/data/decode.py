@@ -53,8 +53,8 @@ class MediaInfo:
 
 
 @contextmanager
-def decoding() -> Iterator[None]:
-    """Turns whatever a decoder raises inside the block into a `DecodeError` of one line."""
+def decoding(prefix: str = "") -> Iterator[None]:
+    """Turns whatever a decoder raises inside the block into a `DecodeError` of one line, which begins with `prefix`."""
     try:
         yield
     except DecodeError:
@@ -62,7 +62,7 @@ def decoding() -> Iterator[None]:
     except MemoryError:
         raise DecodeError("needs more memory than there is") from None
     except (OSError, ValueError, RuntimeError, ArithmeticError, LookupError, av.FFmpegError) as error:
-        raise DecodeError(_reason(error)) from None
+        raise DecodeError(prefix + _reason(error)) from None
 
 
 def _reason(error: BaseException) -> str:
@@ -72,6 +72,10 @@ def _reason(error: BaseException) -> str:
     return next((line for line in lines if line), type(error).__name__)[:160]
 
 
+_SEALED = {"protocol_whitelist": "none"}
+"""Play lists in disguise may name other files and addresses: nothing but the file itself is ever opened."""
+
+
 @contextmanager
 def open_media(source: Path | bytes) -> Iterator[Any]:
     """Opens a file, or the bytes of one, with PyAV.
@@ -79,18 +83,11 @@ def open_media(source: Path | bytes) -> Iterator[Any]:
     Raises:
         DecodeError: no demuxer understands it, or reading fails inside the block.
     """
-    with decoding():
-        if isinstance(source, bytes):
-            with av.open(io.BytesIO(source), io_open=_refuse, metadata_errors="replace") as container:
-                yield container
-        else:
-            with source.open("rb") as file, av.open(file, io_open=_refuse, metadata_errors="replace") as container:
-                yield container
-
-
-def _refuse(url: str, flags: int, options: dict[str, str]) -> None:
-    """Play lists in disguise may name other files and addresses; nothing but the file itself is ever opened."""
-    raise DecodeError("refers to other files")
+    with decoding(), io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
+        with decoding("can't be opened: "):
+            container = av.open(file, options=_SEALED, metadata_errors="replace")
+        with container:
+            yield container
 
 
 def picture_stream(container: Any) -> Any | None:
@@ -156,8 +153,9 @@ def decode_video(
         data: a whole video file.
         times: seconds from the first frame; times past the end give the last frame.
         short_side: length of the shorter side after resizing, in pixels; 0 keeps the size.
-        backend: auto = decord, and PyAV where decord is not installed or can't read the file. decord can hang on damaged
-            files, so pass it only clips that were checked when they were sharded; choose pyav for files of unknown origin.
+        backend: auto = decord, and PyAV where decord is not installed or can't read the file. decord can hang on
+            damaged files, so pass it only clips that were checked when they were sharded; for files of unknown origin
+            choose pyav.
 
     Raises:
         DecodeError: neither decoder gets these frames.
@@ -204,7 +202,7 @@ def _decord_frames(data: bytes, times: Sequence[float]) -> Frames:
 
 
 def nearest(starts: np.ndarray, times: Sequence[float]) -> list[int]:
-    """For each time, the index of the frame whose start (ascending, in seconds) is closest; the earlier one in a tie."""
+    """For each time, the index of the frame whose start (ascending, in s) is closest; the earlier one in a tie."""
     wanted = np.asarray(times, dtype=np.float64)
     right = np.clip(np.searchsorted(starts, wanted), 1, max(1, len(starts) - 1))
     left = right - 1

@@ -24,8 +24,8 @@ _OPTIONS = {"fflags": "+bitexact"}
 class ClipEncoder:
     """Encodes frames to H.264 in mp4 as they come.
 
-    Key frames stand every `gop` frames and there are no B-frames, so that a reader decodes at most `gop` frames to get at
-    one; `fastdecode` leaves out the deblocking filter and arithmetic coding.
+    Key frames stand every `gop` frames and there are no B-frames, so that a reader decodes at most `gop` frames to get
+    at one; `fastdecode` leaves out the deblocking filter and arithmetic coding.
     """
 
     def __init__(self, fps: Fraction, gop: int, crf: int) -> None:

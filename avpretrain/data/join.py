@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,8 @@ END_OF_TAR = b"\0" * 1024
 class Joiner:
     """Joins the parts of `tasks` into shards.
 
-    A shard ends before the clip that would make it larger than `max_bytes`, or longer than `max_clips` (0 = any), and at
-    the end of a split. So shards depend on the tasks and their parts only, not on when parts were finished. A part is
+    A shard ends before the clip that would make it larger than `max_bytes`, or longer than `max_clips` (0 = any), and
+    at the end of a split. So shards depend on the tasks and their parts only, not on when parts were finished. A part is
     deleted once a shard that holds its last clip is in place.
     """
 
@@ -32,7 +31,7 @@ class Joiner:
         self.pending_split = ""
         self.skipped: list[Done] = []
         self.clips = 0
-        self.joined = {name: count for name, count in ledger.joined_parts().values()}
+        self.joined = dict(ledger.joined_parts().values())
 
     def has(self, task: Task) -> bool:
         """Whether a task needs no more work: its part is there, or joined already."""
@@ -100,7 +99,7 @@ class Joiner:
                 digest.update(data)
             file.write(END_OF_TAR)
             digest.update(END_OF_TAR)
-        os.replace(temporary, self.ledger.out / name)
+        temporary.replace(self.ledger.out / name)
         shard = Shard(name, self.pending_split, len(rows), offset + len(END_OF_TAR), digest.hexdigest())
         self.ledger.record(JoinedShard(shard, rows))
         for row in rows:

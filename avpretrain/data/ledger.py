@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -174,7 +173,7 @@ class Ledger:
                 values = {column: row[column] for column in SCHEMA.names if column != "shard"}
                 clips.setdefault(joined.shard.name, []).append(Clip(**values, shard=numbers[joined.shard.name]))
                 if row["log_mel"] is not None:
-                    sums[split] = sums.get(split, EMPTY) + LogMelSums(*row["log_mel"])
+                    sums[split] = sums.get(split, EMPTY).plus(LogMelSums(*row["log_mel"]))
         ordered = [clip for name in numbers for clip in clips[name]]
         return [shards[name] for name in numbers], ordered, sums
 
@@ -185,7 +184,7 @@ def _recover(out: Path) -> None:
     shutil.rmtree(trash, ignore_errors=True)
     if commit.is_dir():
         for path in commit.iterdir():
-            os.replace(path, out / path.name)
+            path.replace(out / path.name)
         (out / ".work").rename(trash)
         shutil.rmtree(trash)
 
@@ -210,7 +209,7 @@ def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text)
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

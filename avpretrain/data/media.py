@@ -25,7 +25,9 @@ from avpretrain.data.decode import (
 )
 
 MAX_BAD_SHARE = 0.05
+"""Share of a stream's packets that may fail to decode (one always may: the last, where a file breaks off)."""
 MAX_GAP_SECONDS = 60.0
+"""Longest time that one frame may be shown."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,7 +59,7 @@ class _Tally:
     bad: int = 0
 
     def check(self) -> None:
-        if self.bad > MAX_BAD_SHARE * self.total:
+        if self.bad > max(1, MAX_BAD_SHARE * self.total):
             raise DecodeError(f"{self.bad} of {self.total} packets of {self.what} do not decode")
 
 
@@ -174,7 +176,7 @@ class Source:
                 yield before
 
     def packets(self) -> Iterator[tuple[float, Any]]:
-        """(time, packet of the picture) in decoding order, undecoded; at last (end, None), while packets are still valid.
+        """(time, packet of the picture) in decoding order; at last (end, None), while packets are still valid.
 
         Raises:
             DecodeError: it is too long.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import tarfile
 from dataclasses import asdict, dataclass
@@ -20,8 +19,9 @@ import numpy as np
 from avpretrain.data.decode import DecodeError, Sound
 from avpretrain.data.media import Limits
 from avpretrain.data.sources.base import Item, need_of
-from avpretrain.data.transcode import SAMPLE_RATE, ClipMedia, TranscodeConfig, cut
+from avpretrain.data.transcode import SAMPLE_RATE, ClipMedia, Need, TranscodeConfig, cut
 from avpretrain.data.workers import Beat
+from avpretrain.errors import UserError
 
 LOG_MEL_BLOCK = 3000
 """Spectrogram frames at a time, which bounds memory on long clips."""
@@ -35,8 +35,14 @@ class LogMelSums(NamedTuple):
     total: float
     squares: float
 
-    def __add__(self, other: LogMelSums) -> LogMelSums:  # type: ignore[override]
-        return LogMelSums(*(a + b for a, b in zip(self, other, strict=True)))
+    def plus(self, other: LogMelSums) -> LogMelSums:
+        """The sums over both."""
+        return LogMelSums(
+            self.clips + other.clips,
+            self.values + other.values,
+            self.total + other.total,
+            self.squares + other.squares,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,30 +58,47 @@ class Task:
     cfg: TranscodeConfig
     limits: Limits
 
+    @property
+    def need(self) -> Need:
+        """What its clips must have: as configured, or else as the source says, or else as the file's type promises."""
+        return next(need for need in (self.cfg.need, self.item.need, need_of(self.item.path)) if need != "auto")
+
 
 def make_part(task: Task, beat: Beat) -> None:
-    """Writes the part of a file; one that can't be used leaves a part without clips that says why."""
-    task.part.parent.mkdir(parents=True, exist_ok=True)
-    rows: list[dict[str, Any]] = []
-    reason: str | None = None
-    tar, temporary = task.part.with_suffix(".tar"), task.part.with_suffix(".tmp")
-    need = task.cfg.need if task.cfg.need != "auto" else task.item.need
-    need = need if need != "auto" else need_of(task.item.path)
-    with temporary.open("wb") as file:
+    """Writes the part of a file; one that can't be used leaves a part without clips that says why.
+
+    Raises:
+        UserError: the part can't be written.
+    """
+    try:
+        task.part.parent.mkdir(parents=True, exist_ok=True)
         try:
-            for clip in cut(task.root / task.item.path, task.item.segment, need, task.cfg, task.limits):
+            rows = _write_clips(task, beat)
+        except DecodeError as error:
+            write_part(task, [], str(error))
+        else:
+            write_part(task, rows, None)
+    except OSError as error:
+        where = task.part.parent
+        raise UserError(f"can't write to {where}: {error.strerror}; mend that and run again to go on") from None
+
+
+def _write_clips(task: Task, beat: Beat) -> list[dict[str, Any]]:
+    """Writes the tar members of a part; returns their rows."""
+    rows: list[dict[str, Any]] = []
+    temporary = task.part.with_suffix(".tmp")
+    try:
+        with temporary.open("wb") as file:
+            for clip in cut(task.root / task.item.path, task.item.segment, task.need, task.cfg, task.limits):
                 data, row = clip_members(clip, task.item, len(rows))
                 row["part_offset"] = file.tell()
                 file.write(data)
                 rows.append(row)
                 beat()
-        except DecodeError as error:
-            reason = str(error)
-    if reason is None:
-        os.replace(temporary, tar)
-    else:
-        temporary.unlink()
-    write_part(task, [] if reason else rows, reason)
+        temporary.replace(task.part.with_suffix(".tar"))
+    finally:
+        temporary.unlink(missing_ok=True)
+    return rows
 
 
 def write_part(task: Task, rows: list[dict[str, Any]], reason: str | None) -> None:
@@ -83,7 +106,7 @@ def write_part(task: Task, rows: list[dict[str, Any]], reason: str | None) -> No
     task.part.parent.mkdir(parents=True, exist_ok=True)
     temporary = task.part.with_suffix(".tmp")
     temporary.write_text(json.dumps({"rows": rows, "reason": reason, "sign": task.sign}))
-    os.replace(temporary, task.part.with_suffix(".json"))
+    temporary.replace(task.part.with_suffix(".json"))
 
 
 def clip_key(item: Item, number: int) -> str:
@@ -149,7 +172,7 @@ def log_mel_sums(pcm_S: Sound) -> LogMelSums:
     for first in range(0, len(wave_S) - length + 1, LOG_MEL_BLOCK * shift):
         block_BS = wave_S[None, first : first + (LOG_MEL_BLOCK - 1) * shift + length]
         mel_BFM = log_mel(block_BS).double()
-        sums += LogMelSums(0, mel_BFM.numel(), float(mel_BFM.sum()), float(mel_BFM.square().sum()))
+        sums = sums.plus(LogMelSums(0, mel_BFM.numel(), float(mel_BFM.sum()), float(mel_BFM.square().sum())))
     return sums
 
 

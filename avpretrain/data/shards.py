@@ -1,8 +1,8 @@
-"""A source's files to shards: plans, works in parallel, joins parts, commits. Interrupted at any point, it goes on there.
+"""A source's files to shards: plans, works in parallel, joins parts, commits. Interrupted anywhere, it goes on there.
 
-OUT/.work holds what is not finished: parts (one a source file), the rows of shards that are joined already, and at the
-very end the new manifest and summary, which are then moved into place together. Shards are joined in an order fixed by a
-hash of the paths, so that each is a random sample of the set and nothing depends on who finished first.
+OUT/.work holds what is not finished: parts (one a source file), the rows of shards that are joined already, and at
+the very end the new manifest and summary, which are then moved into place together. Shards are joined in an order fixed
+by a hash of the paths, so that each is a random sample of the set and nothing depends on who finished first.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from avpretrain.data.workers import run_contained
 from avpretrain.errors import UsageError, UserError
 
 Engine = Literal["processes", "ray"]
+SOUND_MODULES = ("avpretrain.data.features",)
+"""What workers need for log-mel statistics; importing torch takes seconds."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -179,8 +181,9 @@ def _work(
     joiner.advance()
     done = len(tasks) - len(todo)
     on_progress(Progress(done, len(tasks), joiner.clips, len(joiner.skipped)))
-    workers = cfg.workers or os.cpu_count() or 1
-    for outcome in _engine(cfg.engine)(make_part, todo, min(workers, max(1, len(todo))), cfg.timeout):
+    workers = min(cfg.workers or os.cpu_count() or 1, max(1, len(todo)))
+    preload = SOUND_MODULES if any(task.need != "video" for task in todo) else ()
+    for outcome in _engine(cfg.engine)(make_part, todo, workers, cfg.timeout, preload):
         if outcome.failure is not None:
             write_part(outcome.task, [], outcome.failure)
         done += 1

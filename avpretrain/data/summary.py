@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -48,9 +49,9 @@ def is_training(split: str) -> bool:
 
 
 def log_mel_summary(sums: Mapping[str, LogMelSums]) -> dict[str, Any]:
-    """Mean and standard deviation over the training splits, or over all where there is none, with the sums themselves."""
+    """Mean and standard deviation over the training splits, or all where there is none, with the sums themselves."""
     chosen = [split for split in sorted(sums) if is_training(split)] or sorted(sums)
-    total = sum((sums[split] for split in chosen), start=EMPTY)
+    total = functools.reduce(LogMelSums.plus, (sums[split] for split in chosen), EMPTY)
     mean = total.total / total.values if total.values else 0.0
     variance = total.squares / total.values - mean**2 if total.values else 0.0
     return {

@@ -162,6 +162,8 @@ def _transcoded(source: Source, cfg: TranscodeConfig) -> Iterator[_Piece]:
     wanted = Fraction(cfg.fps).limit_denominator(1001)
     fps = min(wanted, source.rate.limit_denominator(1001)) if source.rate else wanted
     per_clip = max(1, round(cfg.clip_seconds * fps)) if cfg.clip_seconds else None
+    if per_clip is not None:  # a whole number of frames fills a clip exactly
+        fps = per_clip / Fraction(cfg.clip_seconds).limit_denominator(1001)
     encoder, number, size = None, 0, (0, 0)
 
     def finished(encoder: ClipEncoder) -> _Piece:
@@ -201,7 +203,10 @@ def _copied(source: Source, cfg: TranscodeConfig) -> Iterator[_Piece]:
 def _remuxed(packets: list[Any], start: float, duration: float, source: Source) -> _Piece:
     context = packets[0].stream.codec_context
     width, height = context.width, context.height
-    data, extension = remux(packets)
+    try:
+        data, extension = remux(packets)
+    except DecodeError as error:
+        raise DecodeError(f"its picture can't be copied ({error}); try --transcode train") from None
     return _Piece(start, duration, data, extension, float(source.rate), width, height)
 
 

@@ -1,7 +1,7 @@
 """Work that may crash or hang, one task at a time in worker processes that are replaced when they do.
 
-A worker that dies takes only its task with it, and so does one that makes no progress for a while: it is killed. Workers
-die with the process that started them.
+A worker that dies takes only its task with it, and so does one that makes no progress for a while: it is killed.
+Workers die with the process that started them.
 """
 
 from __future__ import annotations
@@ -20,10 +20,15 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any, Generic, TypeVar
 
+from avpretrain.errors import UserError
+
 T = TypeVar("T")
 Beat = Callable[[], None]
 Job = Callable[[Any, Beat], None]
-"""Does one task; calls its second argument whenever it has made progress. A function that pickle finds by name."""
+"""Does one task; calls its second argument whenever it has made progress. A function that pickle finds by name.
+
+A `UserError` that it raises ends the whole run; any other exception fails the task.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +47,9 @@ class _Worker:
     last_beat: float = field(default_factory=time.monotonic)
 
 
-def run_contained(job: Job, tasks: Sequence[T], workers: int, timeout: float) -> Iterator[Outcome[T]]:
+def run_contained(
+    job: Job, tasks: Sequence[T], workers: int, timeout: float, preload: Sequence[str] = ()
+) -> Iterator[Outcome[T]]:
     """Runs `job(task, beat)` for every task; yields outcomes as tasks end.
 
     Args:
@@ -50,9 +57,13 @@ def run_contained(job: Job, tasks: Sequence[T], workers: int, timeout: float) ->
         tasks: begun in this order.
         workers: processes.
         timeout: seconds without progress after which a worker is killed.
+        preload: modules that all workers need: imported once, and inherited.
+
+    Raises:
+        UserError: a job raised it.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([job.__module__])
+    context.set_forkserver_preload([job.__module__, *preload])
     waiting = collections.deque(tasks)
     pool: list[_Worker] = []
     try:
@@ -91,15 +102,16 @@ def _collect(pool: list[_Worker], timeout: float) -> Iterator[Outcome[Any]]:
         task, failure = worker.task, None
         if worker.pipe in ready:
             try:
-                message = worker.pipe.recv()
+                message, text = worker.pipe.recv()
             except (EOFError, OSError):
                 failure = _epitaph(worker)
             else:
                 worker.last_beat = time.monotonic()
-                if message is _BEAT:
-                    continue
-                worker.task = None
-                yield Outcome(task, message or None)
+                if message == "fatal":
+                    raise UserError(text)
+                if message == "ended":
+                    worker.task = None
+                    yield Outcome(task, text)
                 continue
         elif time.monotonic() - worker.last_beat >= timeout:
             failure = f"made no progress for {timeout:g} s"
@@ -107,10 +119,6 @@ def _collect(pool: list[_Worker], timeout: float) -> Iterator[Outcome[Any]]:
             pool.remove(worker)
             _end(worker)
             yield Outcome(task, failure)
-
-
-_BEAT = True
-"""What a worker sends when it has made progress; text when a task has ended, empty unless it failed."""
 
 
 def _epitaph(worker: _Worker) -> str:
@@ -139,12 +147,13 @@ def _serve(job: Job, pipe: Connection) -> None:
         except EOFError:
             return
         try:
-            job(task, lambda: pipe.send(_BEAT))
+            job(task, lambda: pipe.send(("beat", None)))
+        except UserError as error:
+            pipe.send(("fatal", str(error)))
         except Exception as error:
-            failure = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            pipe.send(("ended", " ".join(f"{type(error).__name__}: {error}".split())[:300]))
         else:
-            failure = ""
-        pipe.send(failure)
+            pipe.send(("ended", None))
 
 
 def _die_with_parent() -> None:

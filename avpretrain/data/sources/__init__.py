@@ -14,11 +14,32 @@ from typing import Literal
 from avpretrain.data.sources.base import Item, Listing
 from avpretrain.errors import UserError
 
-SourceName = Literal["folder"]
+SourceName = Literal[
+    "folder", "huggingface", "audioset", "vggsound", "esc50", "esc10", "speechcommands", "fsdd", "grid"
+]
 SOURCES: dict[str, str] = {
-    "folder": "folder",
+    "folder": "folder:find",
+    "huggingface": "huggingface:find",
+    "audioset": "audioset:find",
+    "vggsound": "vggsound:find",
+    "esc50": "esc50:find",
+    "esc10": "esc50:find_esc10",
+    "speechcommands": "speechcommands:find",
+    "fsdd": "fsdd:find",
+    "grid": "grid:find",
 }
-"""Name of a source to the module that finds its files."""
+"""Name of a source to the module and function that find its files."""
+
+_SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "test": "test",
+    "testing": "test",
+}
 
 __all__ = ["SOURCES", "Item", "Listing", "SourceName", "find_items"]
 
@@ -38,8 +59,9 @@ def find_items(source: SourceName, root: Path, table: Path | None) -> Listing:
         raise UserError(f"no folder {root}")
     if table is not None and not table.is_file():
         raise UserError(f"no table {table}")
-    module = importlib.import_module(f"avpretrain.data.sources.{SOURCES[source]}")
-    listing: Listing = module.find(root, table)
+    module, function = SOURCES[source].split(":")
+    find = getattr(importlib.import_module(f"avpretrain.data.sources.{module}"), function)
+    listing: Listing = find(root, table)
     if not listing.items:
         raise UserError(f"{root} holds no files of source '{source}'" + _hint(listing))
     listing.items = [replace(item, split=_plain(item.split)) for item in listing.items]
@@ -52,8 +74,9 @@ def find_items(source: SourceName, root: Path, table: Path | None) -> Listing:
 
 
 def _plain(split: str) -> str:
-    """A split's name as file names can hold it."""
-    return re.sub(r"[^A-Za-z0-9_]+", "_", split.strip()).strip("_")[:60] or "train"
+    """A split's name as file names can hold it, and one name for what has several."""
+    name = re.sub(r"[^A-Za-z0-9_]+", "_", split.strip()).strip("_")[:60] or "train"
+    return _SPLIT_NAMES.get(name.lower(), name)
 
 
 def _hint(listing: Listing) -> str:
