@@ -92,11 +92,15 @@ def cautions(comparison: Comparison) -> list[str]:
     for run in runs:
         if not run.finished:
             said.append(f"{run.name} is not finished: {percent(run.share_done, 0)} of its clips seen.")
-    if len({str(run.info.get("hardware")) for run in runs}) > 1:
+    if _differs(runs, "hardware"):
         said.append("The runs were made on different hardware: compare FLOPs, not wall clock.")
-    if len({str(run.info.get("data")) for run in runs}) > 1:
+    if _differs(runs, "data"):
         said.append("The runs were trained on different data.")
     return said
+
+
+def _differs(runs: Sequence[Run], key: str) -> bool:
+    return len({str(run.info[key]) for run in runs if key in run.info}) > 1
 
 
 def as_json(comparison: Comparison) -> dict[str, Any]:

@@ -27,7 +27,7 @@ class Cell:
     """A table's cell: what it shows, and what it is sorted by."""
 
     text: str
-    value: float | None = None
+    value: int | float | None = None
 
 
 def figure(caption: str, picture: str, note: str = "", readout: bool = False) -> str:
@@ -48,9 +48,10 @@ def figures(items: Sequence[str], css: str = "") -> str:
 
 
 def picture(path: Path, alternative: str) -> str:
-    """A PNG inside the page."""
+    """A PNG inside the page; scrolls sideways where the screen is narrow."""
     data = base64.b64encode(path.read_bytes()).decode()
-    return f'<img src="data:image/png;base64,{data}" alt="{escape(alternative)}">'
+    image = f'<img src="data:image/png;base64,{data}" alt="{escape(alternative)}">'
+    return f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(alternative)}">{image}</div>'
 
 
 def legend(items: Sequence[tuple[str, str]]) -> str:

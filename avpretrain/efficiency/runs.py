@@ -165,6 +165,8 @@ def _config(folder: Path) -> TrainConfig:
     path = folder / "config.yaml"
     try:
         values = yaml.safe_load(path.read_text())
+        if not isinstance(values, dict):
+            raise UserError("it holds no 'key: value' lines")
         return from_dict(TrainConfig, values)
     except (yaml.YAMLError, UnicodeDecodeError, UserError) as error:
         raise UserError(f"{path} is not a config that this version can read: {error}") from None

@@ -112,7 +112,7 @@ class _Axes:
         return "".join(parts)
 
 
-def _svg(height: float, title: str, body: str, data: str = "") -> str:
+def _svg(height: int | float, title: str, body: str, data: str = "") -> str:
     head = f'<svg viewBox="0 0 {WIDTH} {height:g}" role="img" aria-label="{escape(title)}"{data}>'
     return f"{head}<title>{escape(title)}</title>{body}</svg>"
 
@@ -132,7 +132,7 @@ def chart(
     Args:
         title: what a reader who can't see the chart is told.
         points: draws points with intervals instead of lines.
-        steps: values hold until the next one.
+        steps: values hold until the next one, and lines may lie on top of each other.
         from_zero: the y axis begins at 0.
     """
     drawn = [(s, thinned(s.xs, s.ys)) for s in series]
@@ -142,18 +142,21 @@ def chart(
     room = 1.06 if points else 1.0  # a point must not sit on the edge
     axes = _Axes(room * max(xs) or 1.0, ticks(0.0 if from_zero else min(ys), max(ys)))
     body = axes.drawn(x_label, y_labels)
-    body += "".join(_points(s, axes) if points else _line(s, line, axes, steps) for s, line in drawn)
+    for i, (s, line) in enumerate(drawn):
+        # Schedules often coincide; wider lines below narrower ones keep all of them visible.
+        width = 1.8 + (2.4 * min(3, len(drawn) - 1 - i) if steps else 0.0)
+        body += _points(s, axes) if points else _line(s, line, axes, steps, width)
     corners = (0.0, axes.x_max, axes.y_ticks[0], axes.y_ticks[-1])
     box = (LEFT, WIDTH - RIGHT, HEIGHT - BOTTOM, TOP)
     data = f' data-range="{_spaced(corners)}" data-box="{_spaced(box)}" data-x="{escape(x_label)}"'
     return _svg(HEIGHT, title, body, "" if points else data)
 
 
-def _spaced(values: Sequence[float]) -> str:
+def _spaced(values: Sequence[int | float]) -> str:
     return " ".join(f"{v:g}" for v in values)
 
 
-def _line(series: Series, line: Sequence[tuple[float, float]], axes: _Axes, steps: bool) -> str:
+def _line(series: Series, line: Sequence[tuple[float, float]], axes: _Axes, steps: bool, width: float) -> str:
     if not line:
         return ""
     places = [(axes.x(x), axes.y(y)) for x, y in line]
@@ -162,8 +165,9 @@ def _line(series: Series, line: Sequence[tuple[float, float]], axes: _Axes, step
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
     dash = ' stroke-dasharray="5 4"' if series.dashed else ""
     x, y = places[-1]
+    label = escape(series.label)
     return (
-        f'<polyline class="line c{series.colour}" points="{path}" data-label="{escape(series.label)}"{dash}/>'
+        f'<polyline class="line c{series.colour}" points="{path}" stroke-width="{width:g}" data-label="{label}"{dash}/>'
         f'<circle class="dot c{series.colour}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>'
     )
 
