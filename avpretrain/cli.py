@@ -25,6 +25,9 @@ VERBS = {
     "inspect": "show and verify a sharded data set",
     "train": "pretrain MAViL or DiffMAViL",
     "probe": "fit a linear probe on frozen features",
+    "embed": "turn audio and video files into vectors",
+    "retrieve": "find pictures by sound and sounds by picture",
+    "inpaint": "fill hidden sound and picture, with figures of error",
     "flops": "count a config's FLOPs by component",
     "report": "compare runs in one HTML page",
 }

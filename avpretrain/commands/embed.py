@@ -1,0 +1,62 @@
+"""`avpretrain embed`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from rich.console import Console
+from rich.progress import track
+from tyro.conf import Positional, arg
+
+from avpretrain.data.decode import DecodeError
+from avpretrain.errors import UsageError, UserError
+from avpretrain.evaluation.frozen import Modality
+from avpretrain.evaluation.longform import Per, Row, embed_file, write_rows
+from avpretrain.training.checkpoint import load_model
+
+
+def main(
+    ckpt: Annotated[Positional[Path], arg(metavar="CKPT")],
+    files: Annotated[Positional[tuple[Path, ...]], arg(metavar="FILES")],
+    /,
+    out: Path,
+    modality: Modality = "both",
+    per: Per = "file",
+) -> None:
+    """Turn audio and video files of any length into vectors.
+
+    Reads a checkpoint and media files. Writes one table: columns path, modality, start, end (seconds), embedding. Takes
+    about a second a minute of sound for a small encoder on a CPU. Files that can't be read are named and left out.
+
+    Args:
+        ckpt: A run folder, a checkpoint, or a folder with model.safetensors and config.json.
+        files: Audio or video files.
+        out: Table to write, .npz or .parquet.
+        modality: What to embed; files without it are left out ('both' takes what there is).
+        per: One vector a file, a window of the length the model was trained on, or a step in time.
+    """
+    if not files:
+        raise UsageError("no files to embed; name them after the checkpoint")
+    if out.suffix not in (".npz", ".parquet"):
+        raise UsageError(f"--out must end in .npz or .parquet, got {out}")
+    model = load_model(ckpt).to(_device())
+    console = Console(stderr=True)
+    rows: list[Row] = []
+    failed = 0
+    for path in track(files, "embed", console=console, transient=True):
+        try:
+            rows += embed_file(model, path, modality, per)
+        except DecodeError as error:
+            failed += 1
+            console.print(f"left out: {path}: {error}", highlight=False, soft_wrap=True, markup=False)
+    if not rows:
+        raise UserError(f"none of the {len(files)} files could be embedded; the reasons stand above")
+    write_rows(out, rows)
+    console.print(f"{len(rows)} embeddings of {len(files) - failed} files: {out}", highlight=False, soft_wrap=True)
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"

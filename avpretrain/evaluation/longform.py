@@ -1,0 +1,216 @@
+"""Vectors along time for sound and video of any length, and the table `avpretrain embed` writes.
+
+B clips, S waveform samples (in `waveform_BS`) or steps (elsewhere), F spectrogram frames, M mel bins, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from avpretrain.batch import RawBatch
+from avpretrain.config import InputConfig
+from avpretrain.data.decode import DecodeError, resize, upright
+from avpretrain.data.features import Features, frame_length, frame_shift, log_mel
+from avpretrain.data.media import Limits, Source
+from avpretrain.errors import UserError
+from avpretrain.evaluation.frozen import Modality, Side, clip_steps, encode_steps, input_for, windows
+from avpretrain.files import atomic_path
+from avpretrain.models.diffmavil import DiffMAViL
+
+Per = Literal["file", "window", "step"]
+WINDOWS_AT_ONCE = 16
+FRAMES_AT_ONCE = 6000
+
+
+def spectrogram(waveform_BS: Tensor, input: InputConfig) -> Tensor:
+    """[B, F, M]: normalised log-mel of all whole frames, as `Features` computes it; one frame at least.
+
+    Args:
+        waveform_BS: float32 in [-1, 1] at the model's sample rate, all of one length.
+    """
+    if input.audio_mean is None or input.audio_std is None:
+        raise UserError("the model's config has no log-mel statistics (audio_mean, audio_std), so it can't hear")
+    length, shift = frame_length(input.sample_rate), frame_shift(input.sample_rate)
+    waveform_BS = F.pad(waveform_BS, (0, max(0, length - waveform_BS.shape[1])))
+    frames = 1 + (waveform_BS.shape[1] - length) // shift
+    parts = [
+        log_mel(waveform_BS[:, a * shift : (min(a + FRAMES_AT_ONCE, frames) - 1) * shift + length], input.mels,
+                input.sample_rate)
+        for a in range(0, frames, FRAMES_AT_ONCE)
+    ]  # fmt: skip
+    return (torch.cat(parts, dim=1) - input.audio_mean) / (2 * input.audio_std)
+
+
+def filled(x_BFM: Tensor, frames: int, input: InputConfig) -> Tensor:
+    """A spectrogram cut or filled to `frames`, with what `Features` puts after the end of a sound."""
+    silence = -(input.audio_mean or 0.0) / (2 * (input.audio_std or 1.0))
+    return F.pad(x_BFM[:, :frames], (0, 0, 0, max(0, frames - x_BFM.shape[1])), value=silence)
+
+
+@torch.no_grad()
+def step_vectors(model: DiffMAViL, side: Side, x: Tensor, steps: int) -> Tensor:
+    """[B, S, D]: the mean over places at each step, encoded in windows of trained length, many at a time.
+
+    Args:
+        x: [B, F, M] or [B, T, C, H, W], at least `steps` patches long.
+    """
+    encoder = model.audio_encoder if side == "audio" else model.video_encoder
+    patch = (model.cfg.audio if side == "audio" else model.cfg.video).patch[0]
+    out_BSD = x.new_zeros(len(x), steps, model.cfg.width)
+    jobs = [(b, start, stop) for b in range(len(x)) for start, stop in windows(steps, encoder.grid[0])]
+    for size in sorted({stop - start for _, start, stop in jobs}):
+        same = [job for job in jobs if job[2] - job[1] == size]
+        for i in range(0, len(same), WINDOWS_AT_ONCE):
+            chunk = same[i : i + WINDOWS_AT_ONCE]
+            part = torch.stack([x[b, start * patch : stop * patch] for b, start, stop in chunk])
+            tokens, _ = encode_steps(model, side, part, size)
+            for (b, start, stop), vectors_SD in zip(chunk, tokens[:, 0].mean(dim=2), strict=True):
+                out_BSD[b, start:stop] = vectors_SD
+    return out_BSD
+
+
+@dataclass(frozen=True)
+class Row:
+    """One embedding."""
+
+    path: str
+    modality: Side
+    start: float
+    """Seconds into the file."""
+    end: float
+    embedding_D: NDArray[np.float32]
+
+
+def embed_file(model: DiffMAViL, path: Path, modality: Modality, per: Per) -> list[Row]:
+    """Embeddings of a file's sound, picture or both: one, one a window of trained length, or one a step in time.
+
+    Raises:
+        DecodeError: it can't be read, or has nothing of the modality asked for.
+    """
+    if not path.is_file():
+        raise DecodeError("no such file")
+    source = Source(path, None, Limits(max_hours=24.0))
+    rows: list[Row] = []
+    if modality != "video" and source.has_audio:
+        rows += _sound_rows(model, source, per)
+    if modality != "audio" and source.has_video:
+        rows += _picture_rows(model, source, per)
+    if not rows:
+        raise DecodeError(
+            f"has no {'sound' if modality == 'audio' else 'picture' if modality == 'video' else 'stream'}"
+        )
+    return rows
+
+
+def _sound_rows(model: DiffMAViL, source: Source, per: Per) -> list[Row]:
+    input, device = model.cfg.input, next(model.parameters()).device
+    pcm_S = source.sound(input.sample_rate)
+    if pcm_S is None:
+        return []
+    x_1FM = spectrogram(torch.from_numpy(pcm_S.astype(np.float32) / 32768)[None].to(device), input)
+    patch = model.cfg.audio.patch[0]
+    steps = clip_steps(x_1FM.shape[1], patch)
+    vectors_SD = step_vectors(model, "audio", filled(x_1FM, steps * patch, input), steps)[0]
+    spans = windows(steps, model.audio_encoder.grid[0])
+    return _rows(source.path, "audio", vectors_SD, spans, patch * 0.01, len(pcm_S) / input.sample_rate, per)
+
+
+def _picture_rows(model: DiffMAViL, source: Source, per: Per) -> list[Row]:
+    """Frames at the centres of equal intervals, as in training; read once, held a batch of windows at a time."""
+    fps, patch, longest = model.cfg.input.video_fps, model.cfg.video.patch[0], model.video_encoder.grid[0]
+    block = longest * patch * WINDOWS_AT_ONCE
+    vectors: list[Tensor] = []
+    frames: list[NDArray[np.uint8]] = []
+    end = 0.0
+    for frame_HWC in _sampled(source, fps, model.cfg.input.video_size):
+        end += 1 / fps
+        frames.append(frame_HWC)
+        if len(frames) == block:
+            vectors.append(_picture_vectors(model, frames))
+            frames = []
+    if frames:
+        vectors.append(_picture_vectors(model, frames))
+    if not vectors:
+        return []
+    vectors_SD = torch.cat(vectors)
+    spans = windows(len(vectors_SD), longest)
+    return _rows(source.path, "video", vectors_SD, spans, patch / fps, end, per)
+
+
+def _sampled(source: Source, fps: float, size: int) -> Iterator[NDArray[np.uint8]]:
+    """The frame shown at each (i + 1/2) / fps; one at least."""
+    count, before = 0, None
+    for time, frame in source.frames():
+        while before is not None and (count + 0.5) / fps < time:
+            count += 1
+            yield _small(before, size)
+        before = frame
+    if before is not None and count == 0:
+        yield _small(before, size)
+
+
+def _small(frame: object, size: int) -> NDArray[np.uint8]:
+    rgb_HWC = upright(frame)
+    small: NDArray[np.uint8] = resize(rgb_HWC[None], size)[0] if min(rgb_HWC.shape[:2]) > size else rgb_HWC
+    return small
+
+
+def _picture_vectors(model: DiffMAViL, frames: list[NDArray[np.uint8]]) -> Tensor:
+    """[S, D] of consecutive frames; a last tubelet, filled with its last frame, counts when half of it is there."""
+    device, patch = next(model.parameters()).device, model.cfg.video.patch[0]
+    steps = clip_steps(len(frames), patch)
+    shown = np.stack([frames[min(i, len(frames) - 1)] for i in range(steps * patch)])
+    zero_1 = torch.zeros(1, dtype=torch.int64)
+    raw = RawBatch(
+        waveform_BS=torch.zeros(1, 1, dtype=torch.int16), samples_B=zero_1, frames_BTHWC=torch.from_numpy(shown)[None],
+        size_B2=torch.tensor([shown.shape[1:3]]), seed_B=zero_1, index_B=zero_1,
+    )  # fmt: skip
+    features = Features(input_for(model, steps * patch / model.cfg.input.video_fps, "video")).to(device)
+    return step_vectors(model, "video", features.video(raw.to(device)), steps)[0]
+
+
+def _rows(
+    path: Path, side: Side, vectors_SD: Tensor, spans: list[tuple[int, int]], seconds: float, end: float, per: Per
+) -> list[Row]:
+    steps = len(vectors_SD)
+    chosen = {"file": [(0, steps)], "window": spans, "step": [(i, i + 1) for i in range(steps)]}[per]
+    values_SD = vectors_SD.float().cpu()
+    return [
+        Row(str(path), side, a * seconds, end if b == steps else b * seconds, values_SD[a:b].mean(dim=0).numpy())
+        for a, b in chosen
+    ]
+
+
+def write_rows(path: Path, rows: list[Row]) -> None:
+    """Writes the table as .npz (arrays path, modality, start, end, embedding) or .parquet (the same columns).
+
+    Raises:
+        UserError: the name ends in neither.
+    """
+    embedding_RD = np.stack([row.embedding_D for row in rows])
+    columns: dict[str, Any] = {
+        "path": np.array([row.path for row in rows]),
+        "modality": np.array([row.modality for row in rows]),
+        "start": np.array([row.start for row in rows], dtype=np.float32),
+        "end": np.array([row.end for row in rows], dtype=np.float32),
+    }
+    with atomic_path(path) as temporary:
+        if path.suffix == ".npz":
+            with temporary.open("wb") as file:
+                np.savez_compressed(file, embedding=embedding_RD, **columns)
+        else:
+            import pyarrow as pa
+            import pyarrow.parquet as pq
+
+            flat = pa.array(embedding_RD.ravel())
+            table = pa.table({**columns, "embedding": pa.FixedSizeListArray.from_arrays(flat, embedding_RD.shape[1])})
+            pq.write_table(table, str(temporary))
