@@ -28,6 +28,7 @@ VERBS = {
     "embed": "turn audio and video files into vectors",
     "retrieve": "find pictures by sound and sounds by picture",
     "inpaint": "fill hidden sound and picture, with figures of error",
+    "bench": "measure speed and memory of loader, features and manifest",
     "flops": "count a config's FLOPs by component",
     "report": "compare runs in one HTML page",
 }

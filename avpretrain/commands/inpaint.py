@@ -1,0 +1,72 @@
+"""`avpretrain inpaint`."""
+
+from __future__ import annotations
+
+import json as json_format
+from pathlib import Path
+from typing import Annotated, Any
+
+from rich.console import Console
+from rich.table import Table
+from tyro.conf import OmitArgPrefixes, Positional, arg
+
+from avpretrain.errors import UsageError
+from avpretrain.evaluation.inpaint import METHODS, InpaintConfig
+from avpretrain.evaluation.inpaint_run import InpaintRun, run_inpaint
+from avpretrain.evaluation.results import result_path
+
+
+def main(
+    ckpt: Annotated[Positional[Path], arg(metavar="CKPT")],
+    data: Annotated[Positional[tuple[str, ...]], arg(metavar="DATA")],
+    /,
+    how: OmitArgPrefixes[InpaintConfig] = InpaintConfig(),  # noqa: B008
+    run: OmitArgPrefixes[InpaintRun] = InpaintRun(),  # noqa: B008
+    out: Path | None = None,
+    json: bool = False,
+) -> None:
+    """Hide patches of clips and let the decoders fill them: pictures, sounds, and errors against simple fillings.
+
+    Reads a checkpoint and a sharded data set. Writes spectrograms and frame strips (PNG), sounds rebuilt from
+    spectrograms (WAV) and errors.json to --out, or else to the run's eval/inpaint folder. Takes STEPS passes of both
+    decoders over the clips: a few minutes for 64 clips, 50 steps and a small model on two CPU cores.
+
+    Args:
+        ckpt: A run folder, a checkpoint, or a folder with model.safetensors and config.json.
+        data: Folders or URLs written by `avpretrain shards`.
+        how: What is hidden and how it is filled.
+        run: Which clips.
+        out: Folder of the results.
+        json: Print the errors as JSON.
+    """
+    for name, ratio in (("audio-ratio", how.audio_ratio), ("video-ratio", how.video_ratio)):
+        if not 0 < ratio < 1:
+            raise UsageError(f"--{name} must lie in (0, 1), got {ratio}")
+    for name, number in (("clips", run.clips), ("batch-size", run.batch_size), ("steps", how.steps)):
+        if number < 1:
+            raise UsageError(f"--{name} must be at least 1, got {number}")
+    beside = result_path(ckpt, None, "inpaint")
+    folder = out or (beside.with_suffix("") if beside else None)
+    if folder is None:
+        raise UsageError(f"{ckpt} belongs to no run; name a folder for the results with --out")
+    result = run_inpaint(ckpt, data, folder, how, run)
+    if json:
+        print(json_format.dumps(result, indent=2))
+    else:
+        _show(result, folder)
+
+
+def _show(result: dict[str, Any], folder: Path) -> None:
+    table = Table(title=f"mean squared error on hidden patches, {result['clips']} clips [95% interval]")
+    table.add_column("filling")
+    for side in result["mse"]:
+        table.add_column(side, justify="right")
+    for method in METHODS:
+        cells = [result["mse"][side].get(method) for side in result["mse"]]
+        texts = [f"{c['value']:.4f} [{c['ci'][0]:.4f}, {c['ci'][1]:.4f}]" if c else "-" for c in cells]
+        table.add_row(method.replace("_", " "), *texts)
+    console = Console()
+    console.print(table)
+    if result["settings"]["statistics"] == "neighbours":
+        console.print("The model predicts normalised patches; means and variances come from visible neighbours.")
+    console.print(f"pictures, sounds and errors.json: {folder}", highlight=False)
