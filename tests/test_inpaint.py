@@ -102,21 +102,19 @@ def test_neighbour_statistics_by_hand() -> None:
 
 @pytest.mark.slow
 def test_a_trained_model_fills_better_than_the_mean() -> None:
-    """On clips it knows, under masks and noise that it does not."""
-    model = DiffMAViL(tiny(views=1, loss={"norm_pix_loss": False, "intra": 0.0, "inter": 0.0}))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    """Sounds it knows, under masks and noise that it does not."""
+    model = DiffMAViL(tiny("cross_self", views=1, loss={"norm_pix_loss": False, "intra": 0.0, "inter": 0.0}))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     batch = smooth_batch(model.cfg, 4)
-    for step in range(250):
+    for step in range(300):
         optimizer.zero_grad()
         model(dataclasses.replace(batch, seed_B=batch.seed_B + 100 * step), 0.75, 0.75)["loss"].backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
     fresh = dataclasses.replace(batch, seed_B=batch.seed_B - 100)
-    errors = inpaint(model, fresh, InpaintConfig(**{**QUICK, "steps": 10})).errors
-    for side in ("audio", "video"):
-        mean_fill = errors[side]["mean_fill"].mean()
-        assert errors[side]["one_step"].mean() < 0.7 * mean_fill
-        assert errors[side]["sampled"].mean() < 0.8 * mean_fill  # samples stray from the mean of what is possible
+    errors = inpaint(model, fresh, InpaintConfig(**{**QUICK, "steps": 10})).errors["audio"]
+    assert errors["one_step"].mean() < 0.7 * errors["mean_fill"].mean()
+    assert errors["sampled"].mean() < 0.8 * errors["mean_fill"].mean()  # samples stray from the mean of what may be
 
 
 def test_a_feature_model_or_too_many_steps_are_refused() -> None:
