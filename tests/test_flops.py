@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,7 +30,8 @@ from avpretrain.config import (
     load_config,
 )
 from avpretrain.efficiency.flops import mavil_of, run_cost
-from avpretrain.efficiency.numbers import duration, flops, si, significant
+from avpretrain.efficiency.ledger import ACCOUNTINGS, VARIANTS, ledger
+from avpretrain.efficiency.numbers import duration, flops, percent, si, significant
 from avpretrain.models.cost import COMPONENTS, clip_flops, cost_of
 from avpretrain.models.diffmavil import DiffMAViL
 from avpretrain.models.memory import activation_bytes
@@ -65,7 +67,7 @@ def clips(cfg: ModelConfig, count: int) -> AVBatch:
     )
 
 
-VARIANTS: dict[str, ModelConfig] = {
+MODELS: dict[str, ModelConfig] = {
     f"{kind}-{given}-{time}": tiny(
         {"kind": kind, "input": given},
         {"kind": kind, "input": given},
@@ -76,7 +78,7 @@ VARIANTS: dict[str, ModelConfig] = {
     for time in ("none", "added", "adaln")
     if given == "diffused" or time == "none"
 }
-VARIANTS |= {
+MODELS |= {
     "mavil": tiny(),
     "diffmavil": tiny({"input": "diffused"}, {"input": "diffused", "kind": "cross"}),
     "part-decoded": tiny({"kind": "cross", "decode_ratio": 0.5}, {"kind": "joint", "decode_ratio": 0.3}),
@@ -107,9 +109,9 @@ def counted(cfg: ModelConfig, audio_ratio: float, video_ratio: float, count: int
     return forward.get_total_flops() / count, backward.get_total_flops() / count
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", MODELS)
 def test_equals_torchs_counter(name: str) -> None:
-    cfg = VARIANTS[name]
+    cfg = MODELS[name]
     forward, backward = counted(cfg, 0.7, 0.85, count=3)
     ours = clip_flops(cfg, 0.7, 0.85, batch_size=3)
     assert ours.forward == pytest.approx(forward, rel=1e-9)
@@ -151,7 +153,7 @@ def test_equals_torchs_counter_at_paper_size(preset: str) -> None:
 
 
 def test_components_are_those_of_the_modules() -> None:
-    cfg = VARIANTS["diffmavil"]
+    cfg = MODELS["diffmavil"]
     model = DiffMAViL(cfg)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(clips(cfg, 1), 0.8, 0.8)
@@ -167,7 +169,7 @@ def test_components_are_those_of_the_modules() -> None:
 
 
 def test_contrast_grows_with_the_batch() -> None:
-    cfg = VARIANTS["mavil"]
+    cfg = MODELS["mavil"]
     one, many = (clip_flops(cfg, 0.8, 0.8, n).components["contrastive"].forward for n in (1, 64))
     assert many == 64 * one > 0
 
@@ -193,7 +195,7 @@ def kept_bytes(cfg: ModelConfig, ratio: float, count: int) -> float:
 @pytest.mark.parametrize("name", ["mavil", "diffmavil", "cross_self-diffused-added", "joint-diffused-adaln", "windows"])
 @pytest.mark.parametrize("ratio", [0.8, 0.9])
 def test_memory_estimate_is_near_what_autograd_keeps(name: str, ratio: float) -> None:
-    cfg = VARIANTS[name]
+    cfg = MODELS[name]
     measured = (kept_bytes(cfg, ratio, 6) - kept_bytes(cfg, ratio, 2)) / 4
     assert activation_bytes(cfg, ratio, ratio) == pytest.approx(measured, rel=0.15)
 
@@ -217,7 +219,7 @@ def test_phases_cover_the_run() -> None:
     ratio = RatioConfig(kind="linear", start=0.9, end=0.8, levels=3)
     batch = BatchConfig(size=8, multiple=1, rule="visible_tokens")
     schedule = ScheduleConfig(samples=1000, audio_mask_ratio=ratio, video_mask_ratio=ratio, batch=batch)
-    cost = run_cost(TrainConfig(model=VARIANTS["diffmavil"], schedule=schedule), 1000)
+    cost = run_cost(TrainConfig(model=MODELS["diffmavil"], schedule=schedule), 1000)
     assert [p.audio_ratio for p in cost.phases] == [0.9, 0.85, 0.8]
     assert [p.batch_size for p in cost.phases] == sorted((p.batch_size for p in cost.phases), reverse=True)
     assert 1000 <= cost.clips < 1000 + 8 + 1
@@ -272,3 +274,33 @@ def test_numbers_as_people_read_them() -> None:
     assert flops(12) == "12.0 FLOP"
     assert [significant(v) for v in (0.98765, 1234.5, 1e-7)] == ["0.988", "1234", "1.00e-07"]
     assert [duration(s) for s in (41, 750, 11_520, 2e6)] == ["41.0 s", "12.5 min", "3.20 h", "23.1 days"]
+
+
+def test_ledger_counts_every_variant_under_every_accounting() -> None:
+    entries = ledger(load_config("tiny_mavil"), clips=64)
+    assert len(entries) == len(VARIANTS) * len(ACCOUNTINGS)
+    saving = {(entry.variant, entry.accounting): entry.saving for entry in entries}
+    for accounting in ACCOUNTINGS:
+        assert saving["mavil", accounting] == 0
+        assert saving["masking 0.9 to 0.8 alone", accounting] == pytest.approx(
+            saving["masking 0.8 to 0.9 alone", accounting], abs=0.01
+        )
+        assert saving["diffmavil, both cross, half decoded", accounting] > saving["diffmavil, both cross", accounting]
+    same = run_cost(load_config("tiny_diffmavil"), 2560).saving(run_cost(load_config("tiny_mavil"), 2560))
+    assert saving["diffmavil", "encode 2, decode 1"] == pytest.approx(same)
+
+
+def test_ledger_command_writes_what_it_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "ledger.json"
+    cli.main(["ledger", "--config", "tiny_mavil", "--clips", "64", "--out", str(out), "--json"])
+    assert json.loads(out.read_text()) == json.loads(capsys.readouterr().out)
+
+
+def test_documented_ledger_is_the_committed_one() -> None:
+    """Every share in the table of docs/EFFICIENCY.md stands in docs/results/ledger.json."""
+    docs = Path(__file__).parent.parent / "docs"
+    entries = json.loads((docs / "results" / "ledger.json").read_text())["entries"]
+    text = (docs / "EFFICIENCY.md").read_text()
+    for variant in VARIANTS:
+        row = [percent(e["saving"]) for e in entries if e["variant"] == variant]
+        assert f"| {variant} | " + " | ".join(row) + " |" in text

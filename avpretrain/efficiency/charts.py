@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping
 
 from avpretrain.efficiency.comparison import LOSSES, Comparison, shown
 from avpretrain.efficiency.flops import run_cost
+from avpretrain.efficiency.groups import Group
 from avpretrain.efficiency.numbers import flops, percent, signed_percent
 from avpretrain.efficiency.page import Section, figure, figures, legend
-from avpretrain.efficiency.runs import Group, Line, Probe
+from avpretrain.efficiency.runs import Line, Probe
 from avpretrain.efficiency.saving import split_saving
 from avpretrain.efficiency.svg import Bar, Segment, Series, bars, chart
 from avpretrain.models.cost import COMPONENTS

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from avpretrain.efficiency.groups import Group, baseline_of, grouped
 from avpretrain.efficiency.numbers import duration, flops, percent, significant
-from avpretrain.efficiency.runs import Group, Probe, Run, baseline_of, grouped, read_runs
+from avpretrain.efficiency.runs import Probe, Run, read_runs
 
 LOSSES = ("loss", "reconstruction_audio", "reconstruction_video", "inter", "intra_audio", "intra_video")
 

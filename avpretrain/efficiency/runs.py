@@ -1,13 +1,12 @@
-"""Reading run folders for the report, and grouping runs that differ only in their seed."""
+"""Reading run folders for the report."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import math
-import statistics
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from avpretrain.config import TrainConfig, from_dict, to_dict
+from avpretrain.config import TrainConfig, from_dict
 from avpretrain.errors import UserError
 from avpretrain.files import read_json
 
@@ -95,41 +94,6 @@ class Run:
         i = min(max(1, bisect_left(xs, seen)), len(xs) - 1)
         share = min(1.0, (seen - xs[i - 1]) / (xs[i] - xs[i - 1])) if xs[i] > xs[i - 1] else 1.0
         return ys[i - 1] + share * (ys[i] - ys[i - 1])
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """Runs of one config under one or several seeds."""
-
-    name: str
-    runs: tuple[Run, ...]
-
-    @property
-    def config(self) -> TrainConfig:
-        return self.runs[0].config
-
-    def mean(self, value: Callable[[Run], float]) -> float:
-        """Of a property, over the seeds."""
-        return statistics.fmean(value(run) for run in self.runs)
-
-    def tasks(self) -> list[str]:
-        return list(dict.fromkeys(probe.task for run in self.runs for probe in run.probes))
-
-    def probe(self, task: str) -> Probe | None:
-        """The last probe of a task: of one run as it is, of several their mean and range over seeds."""
-        found = [
-            max((p for p in run.probes if p.task == task), key=lambda p: p.seen)
-            for run in self.runs
-            if any(p.task == task for p in run.probes)
-        ]
-        if len(found) < 2:
-            return found[0] if found else None
-        values = [p.value for p in found]
-        shared = {name for name in found[0].baselines if all(name in p.baselines for p in found)}
-        baselines = {n: statistics.fmean(p.baselines[n] for p in found) for n in found[0].baselines if n in shared}
-        return dataclasses.replace(
-            found[0], value=statistics.fmean(values), interval=(min(values), max(values)), baselines=baselines
-        )
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
@@ -238,36 +202,10 @@ def read_runs(paths: Sequence[str | Path]) -> list[Run]:
     if len(set(names)) == len(names):
         return runs
     parts = [run.path.resolve().parts for run in runs]
-    common = _common([p[:-1] for p in parts])
+    common = common_prefix([p[:-1] for p in parts])
     return [dataclasses.replace(run, name="/".join(p[common:])) for run, p in zip(runs, parts, strict=True)]
 
 
-def grouped(runs: Sequence[Run]) -> list[Group]:
-    """Runs of the same config, seeds and mechanics aside, in order of appearance."""
-    found: dict[str, list[Run]] = {}
-    for run in runs:
-        values = to_dict(run.config)
-        for key in ("name", "output_dir", "seed", "run", "data"):
-            values.pop(key)
-        # The log-mel statistics of the same data are the same; a group is one setting on one set of data.
-        key = json.dumps([values, run.info.get("data")], sort_keys=True)
-        found.setdefault(key, []).append(run)
-    return [Group(_shared_name([run.name for run in group]), tuple(group)) for group in found.values()]
-
-
-def _shared_name(names: Sequence[str]) -> str:
-    """What the names of a group begin with: 'mavil' of 'mavil-0' and 'mavil-1'."""
-    if len(names) == 1:
-        return names[0]
-    shared = names[0][: _common(names)].rstrip("-_/. ")
-    return shared.removesuffix("seed").rstrip("-_/. ") or names[0]
-
-
-def _common(sequences: Sequence[Sequence[str]]) -> int:
+def common_prefix(sequences: Sequence[Sequence[str]]) -> int:
     """How many leading items all sequences share."""
     return sum(1 for _ in takewhile(lambda items: len(set(items)) == 1, zip(*sequences, strict=False)))
-
-
-def baseline_of(groups: Sequence[Group]) -> Group:
-    """What savings are measured against: the group whose name says MAViL and not DiffMAViL, else the first."""
-    return next((g for g in groups if "mavil" in g.name.lower().replace("diffmavil", "")), groups[0])

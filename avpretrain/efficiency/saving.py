@@ -47,7 +47,7 @@ def split_saving(baseline: TrainConfig, target: TrainConfig, samples: int | None
     Args:
         samples: clips seen in the run; none = a nominal number.
     """
-    now, goal = _flat(to_dict(baseline)), _flat(to_dict(target))
+    now, goal = flat(to_dict(baseline)), flat(to_dict(target))
     cost, changes, pending = run_cost(baseline, samples).per_clip, [], []
     left = {key for key in now.keys() | goal.keys() if now.get(key) != goal.get(key)}
     for title, prefixes in CHANGES:
@@ -59,7 +59,7 @@ def split_saving(baseline: TrainConfig, target: TrainConfig, samples: int | None
         for key in keys:
             now[key] = goal[key]
         try:
-            after = run_cost(from_dict(TrainConfig, _nested(now)), samples).per_clip
+            after = run_cost(from_dict(TrainConfig, nested(now)), samples).per_clip
         except UsageError:
             continue
         changes.append(Change(" and ".join(pending), cost, after))
@@ -83,16 +83,27 @@ def _label(title: str, keys: set[str], now: Mapping[str, Any], goal: Mapping[str
     return f"{title}: {before} to {after}".replace("_", " ")
 
 
-def _flat(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+def with_changes(cfg: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
+    """A config with some dotted keys set to other values.
+
+    Raises:
+        UsageError: a key or a value is wrong, or they do not go together.
+    """
+    return from_dict(TrainConfig, nested(flat(to_dict(cfg)) | dict(changes)))
+
+
+def flat(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """Nested mappings as dotted keys."""
     found: dict[str, Any] = {}
     for key, value in values.items():
-        found |= _flat(value, f"{path}{key}.") if isinstance(value, Mapping) else {f"{path}{key}": value}
+        found |= flat(value, f"{path}{key}.") if isinstance(value, Mapping) else {f"{path}{key}": value}
     return found
 
 
-def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+def nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `flat`."""
     tree: dict[str, Any] = {}
-    for path, value in flat.items():
+    for path, value in values.items():
         *parents, key = path.split(".")
         node = tree
         for parent in parents:
@@ -103,8 +114,8 @@ def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 def config_differences(configs: Mapping[str, TrainConfig]) -> dict[str, dict[str, Any]]:
     """Dotted keys on which configs differ, each with every config's value; names and folders of runs left out."""
-    flat = {name: _flat(to_dict(cfg)) for name, cfg in configs.items()}
-    keys = dict.fromkeys(key for values in flat.values() for key in values)
-    rows = {key: {name: values.get(key) for name, values in flat.items()} for key in keys}
+    every = {name: flat(to_dict(cfg)) for name, cfg in configs.items()}
+    keys = dict.fromkeys(key for values in every.values() for key in values)
+    rows = {key: {name: values.get(key) for name, values in every.items()} for key in keys}
     skipped = ("name", "output_dir")
     return {k: row for k, row in rows.items() if k not in skipped and len({str(v) for v in row.values()}) > 1}

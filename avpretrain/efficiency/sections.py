@@ -7,9 +7,10 @@ from html import escape
 
 from avpretrain.efficiency.charts import COLOURS, cost_curves, losses, probes, schedules, where_flops_go
 from avpretrain.efficiency.comparison import Comparison, shown
+from avpretrain.efficiency.groups import Group
 from avpretrain.efficiency.numbers import duration, flops, percent, si, significant
 from avpretrain.efficiency.page import Cell, Section, figure, figures, picture, table
-from avpretrain.efficiency.runs import Group, Run
+from avpretrain.efficiency.runs import Run
 from avpretrain.efficiency.saving import config_differences
 
 
