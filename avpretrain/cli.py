@@ -26,10 +26,12 @@ VERBS = {
     "train": "pretrain MAViL or DiffMAViL",
     "probe": "fit a linear probe on frozen features",
     "embed": "turn audio and video files into vectors",
+    "finetune": "train a classifier from a checkpoint",
     "retrieve": "find pictures by sound and sounds by picture",
     "inpaint": "fill hidden sound and picture, with figures of error",
     "bench": "measure speed and memory of loader, features and manifest",
     "flops": "count a config's FLOPs by component",
+    "ledger": "count what whole trainings of every variant would cost",
     "report": "compare runs in one HTML page",
 }
 """Verb to one line of help; each is the `main` of `avpretrain/commands/VERB.py` (dashes become underscores)."""

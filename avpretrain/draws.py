@@ -52,8 +52,8 @@ def _stream_offset(stream: str) -> int:
     return _signed(_mix_int(zlib.crc32(stream.encode()) + _GOLDEN))
 
 
-# torch.compile can't look into zlib. This is all that torch.compiler.assume_constant_result does, but calling that would
-# import the compiler, which costs every process seconds.
+# torch.compile can't look into zlib. This is all that torch.compiler.assume_constant_result does, but calling that
+# would import the compiler, which costs every process seconds.
 setattr(_stream_offset, "_dynamo_marked_constant", True)  # noqa: B010
 
 
@@ -69,6 +69,12 @@ def uniform(seed_B: Tensor, stream: str, shape: Sequence[int] = ()) -> Tensor:
     """float32 [B, *shape], uniform in [0, 1), with 24 random bits."""
     bits_BN = _bits(seed_B, stream, math.prod(shape))
     return (_shift(bits_BN, 40).to(torch.float32) * 2.0**-24).reshape(len(seed_B), *shape)
+
+
+def uniform_number(seed: int, stream: str) -> float:
+    """One number in [0, 1), equal to `uniform` of that seed with no shape; for code that works clip by clip."""
+    base = _mix_int(seed + _stream_offset(stream))
+    return (_mix_int((base ^ 1) * _GOLDEN) >> 40) * 2.0**-24
 
 
 def integers(seed_B: Tensor, stream: str, high: int) -> Tensor:

@@ -3,7 +3,9 @@ from __future__ import annotations
 from itertools import chain
 
 import pytest
+import torch
 
+from avpretrain import draws
 from avpretrain.data.sampler import BatchPlaces, Order, Place, spread
 from avpretrain.errors import UsageError
 from avpretrain.schedules import Step
@@ -86,3 +88,11 @@ def test_batch_that_does_not_divide_is_refused() -> None:
 
 def test_spread_keeps_all_rows() -> None:
     assert [list(part) for part in spread(range(7), 3)] == [[0, 1, 2], [3, 4, 5], [6]]
+
+
+def test_single_draws_equal_batched_ones() -> None:
+    seeds = [order().sample_seed(Place(epoch, position)) for epoch in range(3) for position in range(25)]
+    for stream in ("audio_window", "video_window"):
+        assert [draws.uniform_number(seed, stream) for seed in seeds] == draws.uniform(
+            torch.tensor(seeds), stream
+        ).tolist()

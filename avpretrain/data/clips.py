@@ -120,8 +120,10 @@ class ClipSet:
         Raises:
             StorageError: they can't be read, or their checksum is wrong; the message names the shard.
         """
+        return self._media(index, self.clip(index))
+
+    def _media(self, index: int, clip: Clip) -> Media:
         store, shard = self.shard_of(index)
-        clip = self.clip(index)
         while True:
             media = _fetch(store, shard.name, clip)
             try:
@@ -149,7 +151,8 @@ class ClipSet:
         Raises:
             StorageError, DecodeError: the clip is damaged; the message names it.
         """
-        return decode_window(self.clip(index), self.media(index), index, cfg, seed, at, short_side, modality)
+        clip = self.clip(index)
+        return decode_window(clip, self._media(index, clip), index, cfg, seed, at, short_side, modality)
 
 
 def check_media(clip: Clip, media: Media, shard: str) -> None:

@@ -34,8 +34,7 @@ def training_short_side(input: InputConfig) -> int:
 
 def random_window(seed: int) -> tuple[float, float]:
     """Where a training sample's windows of sound and picture lie, each in [0, 1)."""
-    seed_1 = torch.tensor([seed])
-    return float(draws.uniform(seed_1, "audio_window")), float(draws.uniform(seed_1, "video_window"))
+    return draws.uniform_number(seed, "audio_window"), draws.uniform_number(seed, "video_window")
 
 
 class Collate:

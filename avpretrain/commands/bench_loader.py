@@ -1,0 +1,116 @@
+"""`avpretrain bench loader`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+from rich.progress import Progress
+
+from avpretrain.cli import parse
+from avpretrain.config import TrainConfig, load_config, to_dict
+from avpretrain.errors import UsageError
+from avpretrain.files import write_json
+
+HELP = """\
+usage: avpretrain bench loader CONFIG --data.shards FOLDER [--clips N] [--step] [--out FILE] [--json]
+                               [--section.field VALUE ...]
+
+Measures how fast clips come: decoded in a bare loop (the bound), by the full loader, and by the loader that feeds
+training steps; where the time of a loader process goes; and resident memory at the start and at the end.
+
+reads   the shards that --data.shards names; CONFIG is a YAML file or the name of a preset
+writes  nothing, or with --out the JSON that --json prints
+takes   three times as long as decoding N clips
+
+--clips N   clips in each part (2000)
+--step      measure feeding of real training steps, too: on a CPU the steps take most of the time
+--out FILE  write the numbers as JSON"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """What follows the config's name."""
+
+    config: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
+    clips: int = 2000
+    """Clips in each part."""
+    step: bool = False
+    """Measure feeding of training steps, too."""
+    out: Path | None = None
+    """Write the numbers as JSON."""
+    json: bool = False
+    """Print the numbers as JSON."""
+
+
+def run(args: Sequence[str]) -> None:
+    """Measures as the command line says."""
+    if not args or args[0] in ("-h", "--help"):
+        print(HELP)
+        return
+    name, *rest = args
+    if name.startswith("-"):
+        raise UsageError("the config comes first: avpretrain bench loader CONFIG --data.shards FOLDER")
+    given = parse(Arguments, rest, f"avpretrain bench loader {name}", Arguments(config=load_config(name)))
+    if not given.config.data.shards:
+        raise UsageError("no data: give --data.shards FOLDER (made by avpretrain shards)")
+    if given.clips < 1:
+        raise UsageError(f"--clips must be at least 1, got {given.clips}")
+    answer = measure(given)
+    if given.out is not None:
+        write_json(given.out, answer)
+    print(json.dumps(answer, indent=2)) if given.json else _show(answer)
+
+
+def measure(given: Arguments) -> dict[str, Any]:
+    """All parts, with what they were measured on."""
+    from avpretrain.data.clips import ClipSet
+    from avpretrain.efficiency.bench_loader import Bench, bare_decode, feed_steps, run_loader, stages
+    from avpretrain.provenance import environment
+    from avpretrain.training.run import resolve
+
+    clips = ClipSet(given.config.data.shards, given.config.data.split, given.config.data.cache_dir)
+    cfg = resolve(given.config, clips)
+    bench = Bench(cfg, given.clips)
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        bar.add_task("bare decode", total=None)
+        bare = bare_decode(bench)
+        line = bar.add_task("loader", total=given.clips)
+        loader = run_loader(bench, lambda _: None, lambda done: bar.update(line, completed=done))
+        fed: dict[str, Any] = {}
+        if given.step:
+            steps = bar.add_task("loader feeding steps", total=given.clips)
+            fed = {"feeding_steps": feed_steps(bench, lambda done: bar.update(steps, completed=done))}
+    return {
+        "config": cfg.name,
+        "data": {"clips": len(clips), "fingerprint": clips.fingerprint, "mode": cfg.data.mode},
+        "input": to_dict(cfg.model.input),
+        "workers": cfg.data.num_workers,
+        "batch_size": bench.batch_size,
+        "bare_decode_clips_per_second": bare,
+        "loader": loader,
+        "loader_share_of_bare_decode": loader["clips_per_second"] / bare,
+        **fed,
+        "milliseconds_a_clip": stages(cfg.data, cfg.model.input, cfg.seed),
+        **environment(),
+    }
+
+
+def _show(answer: dict[str, Any]) -> None:
+    loader = answer["loader"]
+    lines = [f"bare decode    {answer['bare_decode_clips_per_second']:8.1f} clips/s with {answer['workers']} processes"]
+    share = answer["loader_share_of_bare_decode"]
+    lines += [f"loader         {loader['clips_per_second']:8.1f} clips/s, {share:.1%} of bare decode"]
+    if fed := answer.get("feeding_steps"):
+        lines += [
+            f"feeding steps  {fed['clips_per_second']:8.1f} clips/s, {fed['wait_share']:.1%} of it waiting for data"
+        ]
+    parts = ", ".join(f"{name} {ms:.2f}" for name, ms in answer["milliseconds_a_clip"].items())
+    before, after = (loader[key]["total"] / 2**20 for key in ("memory_start", "memory_end"))
+    lines += [f"ms a clip      {parts}", f"memory         {before:.0f} MiB at the start, {after:.0f} MiB at the end"]
+    print("\n".join(lines))
