@@ -23,8 +23,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 LOWEST_HZ = 20.0
 PREEMPHASIS = 0.97
 EPSILON = torch.finfo(torch.float32).eps
-CPU_CHUNK = 2
-"""Clips at a time on a CPU: what they need fits its caches."""
+CPU_FRAMES = 256
+"""Spectrogram frames at a time on a CPU: what they need fits its caches."""
 
 
 def frame_length(sample_rate: int) -> int:
@@ -71,26 +71,27 @@ def log_mel(waveform_BS: Tensor, mels: int = 128, sample_rate: int = 16_000) -> 
         waveform_BS: float32 in [-1, 1], without its mean (see `centred`).
     """
     with torch.autocast(waveform_BS.device.type, enabled=False):
-        window = torch.hann_window(frame_length(sample_rate), periodic=False, device=waveform_BS.device)
-        size = 1 << (len(window) - 1).bit_length()
+        window_W = torch.hann_window(frame_length(sample_rate), periodic=False, device=waveform_BS.device)
+        size = 1 << (len(window_W) - 1).bit_length()
         filters_KM = mel_filters(mels, sample_rate, size).to(waveform_BS.device)
-        chunk = CPU_CHUNK if waveform_BS.device.type == "cpu" else len(waveform_BS)
-        parts = [
-            _log_mel(part_BS, window, filters_KM, frame_shift(sample_rate), size)
-            for part_BS in waveform_BS.float().split(max(1, chunk))
-        ]
-        return torch.cat(parts) if len(parts) != 1 else parts[0]
+        frames_BFW = waveform_BS.float().unfold(1, len(window_W), frame_shift(sample_rate))
+        if waveform_BS.device.type != "cpu":
+            return _log_mel(frames_BFW, window_W, filters_KM, size)
+        mel_BFM = waveform_BS.new_empty(*frames_BFW.shape[:2], mels, dtype=torch.float32)
+        for frames_FW, mel_FM in zip(frames_BFW, mel_BFM, strict=True):
+            for part_FW, out_FM in zip(frames_FW.split(CPU_FRAMES), mel_FM.split(CPU_FRAMES), strict=True):
+                out_FM.copy_(_log_mel(part_FW, window_W, filters_KM, size))
+        return mel_BFM
 
 
-def _log_mel(waveform_BS: Tensor, window_W: Tensor, filters_KM: Tensor, shift: int, size: int) -> Tensor:
-    frames_BFW = waveform_BS.unfold(1, len(window_W), shift)
-    frames_BFW = frames_BFW - frames_BFW.mean(dim=2, keepdim=True)
+def _log_mel(frames_FW: Tensor, window_W: Tensor, filters_KM: Tensor, size: int) -> Tensor:
+    """[..., F, M] of frames [..., F, W]; each step rounds as Kaldi's does, since quiet frames show the last bit."""
+    frames_FW = frames_FW - frames_FW.mean(dim=-1, keepdim=True)
     # x[t] - 0.97 x[t-1]; the first sample is its own predecessor, as in Kaldi
-    before_BFW = torch.cat([frames_BFW[:, :, :1], frames_BFW[:, :, :-1]], dim=2)
-    frames_BFW = (frames_BFW - before_BFW.mul_(PREEMPHASIS)).mul_(window_W)
-    spectrum_BFK = torch.view_as_real(torch.fft.rfft(frames_BFW, n=size))
-    power_BFK = spectrum_BFK.square().sum(dim=-1)
-    return (power_BFK @ filters_KM).clamp_(min=EPSILON).log_()
+    before_FW = torch.cat([frames_FW[..., :1], frames_FW[..., :-1]], dim=-1).mul_(PREEMPHASIS)
+    spectrum_FK = torch.fft.rfft(frames_FW.sub_(before_FW).mul_(window_W), n=size)
+    power_FK = spectrum_FK.real.square().addcmul_(spectrum_FK.imag, spectrum_FK.imag)
+    return (power_FK @ filters_KM).clamp_(min=EPSILON).log_()
 
 
 def centred(waveform_BS: Tensor, samples_B: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from avpretrain.data.manifest import Clip
 from avpretrain.data.sampler import Order
 from avpretrain.data.storage import StorageError
 from avpretrain.efficiency.bench_step import Phase, StepBench
+from avpretrain.efficiency.timing import Stopwatch
 from avpretrain.errors import UserError
 from avpretrain.schedules import Step
 
@@ -208,16 +209,3 @@ def stages(data: DataConfig, input: InputConfig, seed: int, count: int = 200) ->
     watch.lap("collate")
     torch.set_num_threads(threads)
     return {name: 1000 * seconds / max(1, len(samples)) for name, seconds in watch.spent.items()}
-
-
-class Stopwatch:
-    """Seconds by name: each lap is charged with the time since the one before."""
-
-    def __init__(self) -> None:
-        self.spent: dict[str, float] = {}
-        self._before = time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self.spent[name] = self.spent.get(name, 0.0) + now - self._before
-        self._before = now
