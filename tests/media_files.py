@@ -94,6 +94,8 @@ def _add_video(
     stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
     stream.codec_context.gop_size, stream.codec_context.max_b_frames = gop, bframes
     stream.codec_context.time_base = Fraction(1, 90_000) if codec in ("libx264", "libvpx", "libvpx-vp9") else 1 / fps
+    if codec in ("mpeg4", "flv1"):
+        stream.bit_rate = 2_000_000
     if rotation:
         stream.set_display_rotation(rotation)
     return stream

@@ -36,7 +36,9 @@ class ClipEncoder:
         self.count = 0
 
     def _start(self, width: int, height: int, like: Any) -> None:
-        options = {"crf": str(self.crf), "preset": "veryfast", "tune": "fastdecode", "threads": "1"}
+        # key frames at fixed places only: none where the scene changes
+        fixed = {"sc_threshold": "0", "threads": "1"}
+        options = {"crf": str(self.crf), "preset": "veryfast", "tune": "fastdecode", **fixed}
         self.stream = self.container.add_stream("libx264", rate=self.fps, options=options)
         self.stream.width, self.stream.height, self.stream.pix_fmt = width, height, "yuv420p"
         context = self.stream.codec_context

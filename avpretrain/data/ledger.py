@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from avpretrain.data.log_mel_sums import LogMelSums
 from avpretrain.data.manifest import DATASET_NAME, MANIFEST_NAME, SCHEMA, Clip, Manifest, Shard, write_manifest
 from avpretrain.data.media import Segment
-from avpretrain.data.parts import LogMelSums
 from avpretrain.data.summary import EMPTY, summarise
 from avpretrain.errors import UsageError
 from avpretrain.files import read_json

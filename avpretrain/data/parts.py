@@ -12,37 +12,15 @@ import re
 import tarfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-
-from avpretrain.data.decode import DecodeError, Sound
+from avpretrain.data.decode import DecodeError
+from avpretrain.data.log_mel_sums import log_mel_sums
 from avpretrain.data.media import Limits
 from avpretrain.data.sources.base import Item, need_of
 from avpretrain.data.transcode import SAMPLE_RATE, ClipMedia, Need, TranscodeConfig, cut
 from avpretrain.data.workers import Beat
 from avpretrain.errors import UserError
-
-LOG_MEL_BLOCK = 3000
-"""Spectrogram frames at a time, which bounds memory on long clips."""
-
-
-class LogMelSums(NamedTuple):
-    """What mean and standard deviation of log-mel values are computed from."""
-
-    clips: int
-    values: int
-    total: float
-    squares: float
-
-    def plus(self, other: LogMelSums) -> LogMelSums:
-        """The sums over both."""
-        return LogMelSums(
-            self.clips + other.clips,
-            self.values + other.values,
-            self.total + other.total,
-            self.squares + other.squares,
-        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -147,7 +125,7 @@ def clip_members(clip: ClipMedia, item: Item, number: int) -> tuple[bytes, dict[
     text = json.dumps(described, sort_keys=True, ensure_ascii=False)
     data += tar_member(f"{key}.json", text.encode())
     row["bytes"] = len(data)
-    row["log_mel"] = log_mel_sums(clip.pcm_S) if clip.pcm_S is not None else None
+    row["log_mel"] = log_mel_sums(clip.pcm_S, SAMPLE_RATE) if clip.pcm_S is not None else None
     return data, row
 
 
@@ -156,24 +134,6 @@ def tar_member(name: str, content: bytes) -> bytes:
     info = tarfile.TarInfo(name)
     info.size = len(content)
     return info.tobuf(tarfile.USTAR_FORMAT) + content + b"\0" * (-len(content) % tarfile.BLOCKSIZE)
-
-
-def log_mel_sums(pcm_S: Sound) -> LogMelSums:
-    """Sums over the log-mel values (128 bins, 16 kHz) of a clip, the waveform's mean removed."""
-    import torch
-
-    from avpretrain.data.features import frame_length, frame_shift, log_mel
-
-    torch.set_num_threads(1)
-    wave_S = torch.from_numpy(pcm_S.astype(np.float32) / 32768)
-    wave_S -= wave_S.mean()
-    shift, length = frame_shift(SAMPLE_RATE), frame_length(SAMPLE_RATE)
-    sums = LogMelSums(1, 0, 0.0, 0.0)
-    for first in range(0, len(wave_S) - length + 1, LOG_MEL_BLOCK * shift):
-        block_BS = wave_S[None, first : first + (LOG_MEL_BLOCK - 1) * shift + length]
-        mel_BFM = log_mel(block_BS).double()
-        sums = sums.plus(LogMelSums(0, mel_BFM.numel(), float(mel_BFM.sum()), float(mel_BFM.square().sum())))
-    return sums
 
 
 def signature(path: Path) -> tuple[int, int]:

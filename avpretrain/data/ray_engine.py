@@ -17,10 +17,8 @@ CHUNK = 32
 """Most files a Ray task: starting a worker process takes seconds, so it should serve more than one."""
 
 
-def run_on_ray(
-    job: Job, tasks: Sequence[T], workers: int, timeout: float, preload: Sequence[str] = ()
-) -> Iterator[Outcome[T]]:
-    """As `workers.run_contained`, on the cluster that RAY_ADDRESS names, or a local one.
+def run_on_ray(job: Job, tasks: Sequence[T], workers: int, timeout: float) -> Iterator[Outcome[T]]:
+    """As `workers.run_contained`, on the cluster that RAY_ADDRESS names, or a local one; the cluster sets the pace.
 
     Raises:
         UserError: Ray is not installed, or a job raised it.
@@ -37,7 +35,7 @@ def run_on_ray(
         slots = max(1, int(ray.cluster_resources().get("CPU", 1)))
         size = max(1, min(CHUNK, len(tasks) // (4 * slots)))
         chunks = [tasks[i : i + size] for i in range(0, len(tasks), size)]
-        waiting = [remote.remote(job, chunk, timeout, preload) for chunk in chunks]
+        waiting = [remote.remote(job, chunk, timeout) for chunk in chunks]
         while waiting:
             ready, waiting = ray.wait(waiting)
             for outcomes in ray.get(ready):
@@ -49,9 +47,9 @@ def run_on_ray(
             ray.shutdown()
 
 
-def _run_chunk(job: Job, tasks: Sequence[T], timeout: float, preload: Sequence[str]) -> list[Outcome[T]] | str:
+def _run_chunk(job: Job, tasks: Sequence[T], timeout: float) -> list[Outcome[T]] | str:
     """Outcomes of a few tasks, or the message of a `UserError`."""
     try:
-        return list(run_contained(job, tasks, 1, timeout, preload))
+        return list(run_contained(job, tasks, 1, timeout))
     except UserError as error:
         return str(error)

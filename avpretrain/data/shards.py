@@ -30,8 +30,6 @@ from avpretrain.data.workers import run_contained
 from avpretrain.errors import UsageError, UserError
 
 Engine = Literal["processes", "ray"]
-SOUND_MODULES = ("avpretrain.data.features",)
-"""What workers need for log-mel statistics; importing torch takes seconds."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,10 +60,10 @@ class ShardConfig:
     def __post_init__(self) -> None:
         for name in ("shard_mb", "timeout"):
             if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+                raise UsageError(f"{name} must be positive, got {getattr(self, name)}")
         for name in ("workers", "shard_clips"):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+                raise UsageError(f"{name} must not be negative, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,8 +180,7 @@ def _work(
     done = len(tasks) - len(todo)
     on_progress(Progress(done, len(tasks), joiner.clips, len(joiner.skipped)))
     workers = min(cfg.workers or os.cpu_count() or 1, max(1, len(todo)))
-    preload = SOUND_MODULES if any(task.need != "video" for task in todo) else ()
-    for outcome in _engine(cfg.engine)(make_part, todo, workers, cfg.timeout, preload):
+    for outcome in _engine(cfg.engine)(make_part, todo, workers, cfg.timeout):
         if outcome.failure is not None:
             write_part(outcome.task, [], outcome.failure)
         done += 1

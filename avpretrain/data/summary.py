@@ -9,8 +9,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from avpretrain.data.log_mel_sums import LogMelSums
 from avpretrain.data.manifest import FORMAT, Clip, Shard
-from avpretrain.data.parts import LogMelSums
 
 MAX_DISTINCT = 10_000
 """Labels with more distinct values than this are free text; dataset.json lists none of their values."""

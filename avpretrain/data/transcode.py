@@ -13,6 +13,7 @@ import numpy as np
 from avpretrain.data.decode import DecodeError, Sound, decode_video
 from avpretrain.data.encode import ClipEncoder, encode_flac, prepare, remux
 from avpretrain.data.media import Limits, Segment, Source
+from avpretrain.errors import UsageError
 
 SAMPLE_RATE = 16_000
 MIN_CLIP_SECONDS = 0.1
@@ -48,12 +49,12 @@ class TranscodeConfig:
         positive = {"fps": self.fps, "gop": self.gop}
         for name, value in positive.items():
             if value <= 0:
-                raise ValueError(f"{name} must be positive, got {value}")
+                raise UsageError(f"{name} must be positive, got {value}")
         for name in ("clip_seconds", "min_seconds", "short_side"):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+                raise UsageError(f"{name} must not be negative, got {getattr(self, name)}")
         if not 0 <= self.crf <= 51:
-            raise ValueError(f"crf must lie in 0..51, got {self.crf}")
+            raise UsageError(f"crf must lie in 0..51, got {self.crf}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import ctypes
+import fcntl
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -43,13 +43,13 @@ class Outcome(Generic[T]):
 class _Worker:
     process: Any
     pipe: Connection
+    ready: bool = False
+    """Started and without a task."""
     task: Any = None
     last_beat: float = field(default_factory=time.monotonic)
 
 
-def run_contained(
-    job: Job, tasks: Sequence[T], workers: int, timeout: float, preload: Sequence[str] = ()
-) -> Iterator[Outcome[T]]:
+def run_contained(job: Job, tasks: Sequence[T], workers: int, timeout: float) -> Iterator[Outcome[T]]:
     """Runs `job(task, beat)` for every task; yields outcomes as tasks end.
 
     Args:
@@ -57,13 +57,12 @@ def run_contained(
         tasks: begun in this order.
         workers: processes.
         timeout: seconds without progress after which a worker is killed.
-        preload: modules that all workers need: imported once, and inherited.
 
     Raises:
-        UserError: a job raised it.
+        UserError: a job raised it, or no worker can be started.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([job.__module__, *preload])
+    context.set_forkserver_preload([job.__module__])
     waiting = collections.deque(tasks)
     pool: list[_Worker] = []
     try:
@@ -71,7 +70,7 @@ def run_contained(
             while waiting and len(pool) < workers:
                 pool.append(_start(context, job))
             for worker in pool:
-                if worker.task is None and waiting:
+                if worker.ready and waiting:
                     _give(worker, waiting.popleft())
             yield from _collect(pool, timeout)
     finally:
@@ -88,19 +87,20 @@ def _start(context: Any, job: Job) -> _Worker:
 
 
 def _give(worker: _Worker, task: Any) -> None:
-    worker.task, worker.last_beat = task, time.monotonic()
+    worker.task, worker.ready, worker.last_beat = task, False, time.monotonic()
     with contextlib.suppress(BrokenPipeError):  # it died while idle; `_collect` sees that
         worker.pipe.send(task)
 
 
 def _collect(pool: list[_Worker], timeout: float) -> Iterator[Outcome[Any]]:
-    """Waits until something happens; drops workers that died or were killed from the pool."""
-    busy = [worker for worker in pool if worker.task is not None]
-    patience = min(worker.last_beat for worker in busy) + timeout - time.monotonic()
-    ready = multiprocessing.connection.wait([worker.pipe for worker in busy], max(0.0, patience))
-    for worker in busy:
-        task, failure = worker.task, None
-        if worker.pipe in ready:
+    """Waits until something happens; takes workers that died or were killed out of the pool."""
+    awaited = [worker for worker in pool if not worker.ready]
+    limits = [worker.last_beat + timeout for worker in awaited if worker.task is not None]
+    patience = max(0.0, min(limits) - time.monotonic()) if limits else None
+    spoke = multiprocessing.connection.wait([worker.pipe for worker in awaited], patience)
+    for worker in awaited:
+        failure = None
+        if worker.pipe in spoke:
             try:
                 message, text = worker.pipe.recv()
             except (EOFError, OSError):
@@ -109,16 +109,18 @@ def _collect(pool: list[_Worker], timeout: float) -> Iterator[Outcome[Any]]:
                 worker.last_beat = time.monotonic()
                 if message == "fatal":
                     raise UserError(text)
-                if message == "ended":
-                    worker.task = None
-                    yield Outcome(task, text)
-                continue
-        elif time.monotonic() - worker.last_beat >= timeout:
+                if message == "ready":
+                    if worker.task is not None:
+                        yield Outcome(worker.task, text)
+                    worker.task, worker.ready = None, True
+        elif worker.task is not None and time.monotonic() - worker.last_beat >= timeout:
             failure = f"made no progress for {timeout:g} s"
         if failure is not None:
             pool.remove(worker)
             _end(worker)
-            yield Outcome(task, failure)
+            if worker.task is None:
+                raise UserError(f"a worker process {failure} before it had begun; try --workers 1")
+            yield Outcome(worker.task, failure)
 
 
 def _epitaph(worker: _Worker) -> str:
@@ -141,22 +143,32 @@ def _serve(job: Job, pipe: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     null = os.open(os.devnull, os.O_WRONLY)  # decoders write about damaged files straight to stderr
     os.dup2(null, 2)
+    failure = None
     while True:
+        pipe.send(("ready", failure))
         try:
             task = pipe.recv()
         except EOFError:
             return
+        failure = None
         try:
             job(task, lambda: pipe.send(("beat", None)))
         except UserError as error:
             pipe.send(("fatal", str(error)))
         except Exception as error:
-            pipe.send(("ended", " ".join(f"{type(error).__name__}: {error}".split())[:300]))
-        else:
-            pipe.send(("ended", None))
+            failure = " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
 def _die_with_parent() -> None:
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    """Has the kernel kill this process when the one that started the run is gone, even if native code hangs here.
+
+    The sentinel is a pipe whose other end only that process holds; when it closes, the kernel sends a signal.
+    """
+    parent = multiprocessing.parent_process()
+    if sys.platform == "linux" and parent is not None:
+        sentinel = parent.sentinel
+        fcntl.fcntl(sentinel, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(sentinel, fcntl.F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(sentinel, fcntl.F_SETFL, fcntl.fcntl(sentinel, fcntl.F_GETFL) | os.O_ASYNC)
+        if multiprocessing.connection.wait([sentinel], timeout=0):
+            os._exit(1)

@@ -42,5 +42,7 @@ def _rows(table: Path) -> list[dict[str, str]]:
         except json.JSONDecodeError as error:
             raise UserError(f"{table}, line {number}: not JSON ({error})") from None
         if isinstance(values, dict):
-            rows.append({name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()})
+            rows.append(
+                {name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
+            )
     return rows

@@ -23,7 +23,11 @@ def find(root: Path, table: Path | None) -> Listing:
     listing = Listing(items=[])
     for path in walk(root):
         parts = PurePosixPath(path)
-        if len(parts.parts) != 2 or parts.suffix.lower() not in AUDIO_EXTENSIONS or path.startswith("_background_noise_"):
+        if (
+            len(parts.parts) != 2
+            or parts.suffix.lower() not in AUDIO_EXTENSIONS
+            or path.startswith("_background_noise_")
+        ):
             listing.ignored += parts.suffix.lower() in AUDIO_EXTENSIONS
             continue
         labels: dict[str, str | list[str]] = {"class": parts.parts[0], "speaker": parts.stem.split("_")[0]}
