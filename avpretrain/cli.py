@@ -6,6 +6,7 @@ import contextlib
 import functools
 import importlib
 import io
+import keyword
 import os
 import re
 import sys
@@ -30,11 +31,13 @@ VERBS = {
     "retrieve": "find pictures by sound and sounds by picture",
     "inpaint": "fill hidden sound and picture, with figures of error",
     "bench": "measure speed and memory of loader, features and manifest",
+    "import": "turn MAE, AudioMAE, CAV-MAE, MAViL or timm weights into a model",
+    "export": "write weights with a model card, or an encoder as ONNX",
     "flops": "count a config's FLOPs by component",
     "ledger": "count what whole trainings of every variant would cost",
     "report": "compare runs in one HTML page",
 }
-"""Verb to one line of help; each is the `main` of `avpretrain/commands/VERB.py` (dashes become underscores)."""
+"""Verb to one line of help; each is the `main` of `avpretrain/commands/VERB.py` (dashes become underscores, `import` is `import_`)."""
 
 
 def parse(target: Callable[..., T] | type[T], args: Sequence[str], prog: str, default: Any = None) -> T:
@@ -52,6 +55,8 @@ def parse(target: Callable[..., T] | type[T], args: Sequence[str], prog: str, de
         if stop.code in (0, None):
             raise
         raise UsageError(_one_line(said.getvalue(), prog)) from None
+    except ValueError as error:  # a config's own check of its values
+        raise UsageError(f"{error} (see {prog} --help)") from None
 
 
 def bind(function: Callable[..., None], args: Sequence[str], prog: str) -> Callable[[], None]:
@@ -117,7 +122,8 @@ def run(verb: str, args: Sequence[str]) -> None:
     """
     if verb not in VERBS:
         raise UsageError(f"no verb '{verb}'; verbs: {', '.join(VERBS)}")
-    command = importlib.import_module(f"avpretrain.commands.{verb.replace('-', '_')}")
+    name = verb.replace("-", "_") + ("_" if keyword.iskeyword(verb) else "")
+    command = importlib.import_module(f"avpretrain.commands.{name}")
     if hasattr(command, "run"):  # a verb whose arguments are a config and changes to it reads them itself
         command.run(args)
     else:

@@ -73,10 +73,11 @@ def main(
     if json:
         print(json_format.dumps({**outcome.result, **({"comparison": comparison} if comparison else {})}, indent=2))
     else:
-        _show(outcome.result, comparison, path)
+        show_result(outcome.result, comparison, path)
 
 
-def _show(result: dict[str, Any], comparison: dict[str, Any] | None, path: Path | None) -> None:
+def show_result(result: dict[str, Any], comparison: dict[str, Any] | None, path: Path | None) -> None:
+    """Prints a result beside its baselines, for people."""
     metric, console = result["metric"], Console()
     table = Table(title=f"{result['task'].replace('_', ' ')}: {result['label']} from {result['modality']}")
     for heading in ("features", metric, "95% interval", "encoder is ahead by"):
