@@ -208,6 +208,7 @@ def test_ticks_are_round_and_cover(low: float, high: float, expected: list[float
 
 def test_tick_labels_agree_with_each_other() -> None:
     assert tick_labels([0.8, 0.85, 0.9]) == ["0.80", "0.85", "0.90"]
+    assert tick_labels([0.0, 500.0, 1000.0]) == ["0", "500", "1000"]
     assert tick_labels([0.0, 10_000.0, 20_000.0]) == ["0", "10 k", "20 k"]
     assert tick_labels([0.0, 0.0005, 0.001]) == ["0", "0.0005", "0.0010"]
 
@@ -218,6 +219,16 @@ def test_long_series_are_thinned_and_bad_values_left_out() -> None:
     assert 300 < len(points) <= 400
     assert sum(y for _, y in points) / len(points) == pytest.approx(2499.5, rel=0.01)
     assert thinned([0.0, 1.0, 2.0], [1.0, float("nan"), 3.0]) == [(0.0, 1.0), (2.0, 3.0)]
+
+
+def test_a_step_holds_back_to_the_value_before() -> None:
+    drawn = chart("ratio", [Series("a", [10.0, 20.0], [0.9, 0.8], 0)], "clips", steps=True)
+    found = re.search('points="([^"]*)"', drawn)
+    assert found
+    places = [tuple(map(float, pair.split(","))) for pair in found[1].split()]
+    left, middle, right = 46.0, 197.0, 348.0
+    assert [x for x, _ in places] == [left, left, middle, middle, right]
+    assert len({y for _, y in places[:3]}) == len({y for _, y in places[3:]}) == 1
 
 
 def test_labels_are_escaped() -> None:

@@ -173,7 +173,7 @@ def _probe(path: Path, seen: int) -> Iterable[Probe]:
     weights = result.get("checkpoint") or {}
     yield Probe(
         task=_task(result) or path.stem,
-        metric=metric,
+        metric=metric.replace("_", " "),
         value=float(result[metric]),
         interval=(float(ci[0]), float(ci[1])) if isinstance(ci, list) and len(ci) == 2 else None,
         baselines={name: value for name, value in baselines.items() if math.isfinite(value)},
@@ -182,10 +182,10 @@ def _probe(path: Path, seen: int) -> Iterable[Probe]:
 
 
 def _task(result: dict[str, Any]) -> str:
-    """'class from audio, linear probe'."""
+    """'class from audio, linear probe', or 'retrieval, test' where no modality is named."""
     label, modality, task = (str(result.get(key) or "").replace("_", " ") for key in ("label", "modality", "task"))
-    what = " from ".join(part for part in (label, modality) if part)
-    return ", ".join(part for part in (what, task) if part)
+    parts = (f"{label} from {modality}", task) if label and modality else (task, label)
+    return ", ".join(part for part in parts if part)
 
 
 # --- several runs ----------------------------------------------------------------------------------------------------

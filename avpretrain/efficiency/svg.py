@@ -17,6 +17,8 @@ LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 36
 MAX_POINTS = 400
 Labels = Callable[[Sequence[float]], list[str]]
 _SCALES = ((1e18, " E"), (1e15, " P"), (1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k"))
+_FIRST_SCALED = 5000.0
+"""Ticks up to here are written out: 500, 1000."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,8 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 def tick_labels(values: Sequence[float]) -> list[str]:
     """Short labels of an axis, all with the same decimals and prefix: 0.80, 0.85, 0.90; 0, 10 k, 20 k."""
-    scale, prefix = next((x for x in _SCALES if max(map(abs, values)) >= x[0]), (1.0, ""))
+    largest = max(map(abs, values))
+    scale, prefix = next((x for x in _SCALES if largest >= max(x[0], _FIRST_SCALED)), (1.0, ""))
     step = (values[1] - values[0]) / scale if len(values) > 1 else 1.0
     decimals = min(6, max(0, -math.floor(math.log10(step) + 1e-9)))
     return [f"{v / scale:.{decimals}f}{prefix}" if v else "0" for v in values]
@@ -132,7 +135,7 @@ def chart(
     Args:
         title: what a reader who can't see the chart is told.
         points: draws points with intervals instead of lines.
-        steps: values hold until the next one, and lines may lie on top of each other.
+        steps: a value holds back to the one before, and lines may lie on top of each other.
         from_zero: the y axis begins at 0.
     """
     drawn = [(s, thinned(s.xs, s.ys)) for s in series]
@@ -161,7 +164,8 @@ def _line(series: Series, line: Sequence[tuple[float, float]], axes: _Axes, step
         return ""
     places = [(axes.x(x), axes.y(y)) for x, y in line]
     if steps:
-        places = [places[0]] + [p for a, b in pairwise(places) for p in ((b[0], a[1]), b)]
+        start = (axes.x(0.0), places[0][1])
+        places = [start] + [p for a, b in pairwise([start, *places]) for p in ((a[0], b[1]), b)]
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
     dash = ' stroke-dasharray="5 4"' if series.dashed else ""
     x, y = places[-1]
