@@ -105,6 +105,6 @@ def plan(cfg: ScheduleConfig, optim: OptimConfig, total: int, cost: Cost) -> Ite
             batch_size=size,
             audio_ratio=mask_ratio_at(progress, cfg.audio_mask_ratio),
             video_ratio=mask_ratio_at(progress, cfg.video_mask_ratio),
-            lr=lr_at((seen + size / 2) / total, optim, size / cfg.batch.size),
+            lr=lr_at((seen + min(seen + size, total)) / 2 / total, optim, size / cfg.batch.size),
         )
         index, seen = index + 1, seen + size

@@ -71,8 +71,8 @@ def draw_reconstruction(batch: AVBatch, made: Reconstruction, path: Path, title:
     from matplotlib.figure import Figure
 
     count = min(SHOWN, len(batch))
-    figure = Figure(figsize=(14, 1.7 * count + 0.5), dpi=110)
-    axes = figure.subplots(count, 6, squeeze=False, gridspec_kw={"width_ratios": [1.6] * 3 + [2] * 3})
+    figure = Figure(figsize=(15, 1.15 * count + 0.6), dpi=110)
+    axes = figure.subplots(count, 6, squeeze=False, gridspec_kw={"width_ratios": [1.2] * 3 + [3] * 3})
     for i, row in enumerate(axes):
         original = batch.audio_BFM[i].float()
         shown = torch.where(made.audio_mask_BFM[i] > 0, torch.nan, original)
@@ -87,7 +87,8 @@ def draw_reconstruction(batch: AVBatch, made: Reconstruction, path: Path, title:
     for axis, name in zip(axes[0], names, strict=True):
         axis.set_title(name, fontsize=9)
     for axis in axes.flat:
-        axis.set_axis_off()
+        axis.set(xticks=[], yticks=[], facecolor="0.5")
+        axis.spines[:].set_visible(False)
     figure.suptitle(title, fontsize=9, y=0.995)
     figure.tight_layout(pad=0.4)
     with atomic_path(path) as temporary:

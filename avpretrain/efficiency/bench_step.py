@@ -1,0 +1,116 @@
+"""How fast a training step is: measured on the real model and optimiser, with the matmul peak of the same machine beside it.
+
+B clips, F spectrogram frames, M mel bins, T video frames, C colours, H height, W width.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from avpretrain.batch import AVBatch
+from avpretrain.config import InputConfig, TrainConfig
+from avpretrain.draws import normal, sample_seed
+from avpretrain.models.cost import clip_flops
+from avpretrain.models.diffmavil import DiffMAViL
+from avpretrain.training.guards import FiniteGuard
+from avpretrain.training.loop import make_optimizer, prepare_model
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One point of the curriculum: what a compiled step is specialised on."""
+
+    batch_size: int
+    """On one device."""
+    audio_ratio: float
+    video_ratio: float
+
+
+def random_batch(inputs: InputConfig, batch_size: int, device: torch.device) -> AVBatch:
+    """Clips of noise: real values matter, since products with zeros run faster than with data."""
+    seed_B = torch.tensor([sample_seed(0, 0, i) for i in range(batch_size)], device=device)
+    return AVBatch(
+        audio_BFM=normal(seed_B, "audio", (inputs.audio_frames, inputs.mels)),
+        video_BTCHW=normal(seed_B, "video", (inputs.video_frames, 3, inputs.video_size, inputs.video_size)),
+        seed_B=seed_B,
+        has_audio_B=torch.ones(batch_size, dtype=torch.bool, device=device),
+        has_video_B=torch.ones(batch_size, dtype=torch.bool, device=device),
+    )
+
+
+def median_seconds(work: Callable[[], Any], warmup: int, repeats: int) -> float:
+    """Median seconds of `work()`, the clock read while the device is idle."""
+    sync = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    seconds = []
+    for _ in range(warmup + repeats):
+        sync()
+        started = time.perf_counter()
+        work()
+        sync()
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds[warmup:])
+
+
+def matmul_peak(device: torch.device, size: int = 8192) -> float:
+    """FLOP/s of a plain square product of random matrices in the training precision: what the card can do at best."""
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    size = size if device.type == "cuda" else 1024
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    return 2 * size**3 / median_seconds(lambda: a @ b, warmup=5, repeats=20)
+
+
+class StepBench:
+    """A model and its optimiser, ready to be timed at any phase.
+
+    Args:
+        cfg: its model, optimiser, precision and compilation are what is timed; no data are read.
+    """
+
+    def __init__(self, cfg: TrainConfig, device: torch.device) -> None:
+        self.cfg, self.device = cfg, device
+        torch.manual_seed(cfg.seed)
+        model = DiffMAViL(cfg.model).to(device)
+        self.optimizer = make_optimizer(model, cfg.optim)
+        self.guard = FiniteGuard(self.optimizer, device)
+        self.model = prepare_model(model, cfg.run)
+        bf16 = cfg.run.precision == "bf16" or (cfg.run.precision == "auto" and device.type == "cuda")
+        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+
+    def step(self, batch: AVBatch, phase: Phase) -> dict[str, Tensor]:
+        """Forward, backward, clipping, optimiser: what the training loop does with a batch."""
+        with self.autocast:
+            losses: dict[str, Tensor] = self.model(batch, phase.audio_ratio, phase.video_ratio)
+        losses["loss"].backward()
+        limit = self.cfg.optim.clip_norm or float("inf")
+        self.guard.watch(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit), 0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return losses
+
+    def measure(self, phase: Phase, warmup: int = 5, repeats: int = 20) -> dict[str, Any]:
+        """Seconds, clips/s, FLOP/s and memory of a step at `phase`; `compile_seconds` is the first call's time."""
+        batch = random_batch(self.cfg.model.input, phase.batch_size, self.device)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        first = median_seconds(lambda: self.step(batch, phase), warmup=0, repeats=1)
+        seconds = median_seconds(lambda: self.step(batch, phase), warmup, repeats)
+        flops = clip_flops(self.cfg.model, phase.audio_ratio, phase.video_ratio, phase.batch_size).training
+        return {
+            "batch_size": phase.batch_size,
+            "audio_ratio": phase.audio_ratio,
+            "video_ratio": phase.video_ratio,
+            "seconds": seconds,
+            "first_step_seconds": first,
+            "clips_per_second": phase.batch_size / seconds,
+            "flops_per_clip": flops,
+            "flops_per_second": flops * phase.batch_size / seconds,
+            "peak_memory_bytes": torch.cuda.max_memory_allocated() if self.device.type == "cuda" else 0,
+        }
