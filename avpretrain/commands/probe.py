@@ -33,6 +33,7 @@ def main(
     num_workers: int = 2,
     compare: Path | None = None,
     out: Path | None = None,
+    pictures: bool = False,
     json: bool = False,
 ) -> None:
     """Fit a classifier on frozen features: chosen on validation clips, scored on test clips, beside baselines.
@@ -57,6 +58,7 @@ def main(
         num_workers: Processes that decode, for each rank.
         compare: An earlier result; prints the paired difference to it.
         out: File of the result.
+        pictures: Also draw confusion matrix, bars by class and map of the features, as PNG beside the result.
         json: Print the result as JSON.
     """
     cfg = ProbeConfig(
@@ -69,6 +71,11 @@ def main(
     path = result_path(ckpt, out, outcome.result["task"], label, modality, "" if pooling == "mean" else pooling)
     if path:
         save_result(path, outcome.result, outcome.predictions)
+    if path and pictures and outcome.features_ND is not None:
+        from avpretrain.evaluation.pictures import draw_results
+
+        title = f"{label} from {modality}, {classifier} probe"
+        draw_results(outcome.predictions, outcome.features_ND, title, path.with_suffix(""))
     comparison = compare_results(path, compare, seed) if path and compare else None
     if json:
         print(json_format.dumps({**outcome.result, **({"comparison": comparison} if comparison else {})}, indent=2))

@@ -28,7 +28,7 @@ def main(
     batch_size: int = 32,
     num_workers: int = 2,
     out: Path | None = None,
-    pictures: Path | None = None,
+    pictures: bool = False,
     json: bool = False,
 ) -> None:
     """Let sounds find their pictures and pictures their sounds, among all clips of a split, without training.
@@ -48,7 +48,7 @@ def main(
         batch_size: Clips at a time on each device; changes nothing but speed.
         num_workers: Processes that decode, for each rank.
         out: File of the result.
-        pictures: PNG with examples: queries and what they found.
+        pictures: Also draw examples, NAME-examples.png beside the result.
         json: Print the result as JSON.
     """
     cfg = RetrievalConfig(
@@ -61,10 +61,10 @@ def main(
     path = result_path(ckpt, out, "retrieval", split)
     if path:
         write_json(path, found.result)
-    if pictures:
+    if path and pictures:
         from avpretrain.evaluation.pictures import retrieval_strips
 
-        retrieval_strips(found, pictures)
+        retrieval_strips(found, path.with_name(f"{path.stem}-examples.png"))
     if json:
         print(json_format.dumps(found.result, indent=2))
     else:
@@ -73,24 +73,25 @@ def main(
 
 def _show(result: dict[str, Any], path: Path | None) -> None:
     console = Console()
-    table = Table(title=f"retrieval among {result['gallery']} clips of split '{result['label']}'")
-    for heading in ("", "direction", "R@1", "R@5", "R@10", "median rank"):
-        table.add_column(heading, justify="left" if heading in ("", "direction") else "right")
+    table = Table(title=f"retrieval among {result['gallery']} clips of split '{result['label']}', in %")
+    for heading in ("features", "query", "R@1", "R@5", "R@10", "median rank"):
+        table.add_column(heading, justify="left" if heading in ("features", "query") else "right", no_wrap=True)
     for name, row in {"encoder": result, **result["baselines"]}.items():
         for direction in ("audio_to_video", "video_to_audio"):
             cells = [_cell(row[direction], f"recall_at_{k}") for k in (1, 5, 10)]
             title = name.replace("_", " ") if direction == "audio_to_video" else ""
-            table.add_row(title, direction.replace("_", " "), *cells, f"{row[direction]['median_rank']:g}")
+            table.add_row(title, direction.split("_")[0], *cells, f"{row[direction]['median_rank']:g}")
     console.print(table)
     if path:
         console.print(f"result: {path}", highlight=False, soft_wrap=True)
 
 
 def _cell(scores: dict[str, Any], name: str) -> str:
-    """'12.0% (8.1 to 16.0)'; empty where the gallery is smaller than the cutoff."""
+    """'12.0 (8-16)': value and 95% interval; empty where the gallery is smaller than the cutoff."""
     if name not in scores:
         return ""
+    value = f"{100 * scores[name]:.1f}"
     if "cis" not in scores:
-        return f"{scores[name]:.1%}"
+        return value
     low, high = scores["cis"][name]
-    return f"{scores[name]:.1%} ({100 * low:.1f} to {100 * high:.1f})"
+    return f"{value} ({100 * low:.0f}-{100 * high:.0f})"

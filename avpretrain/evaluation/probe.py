@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from avpretrain.config import ModelConfig
 from avpretrain.data.clips import ClipSet
@@ -47,10 +48,12 @@ class ProbeConfig:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A result, and the predictions behind it."""
+    """A result, and what is behind it."""
 
     result: dict[str, Any]
     predictions: Predictions
+    features_ND: Tensor | None = None
+    """Of the test clips, in the order of the predictions; none where the encoder was trained on the label."""
 
 
 def random_encoder(config: ModelConfig, seed: int) -> DiffMAViL:
@@ -127,4 +130,5 @@ def run_probe(checkpoint: Path, shards: tuple[str, ...], cfg: ProbeConfig) -> Ou
         "probe": dataclasses.asdict(cfg),
         **origin(checkpoint, model, clips, shards, cfg.seed),
     }
-    return Outcome(result, ours.predictions)
+    test = np.concatenate([part.test for part in parts])
+    return Outcome(result, ours.predictions, found.features[ENCODER][usable][test])

@@ -84,8 +84,12 @@ class Retrieved:
     """A result, and the embeddings behind it."""
 
     result: dict[str, Any]
+    model: DiffMAViL
     clips: ClipSet
     rows: list[int]
+    """Rows of the gallery."""
+    seconds: float
+    """Room for the longest clip."""
     audio_ND: Tensor
     video_ND: Tensor
 
@@ -99,9 +103,8 @@ def run_retrieval(checkpoint: Path, shards: tuple[str, ...], cfg: RetrievalConfi
     model = load_model(checkpoint)
     clips = ClipSet(shards, cfg.split)
     wanted = list(range(len(clips)))[:: max(1, len(clips) // cfg.limit) if cfg.limit else 1][: cfg.limit or None]
-    reading = Reading(
-        input_for(model, longest_clip(clips, wanted, cfg.max_seconds)), "both", cfg.batch_size, cfg.num_workers
-    )
+    seconds = longest_clip(clips, wanted, cfg.max_seconds)
+    reading = Reading(input_for(model, seconds), "both", cfg.batch_size, cfg.num_workers)
     models = {"encoder": model} | ({"random_encoder": random_encoder(model.cfg, cfg.seed)} if cfg.baselines else {})
     found = extract(_both_sides(models), clips, wanted, reading)
     usable = np.flatnonzero(found.usable_N("both"))
@@ -123,7 +126,7 @@ def run_retrieval(checkpoint: Path, shards: tuple[str, ...], cfg: RetrievalConfi
         "retrieval": asdict(cfg),
         **origin(checkpoint, model, clips, shards, cfg.seed),
     }
-    return Retrieved(result, clips, [wanted[i] for i in usable], *sides["encoder"])
+    return Retrieved(result, model, clips, [wanted[i] for i in usable], seconds, *sides["encoder"])
 
 
 def _both_sides(models: dict[str, DiffMAViL]) -> dict[str, Embedder]:
