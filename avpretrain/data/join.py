@@ -19,8 +19,8 @@ class Joiner:
     """Joins the parts of `tasks` into shards.
 
     A shard ends before the clip that would make it larger than `max_bytes`, or longer than `max_clips` (0 = any), and
-    at the end of a split. So shards depend on the tasks and their parts only, not on when parts were finished. A part is
-    deleted once a shard that holds its last clip is in place.
+    at the end of a split. So shards depend on the tasks and their parts only, not on when parts were finished. A part
+    is deleted once a shard that holds its last clip is in place.
     """
 
     def __init__(self, ledger: Ledger, tasks: Sequence[Task], max_bytes: int, max_clips: int) -> None:

@@ -1,12 +1,13 @@
-"""The same work on a Ray cluster: each Ray task runs a few files in a contained worker process on whichever node is free.
+"""The same work on a Ray cluster: each Ray task runs a few files in a contained worker process on any free node.
 
 The folder that is written must be on storage that all nodes share, and so must the source.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from avpretrain.data.workers import Job, Outcome, run_contained
 from avpretrain.errors import UserError
@@ -29,9 +30,9 @@ def run_on_ray(job: Job, tasks: Sequence[T], workers: int, timeout: float) -> It
         raise UserError("--engine ray needs Ray; install it with: pip install 'avpretrain[ray]'") from None
     started = not ray.is_initialized()
     if started:
-        ray.init(logging_level="error", log_to_driver=False)
+        ray.init(logging_level=logging.ERROR, log_to_driver=False)
     try:
-        remote = ray.remote(num_cpus=1, max_retries=2)(_run_chunk)
+        remote: Any = ray.remote(num_cpus=1, max_retries=2)(_run_chunk)
         slots = max(1, int(ray.cluster_resources().get("CPU", 1)))
         size = max(1, min(CHUNK, len(tasks) // (4 * slots)))
         chunks = [tasks[i : i + size] for i in range(0, len(tasks), size)]

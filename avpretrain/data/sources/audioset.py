@@ -1,8 +1,8 @@
 """AudioSet: `*_segments.csv` (YTID, start, end, labels) and a folder of clips or whole videos, in any sub-folders.
 
 A clip is found by its YouTube id: ID.mp4, YID.wav, ID_30000.flac, ID_30-40.webm ...; a file longer than its segment is
-cut to it. Names of the 527 classes come from class_labels_indices.csv if it is there. Splits are named after their lists:
-balanced_train, unbalanced_train, eval.
+cut to it. Names of the 527 classes come from class_labels_indices.csv if it is there. Splits are named after their
+lists: balanced_train, unbalanced_train, eval.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""ESC-50 and ESC-10: meta/esc50.csv and audio/*.wav. The official folds are the label `fold`; every clip is of split train."""
+"""ESC-50 and ESC-10: meta/esc50.csv and audio/*.wav.
+
+The official folds are the label `fold`; every clip is of split train.
+"""
 
 from __future__ import annotations
 

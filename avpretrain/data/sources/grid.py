@@ -1,7 +1,7 @@
 """GRID: sN/*.mpg, one folder a talker, with alignments sN/align/*.align or align/sN/*.align.
 
-The file's name spells the sentence, one letter a word: bbaf2n = bin blue at f two now. All clips are of split train, with
-the talker as a label. A sentence that has an alignment but no video is missing.
+The file's name spells the sentence, one letter a word: bbaf2n = bin blue at f two now. All clips are of split train,
+with the talker as a label. A sentence that has an alignment but no video is missing.
 """
 
 from __future__ import annotations

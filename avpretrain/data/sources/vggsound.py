@@ -1,7 +1,7 @@
 """VGGSound: vggsound.csv (YouTube id, start in seconds, label, split; no header) and clips or whole videos.
 
-Clips are named ID_START.mp4, START in seconds with leading zeros, as most copies have it; a file named ID alone is taken
-as the whole video and cut to the 10 s that follow START.
+Clips are named ID_START.mp4, START in seconds with leading zeros, as most copies have it; a file named ID alone is
+taken as the whole video and cut to the 10 s that follow START.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def find(root: Path, table: Path | None) -> Listing:
             listing.missing.append(clip)
             continue
         used.add(path)
-        segment = Segment(start, start + SECONDS)
+        segment = Segment(float(start), start + SECONDS)
         listing.items.append(Item(path=path, labels={"class": row["label"]}, split=row["split"], segment=segment))
     listing.ignored = len(set(files.values()) - used)
     return listing

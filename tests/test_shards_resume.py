@@ -1,0 +1,103 @@
+"""Killed at any moment and started again, sharding ends with the very bytes of a run that nobody disturbed."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from avpretrain.data.verify import verify
+from tests.media_files import write_media
+
+KILLS = 20
+
+
+def start(src: Path, out: Path) -> subprocess.Popen[bytes]:
+    options = ["--clip-seconds", "1", "--shard-clips", "7", "--workers", "2", "--short-side", "0"]
+    command = [sys.executable, "-m", "avpretrain", "shards", str(src), str(out), *options]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+
+
+def finish(process: subprocess.Popen[bytes]) -> None:
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 0, said.decode()
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.iterdir())}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("source")
+    for i in range(24):
+        write_media(root / ("train" if i % 4 else "test") / f"{i}.mp4", 1.0 + 2 * (i % 2), size=(160, 120))
+    (root / "broken.mp4").write_bytes(b"nothing")
+    return root
+
+
+@pytest.fixture(scope="module")
+def straight(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What an undisturbed run writes."""
+    out = tmp_path_factory.mktemp("straight") / "set"
+    finish(start(source, out))
+    return out
+
+
+@pytest.mark.slow
+def test_killed_twenty_times_it_ends_the_same(source: Path, straight: Path, tmp_path: Path) -> None:
+    killed = tmp_path / "0/set"
+    began = time.monotonic()
+    finish(start(source, tmp_path / "timed/set"))
+    whole = time.monotonic() - began
+    rng = random.Random(0)
+    kills = 0
+    for _ in range(10 * KILLS):
+        process = start(source, killed)
+        time.sleep(rng.uniform(0.3, 1.0) * whole)
+        if process.poll() is None:  # a kill after the end proves nothing
+            process.kill()
+            kills += 1
+        process.communicate()
+        if kills == KILLS:
+            break
+        if (killed / "dataset.json").is_file():  # finished in spite of the kills: compare, and begin anew
+            finish(start(source, killed))
+            assert contents(killed) == contents(straight)
+            killed = tmp_path / f"{kills}/set"
+    assert kills == KILLS
+    finish(start(source, killed))
+    assert contents(killed) == contents(straight)
+    assert verify(killed) == []
+
+
+@pytest.mark.parametrize("stage", ["parts", "shards", "commit"])
+def test_killed_at_each_stage(source: Path, straight: Path, tmp_path: Path, stage: str) -> None:
+    """Waits until the stage's first file appears, then kills."""
+    killed = tmp_path / "set"
+    process = start(source, killed)
+    watched = {"parts": ".work/parts/*/*.json", "shards": "*.tar", "commit": ".work/commit*/*"}[stage]
+    while process.poll() is None and not any(killed.glob(watched)):
+        time.sleep(0.001)
+    process.kill()
+    process.communicate()
+    finish(start(source, killed))
+    assert contents(killed) == contents(straight)
+
+
+def test_a_commit_cut_short_is_completed(source: Path, straight: Path, tmp_path: Path) -> None:
+    """The state between the moves of a commit: some files in place, some not."""
+    killed = tmp_path / "set"
+    finish(start(source, killed))
+    for moved in (["dataset.json"], ["manifest.arrow", "sources.csv"], ["skipped.csv", "missing.csv", "dataset.json"]):
+        (killed / ".work/commit").mkdir(parents=True)
+        (killed / ".work/created_with.json").write_text('{"half": 1}')
+        for name in moved:
+            (killed / name).rename(killed / ".work/commit" / name)
+        finish(start(source, killed))
+        assert contents(killed) == contents(straight)
