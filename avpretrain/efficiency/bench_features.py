@@ -38,7 +38,7 @@ def torchaudio_log_mel(waveform_BS: Tensor, cfg: InputConfig) -> Tensor:
 def bench_features(cfg: InputConfig, batch_size: int, device: torch.device, repeats: int = 10) -> dict[str, Any]:
     """Clips/s of both on a batch of noise, and how far apart their results are.
 
-    `largest_relative_error` is that of values whose size is above 0.1: near 0, a logarithm's relative error means nothing.
+    `largest_relative_error` is that of values whose size is above 0.1: near 0 it means nothing.
     """
     seed_B = torch.arange(batch_size, device=device)
     wave_BS = 0.1 * normal(seed_B, "noise", (window_samples(cfg),))
