@@ -37,7 +37,7 @@ VERBS = {
     "ledger": "count what whole trainings of every variant would cost",
     "report": "compare runs in one HTML page",
 }
-"""Verb to one line of help; each is the `main` of `avpretrain/commands/VERB.py` (dashes become underscores, `import` is `import_`)."""
+"""Verb to one line of help; each is the `main` of `avpretrain/commands/VERB.py` (dashes become underscores; `import_.py`)."""
 
 
 def parse(target: Callable[..., T] | type[T], args: Sequence[str], prog: str, default: Any = None) -> T:

@@ -66,7 +66,7 @@ class Encoder(nn.Module):
         """
         tokens_BKD = self.patch_embed(patches_BKP) + self._positions(ids_BK, grid or self.grid)
         if self.cls_token is not None:
-            cls_B1D = self.cls_token.expand(len(tokens_BKD), -1, -1)
+            cls_B1D = self.cls_token.expand(tokens_BKD.shape[0], -1, -1)  # torch.export freezes what len() says
             tokens_BKD = torch.cat([cls_B1D.to(tokens_BKD.dtype), tokens_BKD], dim=1)
         for block in self.blocks:
             tokens_BKD = block(tokens_BKD)

@@ -1,0 +1,78 @@
+"""`avpretrain export`."""
+
+from __future__ import annotations
+
+import json as json_format
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from rich.console import Console
+from tyro.conf import Positional, arg
+
+from avpretrain.errors import UsageError
+from avpretrain.files import atomic_path, read_json
+from avpretrain.models.card import card_values
+from avpretrain.models.diffmavil import DiffMAViL
+from avpretrain.models.onnx_export import export_onnx
+from avpretrain.training.checkpoint import load_model
+
+
+def main(
+    ckpt: Annotated[Positional[Path], arg(metavar="CKPT")],
+    out: Annotated[Positional[Path], arg(metavar="OUT")],
+    /,
+    onnx: Literal["audio", "video"] | None = None,
+    json: bool = False,
+) -> None:
+    """Write weights with a model card, ready to publish; or one encoder as ONNX.
+
+    Reads a checkpoint. Writes the folder OUT with model.safetensors, config.json and README.md (training data and
+    results of the run it belongs to included), or with --onnx the file OUT, which takes any number of clips at the
+    trained input size and is checked against torch with onnxruntime. Takes seconds; as ONNX up to a minute.
+
+    Args:
+        ckpt: A run folder, a checkpoint, or a folder with model.safetensors and config.json.
+        out: Folder to write, or file with --onnx.
+        onnx: Which encoder to write as ONNX; needs the extra: pip install 'avpretrain[onnx]'.
+        json: Print what was written as JSON.
+    """
+    model = load_model(ckpt)
+    answer: dict[str, Any] = {"written": str(out)}
+    if onnx is not None:
+        if out.is_dir():
+            raise UsageError(f"{out} is a folder; name a file, such as {out / onnx}.onnx")
+        answer["largest_difference"] = export_onnx(model, onnx, out)
+    else:
+        if (out / "run.json").exists() or (out.exists() and not out.is_dir()):
+            raise UsageError(f"{out} is something else already; name a new folder")
+        _write_folder(model, ckpt, out)
+    if json:
+        print(json_format.dumps(answer, indent=2))
+    else:
+        checked = f", within {answer['largest_difference']:.1e} of torch" if onnx else ""
+        Console(highlight=False).print(f"wrote {out}{checked}")
+
+
+def _write_folder(model: DiffMAViL, ckpt: Path, out: Path) -> None:
+    parameters = sum(p.numel() for p in model.parameters())
+    with atomic_path(out) as folder:
+        model.save_pretrained(folder, model_card_kwargs=card_values(model.cfg, parameters, _provenance(ckpt)))
+
+
+def _provenance(ckpt: Path) -> str:
+    """Sentences on what the run was trained on and how its probes did, from its own records."""
+    run = next((f for f in (ckpt, ckpt.parent, ckpt.parent.parent) if (f / "run.json").is_file()), None)
+    if run is None:
+        return ""
+    facts = read_json(run / "run.json", "run record")
+    data = facts["data"]
+    parts = [f"Trained on {data['clips']:,} clips (split {data['split']}, fingerprint {data['fingerprint'][:12]})."]
+    for path in sorted((run / "eval").glob("*.json")):
+        result = read_json(path, "result")
+        if "label" in result and "metric" in result:
+            metric, (low, high) = result["metric"], result["ci"]
+            parts.append(
+                f"{result['task'].replace('_', ' ')} of {result['label']} ({result['modality']}): "
+                f"{metric} {result[metric]:.3f}, 95% interval [{low:.3f}, {high:.3f}]."
+            )
+    return " ".join(parts)

@@ -1,0 +1,65 @@
+"""`avpretrain import`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json as json_format
+from pathlib import Path
+from typing import Annotated
+
+from rich.console import Console
+from tyro.conf import Positional, arg
+
+from avpretrain.config import ModelConfig, load_config
+from avpretrain.files import atomic_path, write_json
+from avpretrain.models.foreign import Format
+from avpretrain.models.importers import ImportReport, Into, import_checkpoint
+
+
+def main(
+    ckpt: Annotated[Positional[Path], arg(metavar="CKPT")],
+    out: Annotated[Positional[Path], arg(metavar="OUT")],
+    /,
+    format: Format,
+    config: str = "",
+    into: Into = "both",
+    heads: int | None = None,
+    json: bool = False,
+) -> None:
+    """Turn another project's ViT weights into a model of ours.
+
+    Reads a .pth, .bin or .safetensors file; pickles that hold more than weights are refused. Writes a folder with
+    model.safetensors, config.json, README.md and import.json, which says what became of every tensor; all commands that
+    take a checkpoint take it. Takes seconds.
+
+    Args:
+        ckpt: The foreign checkpoint.
+        out: Folder for the model.
+        format: Whose layout it is.
+        config: Config or preset that gives input sizes and decoders; without it, MAViL's.
+        into: Which encoder to fill; an image ViT can go to either or to both.
+        heads: Attention heads; without it, one for every 64 values of the width.
+        json: Print the report as JSON.
+    """
+    base = load_config(config).model if config else ModelConfig()
+    model, report = import_checkpoint(ckpt, format, base, into, heads)
+    with atomic_path(out) as folder:
+        model.save_pretrained(folder)
+        write_json(folder / "import.json", dataclasses.asdict(report))
+    if json:
+        print(json_format.dumps(dataclasses.asdict(report), indent=2))
+    else:
+        _show(report, out)
+
+
+def _show(report: ImportReport, out: Path) -> None:
+    console = Console(highlight=False)
+    for part, count in report.loaded.items():
+        console.print(f"{part}: {count:,} parameters loaded")
+    for line in report.adapted:
+        console.print(f"adapted: {line}")
+    if report.missing:
+        console.print(f"[yellow]freshly initialised:[/] {', '.join(report.missing)}")
+    if report.unused:
+        console.print(f"without a place here: {len(report.unused)} tensors, such as {', '.join(report.unused[:5])}")
+    console.print(f"model: {out}")
