@@ -3,19 +3,21 @@ from __future__ import annotations
 import os
 import pickle
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tiny_datasets import FPS, Spec, make_dataset, picture, tone
 
 from avpretrain.batch import RawBatch
 from avpretrain.config import DataConfig, InputConfig
 from avpretrain.data.clips import ClipSet, window_starts
 from avpretrain.data.dataset import check_bad_share, eval_loader, train_loader
+from avpretrain.data.manifest import MANIFEST_NAME, write_manifest
 from avpretrain.errors import UsageError, UserError
 from avpretrain.schedules import Step
+from tests.tiny_datasets import FPS, Spec, make_dataset, picture, tone
 
 INPUT = InputConfig(audio_frames=96, mels=32, video_frames=4, video_fps=4.0, video_size=32)
 SIZES = (4, 8, 12, 8, 16, 4, 8)
@@ -167,6 +169,37 @@ def test_truncated_shard_is_named(tmp_path: Path) -> None:
     os.truncate(path, path.stat().st_size // 2)
     (batch,) = train_loader(config(tmp_path), INPUT, 0, plan([8]))
     assert batch.failed and all("train-000001.tar is cut short" in reason for reason in batch.reasons)
+
+
+@pytest.mark.slow
+def test_two_hundred_kinds_of_damage_cost_exactly_the_damaged_clips(tmp_path: Path) -> None:
+    make_dataset(tmp_path, [Spec(seconds=0.5, size=(16, 16)) for _ in range(4)])
+    clips = ClipSet([str(tmp_path)], "all")
+    path = tmp_path / "train-000000.tar"
+    whole = path.read_bytes()
+    spans = [(c.video_offset, c.audio_offset + c.audio_length) for c in map(clips.clip, range(4))]
+    members = [(c.video_offset, c.video_length, c.audio_offset, c.audio_length) for c in map(clips.clip, range(4))]
+    rng = np.random.default_rng(0)
+    for round in range(200):
+        place = int(rng.integers(spans[0][0], spans[-1][1]))
+        if round % 4 == 0:
+            path.write_bytes(whole[:place])
+            hit = [end > place for _, end in spans]
+        else:
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ (1 << round % 8)]) + whole[place + 1 :])
+            hit = [v <= place < v + vn or a <= place < a + an for v, vn, a, an in members]
+        (batch,) = eval_loader(ClipSet([str(tmp_path)], "all"), INPUT, range(4), 4)
+        assert (batch.samples_B == 0).tolist() == hit
+        assert batch.failed == sum(hit) and all("train-000000.tar" in reason for reason in batch.reasons)
+
+
+@pytest.mark.parametrize("changes", [{"video_length": 1 << 60}, {"audio_offset": -5}, {"video_offset": 1 << 62}])
+def test_manifest_that_points_nowhere_is_damage_not_a_crash(tmp_path: Path, changes: dict[str, int]) -> None:
+    make_dataset(tmp_path, [Spec()])
+    clip = ClipSet([str(tmp_path)], "all").clip(0)
+    write_manifest(tmp_path / MANIFEST_NAME, [replace(clip, **changes)])
+    (batch,) = eval_loader(ClipSet([str(tmp_path)], "all"), INPUT, [0], 1)
+    assert batch.failed == 1 and "train-000000.tar" in batch.reasons[0]
 
 
 @pytest.mark.parametrize("workers", [0, 1])

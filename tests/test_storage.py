@@ -11,7 +11,6 @@ from pathlib import Path
 
 import fsspec
 import pytest
-from tiny_datasets import Spec, make_dataset
 
 from avpretrain.config import DataConfig, InputConfig
 from avpretrain.data import storage
@@ -20,6 +19,7 @@ from avpretrain.data.dataset import train_loader
 from avpretrain.data.storage import LocalStore, RemoteStore, StorageError, open_store
 from avpretrain.errors import UserError
 from avpretrain.schedules import Step
+from tests.tiny_datasets import Spec, make_dataset
 
 INPUT = InputConfig(audio_frames=64, mels=32, video_frames=2, video_fps=2.0, video_size=16)
 

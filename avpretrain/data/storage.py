@@ -73,8 +73,9 @@ class LocalStore:
     def read(self, name: str, offset: int, length: int) -> bytes:
         try:
             data = os.pread(self._descriptor(name), length, offset)
-        except OSError as error:
-            raise StorageError(f"{Path(self.root, name)}: {error.strerror}") from None
+        except (OSError, OverflowError, MemoryError) as error:  # the last two: a damaged manifest asks for too much
+            reason = getattr(error, "strerror", None) or f"can't read {length} bytes at {offset}"
+            raise StorageError(f"{Path(self.root, name)}: {reason}") from None
         return _whole(data, length, f"{Path(self.root, name)}")
 
     def _descriptor(self, name: str) -> int:

@@ -135,11 +135,12 @@ def run_loader(
     bench: Bench, each: Callable[[Any], None], progress: Callable[[int], None] = lambda _: None
 ) -> dict[str, Any]:
     """Delivers batches to `each`, and says how fast, how long it waited, and what memory was held at both ends."""
-    batches = train_loader(bench.cfg.data, bench.cfg.model.input, bench.cfg.seed, bench.steps())
+    steps = bench.steps()
+    batches = train_loader(bench.cfg.data, bench.cfg.model.input, bench.cfg.seed, steps)
     delivered = failed = 0
     waited = 0.0
-    started, start_memory = time.perf_counter(), memory()
-    asked = started
+    started = asked = time.perf_counter()
+    start_memory = end_memory = memory()
     for number, batch in enumerate(batches):
         arrived = time.perf_counter()
         if number == bench.warmup:
@@ -150,6 +151,8 @@ def run_loader(
             delivered, failed = delivered + len(batch), failed + batch.failed
             progress(delivered)
         asked = time.perf_counter()
+        if number == len(steps) - 1:  # the loader processes are still there
+            end_memory = memory()
     seconds = asked - started
     return {
         "clips": delivered,
@@ -158,7 +161,7 @@ def run_loader(
         "clips_per_second": delivered / seconds,
         "wait_share": waited / seconds,
         "memory_start": start_memory,
-        "memory_end": memory(),
+        "memory_end": end_memory,
     }
 
 

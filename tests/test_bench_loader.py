@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from avpretrain.cli import main
+from avpretrain.config import InputConfig
+from avpretrain.efficiency.bench_features import bench_features
+from avpretrain.efficiency.bench_manifest import measure_manifest, write_rows
+from tests.tiny_datasets import Spec, make_dataset
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_dataset(tmp_path_factory.mktemp("data") / "set", [Spec(seconds=1.0) for _ in range(12)])
+
+
+@pytest.mark.slow
+def test_loader_bench_counts_and_writes_what_it_prints(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "loader.json"
+    arguments = ["--data.shards", str(root), "--data.num-workers", "1", "--schedule.batch.size", "8"]
+    main(["bench", "loader", "tiny_mavil", *arguments, "--clips", "24", "--step", "--out", str(out), "--json"])
+    answer = json.loads(capsys.readouterr().out)
+    assert answer == json.loads(out.read_text())
+    assert answer["loader"]["clips"] == answer["feeding_steps"]["clips"] == 24
+    assert answer["loader"]["failed"] == 0
+    assert 0 <= answer["feeding_steps"]["wait_share"] <= 1
+    assert answer["bare_decode_clips_per_second"] > 0
+    assert answer["loader"]["memory_end"]["children"], "the loader processes are counted"
+    assert set(answer["milliseconds_a_clip"]) == {"order", "read", "decode_audio", "decode_video", "collate"}
+
+
+def test_bench_refuses_what_it_can_not_do(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, message in (
+        (["nothing"], "can't bench 'nothing'; choose from"),
+        (["loader", "tiny_mavil"], "give --data.shards FOLDER"),
+        (["loader", "--data.shards", "x"], "the config comes first"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main(["bench", *arguments])
+        assert stop.value.code == 2
+        assert message in capsys.readouterr().err
+
+
+def test_features_bench_compares_with_torchaudio() -> None:
+    answer = bench_features(InputConfig(audio_frames=100), batch_size=2, device=torch.device("cpu"), repeats=1)
+    assert answer["largest_relative_error"] < 1e-4
+    assert set(answer["clips_per_second"]) == {"avpretrain", "torchaudio"}
+
+
+def test_manifest_opens_fast_and_takes_no_memory_of_its_own(tmp_path: Path) -> None:
+    write_rows(tmp_path, 200_000)
+    answer = measure_manifest(tmp_path, visits=200)
+    assert answer["rows"] == 200_000 and answer["shards"] == 400
+    assert answer["resume_seconds"] < 1
+    assert answer["own_bytes"] < answer["manifest_bytes"] / 2
