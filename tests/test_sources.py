@@ -84,7 +84,7 @@ def test_vggsound(tmp_path: Path) -> None:
     items = by_path(listing)
     first = items["video/---g-f_I2yQ_000001.mp4"]
     assert (first.split, first.labels) == ("test", {"class": "people marching, outdoors"})
-    assert items["video/aaaaaaaaaaa.mp4"].segment == Segment(30, 40.0)
+    assert items["video/aaaaaaaaaaa.mp4"].segment == Segment(30.0, 40.0)
 
 
 ESC = """filename,fold,target,category,esc10,src_file,take

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import tyro
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
+from tyro.conf import Positional, arg
 
 from avpretrain.data.manifest import Manifest
 from avpretrain.data.verify import label_counts, require_data_set, verify
@@ -23,9 +23,9 @@ MAX_VALUES = 12
 
 
 def main(
-    shards: tyro.conf.Positional[Path],
-    verify_: Annotated[bool, tyro.conf.arg(name="verify")] = False,
-    json_: Annotated[bool, tyro.conf.arg(name="json")] = False,
+    shards: Annotated[Positional[Path], arg(metavar="SHARDS")],
+    verify_: Annotated[bool, arg(name="verify")] = False,
+    json_: Annotated[bool, arg(name="json")] = False,
 ) -> None:
     """Show what is in a sharded data set, and check it.
 

@@ -8,25 +8,25 @@ from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
-import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from avpretrain.data.shards import Progress, ShardConfig, ShardReport, make_shards
 
 
 def main(
-    src: tyro.conf.Positional[Path],
-    out: tyro.conf.Positional[Path],
-    cfg: Annotated[tyro.conf.OmitArgPrefixes[ShardConfig], tyro.conf.arg(name="")] = ShardConfig(),  # noqa: B008
-    json_: Annotated[bool, tyro.conf.arg(name="json")] = False,
+    src: Annotated[Positional[Path], arg(metavar="SRC")],
+    out: Annotated[Positional[Path], arg(metavar="OUT")],
+    cfg: Annotated[OmitArgPrefixes[ShardConfig], arg(name="")] = ShardConfig(),  # noqa: B008
+    json_: Annotated[bool, arg(name="json")] = False,
 ) -> None:
     """Turn a folder of videos or sounds into shards and a manifest.
 
     Reads SRC and never changes it. Writes OUT: SPLIT-000000.tar ..., manifest.arrow, dataset.json, and the lists
-    sources.csv, skipped.csv and missing.csv. Takes about as long as decoding every file once: on one core, a minute for
-    some ten minutes of 720p video. Stopped at any moment and started again, it goes on where it was; with new files in
+    sources.csv, skipped.csv and missing.csv. Takes as long as decoding every file once (docs/DATA.md has
+    figures). Stopped at any moment and started again, it goes on where it was; with new files in
     SRC it adds only those.
 
     Args:
