@@ -26,6 +26,7 @@ VERBS = {
     "inspect": "show and verify a sharded data set",
     "train": "pretrain MAViL or DiffMAViL",
     "probe": "fit a linear probe on frozen features",
+    "compare": "say by how much one result is better than another",
     "embed": "turn audio and video files into vectors",
     "finetune": "train a classifier from a checkpoint",
     "retrieve": "find pictures by sound and sounds by picture",

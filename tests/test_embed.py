@@ -6,8 +6,6 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 import torch
-from tiny_datasets import FPS, SAMPLE_RATE, Spec, make_dataset, mp4, picture, tone
-from tiny_models import tiny
 
 from avpretrain.cli import run
 from avpretrain.data.clips import ClipSet
@@ -18,6 +16,8 @@ from avpretrain.evaluation.frozen import FrozenEncoder, Pooling, input_for
 from avpretrain.evaluation.longform import embed_file
 from avpretrain.evaluation.probe import random_encoder
 from avpretrain.models.diffmavil import DiffMAViL
+from tests.tiny_datasets import FPS, SAMPLE_RATE, Spec, make_dataset, mp4, picture, tone
+from tests.tiny_models import tiny
 
 
 @pytest.fixture(scope="module")

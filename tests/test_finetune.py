@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from tiny_datasets import Spec, make_dataset
-from tiny_models import random_batch, tiny
 
 from avpretrain.batch import RawBatch
 from avpretrain.cli import run
@@ -18,6 +16,8 @@ from avpretrain.evaluation.finetune import Setting, run_finetune, train_classifi
 from avpretrain.evaluation.frozen import input_for
 from avpretrain.evaluation.probe import all_clips, parts_of, random_encoder
 from avpretrain.evaluation.recipes import RECIPES, FinetuneConfig
+from tests.tiny_datasets import Spec, make_dataset
+from tests.tiny_models import random_batch, tiny
 
 SPLITS = ["train"] * 24 + ["val"] * 8 + ["test"] * 8
 SHORT = FinetuneConfig(

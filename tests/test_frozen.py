@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_datasets import Spec, make_dataset
 
 from avpretrain.config import AudioTowerConfig, DecoderConfig, InputConfig, ModelConfig, VideoTowerConfig
 from avpretrain.data.clips import ClipSet
@@ -13,6 +12,7 @@ from avpretrain.evaluation.extract import Extracted, Reading, clip_batches, extr
 from avpretrain.evaluation.frozen import FrozenEncoder, Pooling, clip_steps, encode_steps, input_for, windows
 from avpretrain.evaluation.probe import random_encoder
 from avpretrain.models.diffmavil import DiffMAViL
+from tests.tiny_datasets import Spec, make_dataset
 
 DECODER = DecoderConfig(width=32, depth=1, heads=2)
 CONFIG = ModelConfig(

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import tiny
 
 from avpretrain import hear
 from avpretrain.errors import UserError
 from avpretrain.evaluation.probe import random_encoder
+from tests.tiny_models import tiny
 
 
 @pytest.fixture(scope="module")

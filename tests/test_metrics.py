@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from scipy.stats import norm
+from scipy.stats import norm, ttest_1samp
 from sklearn.metrics import accuracy_score, average_precision_score, roc_auc_score
 
 from avpretrain.evaluation import intervals, metrics
@@ -109,3 +109,11 @@ def test_paired_difference_is_narrower_than_two_intervals() -> None:
     assert 0 < low < gain["value"] < high
     wide = summarise(answers(right_N), seed=0)["ci"]
     assert high - low < wide[1] - wide[0]
+
+
+def test_interval_across_folds_is_students_t() -> None:
+    scores = [0.8, 0.7, 0.9, 0.75, 0.85]
+    low, high = ttest_1samp(scores, 0).confidence_interval(0.95)
+    found = intervals.across(scores)
+    assert found["mean"] == pytest.approx(0.8)
+    assert found["ci"] == pytest.approx([low, high])

@@ -4,13 +4,13 @@ import matplotlib.image
 import numpy as np
 import pytest
 import torch
-from tiny_datasets import Spec, make_dataset
-from tiny_models import tiny
 
 from avpretrain.cli import run
 from avpretrain.evaluation.pictures import class_bars, confusion_matrix, draw_results
 from avpretrain.evaluation.predictions import Predictions
 from avpretrain.evaluation.probe import random_encoder
+from tests.tiny_datasets import Spec, make_dataset
+from tests.tiny_models import tiny
 
 
 def predictions(multi_label: bool = False) -> Predictions:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
 
 from avpretrain.data.manifest import Clip
 from avpretrain.errors import UserError
@@ -157,3 +158,14 @@ def test_validation_chooses_a_regulariser_that_helps() -> None:
     forced = evaluate(weak, task, parts, replace(LINEAR, grid=(1e-6,)))
     assert chosen.parts[0]["l2"] > 1e-6
     assert chosen.parts[0]["val_score"] >= forced.parts[0]["val_score"]
+
+
+def test_nearest_neighbours_equal_scikit_learn() -> None:
+    rng = np.random.default_rng(2)
+    x_MD, y_M, x_ND = rng.normal(size=(120, 6)), rng.integers(0, 3, 120), rng.normal(size=(30, 6))
+    centred_M, centred_N = x_MD - x_MD.mean(axis=0), x_ND - x_MD.mean(axis=0)
+    for k in (1, 7):
+        (ours,) = METHODS["knn"].fit(torch.from_numpy(x_MD), torch.from_numpy(y_M), 3, [float(k)])
+        theirs = KNeighborsClassifier(k, metric="cosine", weights=lambda d: np.exp((1 - d) / 0.07))
+        expected_NC = theirs.fit(centred_M, y_M).predict_proba(centred_N)
+        np.testing.assert_allclose(ours(torch.from_numpy(x_ND)), expected_NC, atol=1e-9)

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_datasets import Spec, make_dataset
-from tiny_models import tiny
 
 from avpretrain.cli import run
 from avpretrain.data.clips import ClipSet
@@ -17,6 +15,8 @@ from avpretrain.errors import UserError
 from avpretrain.evaluation.probe import ProbeConfig, random_encoder, run_probe
 from avpretrain.evaluation.results import compare_results
 from avpretrain.provenance import versions
+from tests.tiny_datasets import Spec, make_dataset
+from tests.tiny_models import tiny
 
 SPLITS = ["train"] * 24 + ["val"] * 8 + ["test"] * 8
 ROOT = Path(__file__).parent.parent
@@ -81,6 +81,8 @@ def test_folds_test_every_clip(data: str, checkpoint: Path, capsys: pytest.Captu
     assert [part["name"] for part in result["parts"]] == [f"fold {i}" for i in range(4)]
     assert sum(part["test"] for part in result["parts"]) == 40
     assert result["task"] == "knn_probe"
+    scores = [part["test_score"] for part in result["parts"]]
+    assert result["across_folds"]["mean"] == pytest.approx(sum(scores) / 4)
 
 
 def test_several_labels_are_scored_by_map(data: str, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -100,6 +102,8 @@ def test_compare_pairs_clips_by_key(
     found = compare_results(tmp_path / "a.json", tmp_path / "b.json")
     assert found["clips"] == 8
     assert found["difference_ci"][0] <= found["difference"] <= found["difference_ci"][1]
+    run("compare", [str(tmp_path / "a.json"), str(tmp_path / "b.json"), "--json"])
+    assert json.loads(capsys.readouterr().out) == found
     probed(capsys, checkpoint, data, "--label", "tags", "--no-baselines", "--out", tmp_path / "c.json")
     with pytest.raises(UserError, match="different tasks"):
         compare_results(tmp_path / "a.json", tmp_path / "c.json")

@@ -4,13 +4,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_datasets import Spec, make_dataset
-from tiny_models import tiny
 
 from avpretrain.cli import run
 from avpretrain.errors import UserError
 from avpretrain.evaluation.probe import random_encoder
 from avpretrain.evaluation.retrieval import RetrievalConfig, ranks, run_retrieval, scores
+from tests.tiny_datasets import Spec, make_dataset
+from tests.tiny_models import tiny
 
 
 def naive_ranks(query_ND: np.ndarray, gallery_ND: np.ndarray) -> np.ndarray:

@@ -36,7 +36,7 @@ from avpretrain.evaluation.predictions import Predictions, beside
 from avpretrain.evaluation.probe import Outcome, all_clips, parts_of, random_encoder
 from avpretrain.evaluation.recipes import FinetuneConfig
 from avpretrain.evaluation.results import origin
-from avpretrain.evaluation.selection import headline, majority, pool
+from avpretrain.evaluation.selection import across_parts, headline, majority, pool
 from avpretrain.models.diffmavil import DiffMAViL
 from avpretrain.schedules import lr_at
 from avpretrain.training.checkpoint import load_model
@@ -91,6 +91,7 @@ def run_finetune(checkpoint: Path, shards: tuple[str, ...], label: str, cfg: Fin
         "modality": cfg.modality,
         **beside(ours, others, cfg.seed),
         "parts": said,
+        **across_parts(said),
         "classes": list(task.classes),
         "clips": {"used": len(task), "without_label": task.without_label},
         "finetune": dataclasses.asdict(cfg),

@@ -24,7 +24,7 @@ def fit(
     """One classifier for each number of neighbours, at most all; features are centred before their angles are taken."""
     mean_D = x_MD.double().mean(dim=0)
     unit_MD = F.normalize(x_MD.double() - mean_D, dim=1)
-    votes_MC = F.one_hot(target, classes).double() if target.dim() == 1 else target.double()
+    votes_MC = (F.one_hot(target, classes) if target.dim() == 1 else target).to(unit_MD)
     return [functools.partial(_scores, mean_D, unit_MD, votes_MC, min(int(k), len(x_MD))) for k in ks]
 
 
@@ -36,4 +36,4 @@ def _scores(mean_D: Tensor, unit_MD: Tensor, votes_MC: Tensor, k: int, x_ND: Ten
         near_NK, index_NK = cosine_NM.topk(k, dim=1)
         weight_NK = (near_NK / TEMPERATURE).softmax(dim=1)
         parts.append((weight_NK[:, :, None] * votes_MC[index_NK]).sum(dim=1))
-    return torch.cat(parts).numpy()
+    return torch.cat(parts).cpu().numpy()

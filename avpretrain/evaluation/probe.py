@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from torch import Tensor
 
 from avpretrain.config import ModelConfig
@@ -20,7 +21,7 @@ from avpretrain.evaluation.frozen import PLAIN_FEATURES, Embedder, FrozenEncoder
 from avpretrain.evaluation.labels import Parts, Task, cross_validation_parts, official_parts, read_task
 from avpretrain.evaluation.predictions import Predictions, beside
 from avpretrain.evaluation.results import origin
-from avpretrain.evaluation.selection import METHODS, evaluate, majority
+from avpretrain.evaluation.selection import METHODS, across_parts, evaluate, majority
 from avpretrain.models.diffmavil import DiffMAViL
 from avpretrain.training.checkpoint import load_model
 
@@ -112,7 +113,8 @@ def run_probe(checkpoint: Path, shards: tuple[str, ...], cfg: ProbeConfig) -> Ou
     unreadable, task = len(task) - len(usable), task.take(usable)
     parts = parts_of(clips, task, cfg.folds)
     method = METHODS[cfg.classifier]
-    tested = {name: evaluate(x_ND[usable], task, parts, method) for name, x_ND in found.features.items()}
+    device = PartialState().device
+    tested = {name: evaluate(x_ND[usable].to(device), task, parts, method) for name, x_ND in found.features.items()}
     ours = tested.pop(ENCODER)
     others = {name: other.predictions for name, other in tested.items()} | {"majority_class": majority(task, parts)}
     if not np.isfinite(
@@ -125,6 +127,7 @@ def run_probe(checkpoint: Path, shards: tuple[str, ...], cfg: ProbeConfig) -> Ou
         "modality": cfg.modality,
         **beside(ours.predictions, others, cfg.seed),
         "parts": ours.parts,
+        **across_parts(ours.parts),
         "classes": list(task.classes),
         "clips": {"used": len(task), "without_label": task.without_label, "unreadable": unreadable},
         "probe": dataclasses.asdict(cfg),

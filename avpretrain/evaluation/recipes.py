@@ -86,7 +86,9 @@ RECIPES: dict[str, FinetuneConfig] = {
     "as2m": FinetuneConfig(
         epochs=100, warmup_epochs=10.0, samples_per_epoch=200_000, batch_size=512, base_lr=2e-4, balanced=True
     ),
-    "vggsound": FinetuneConfig(modality="both", epochs=10, warmup_epochs=1.0, batch_size=48, base_lr=5e-4, balanced=True),
+    "vggsound": FinetuneConfig(
+        modality="both", epochs=10, warmup_epochs=1.0, batch_size=48, base_lr=5e-4, balanced=True
+    ),
     "esc50": FinetuneConfig(epochs=50, warmup_epochs=5.0, batch_size=32, folds="fold", specaug_frames=96),
     "speech_commands": FinetuneConfig(epochs=50, warmup_epochs=5.0, batch_size=256, loss="bce", specaug_frames=48),
     "small": FinetuneConfig(

@@ -5,7 +5,7 @@ N clips, D features, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,6 +90,11 @@ def evaluate(x_ND: Tensor, task: Task, parts: Sequence[Parts], method: Method) -
         chosen = {method.setting: setting, "val_score": val_score, "test_score": test_score}
         said.append({"name": part.name, **sizes, **chosen})
     return Tested(pool(task, parts, scores), said)
+
+
+def across_parts(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """`across_folds` for a result: mean and interval of the headline over folds; nothing where there is one split."""
+    return {"across_folds": intervals.across([part["test_score"] for part in parts])} if len(parts) > 1 else {}
 
 
 def majority(task: Task, parts: Sequence[Parts]) -> Predictions:

@@ -1,0 +1,40 @@
+"""`avpretrain compare`."""
+
+from __future__ import annotations
+
+import json as json_format
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from avpretrain.evaluation.results import compare_results
+
+
+def main(
+    a: Annotated[Positional[Path], arg(metavar="A")],
+    b: Annotated[Positional[Path], arg(metavar="B")],
+    /,
+    seed: int = 0,
+    json: bool = False,
+) -> None:
+    """Say by how much one result is better than another on the clips both tested, with a paired 95% interval.
+
+    Reads two results of `probe` or `finetune` and the predictions (.npz) beside them. Writes nothing. Takes a second.
+
+    Args:
+        a: A result, as JSON.
+        b: Another of the same task.
+        seed: Of the bootstrap.
+        json: Print the comparison as JSON.
+    """
+    found = compare_results(a, b, seed)
+    if json:
+        print(json_format.dumps(found, indent=2))
+        return
+    low, high = (100 * bound for bound in found["difference_ci"])
+    sure = "the interval leaves out 0" if low > 0 or high < 0 else "no clear difference: the interval holds 0"
+    print(
+        f"{found['metric']} of {a} less that of {b}, on {found['clips']} clips: "
+        f"{100 * found['difference']:+.1f} points, 95% interval {low:+.1f} to {high:+.1f} ({sure})"
+    )
