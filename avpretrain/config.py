@@ -418,6 +418,21 @@ class RunConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Stage2Config:
+    """Self-training (MAViL's stage 2); read when `model.objective` is 'features'."""
+
+    teacher: str = ""
+    """Run folder, checkpoint or saved model whose features of whole clips the first student predicts."""
+    rounds: int = 3
+    """Students trained one after another, each taught by the one before it."""
+    start_from: Literal["scratch", "teacher"] = "scratch"
+    """Where a student's encoders and fusion start: afresh, or from its teacher's weights."""
+
+    def __post_init__(self) -> None:
+        _require(self.rounds >= 1, f"rounds must be at least 1, got {self.rounds}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
     """Everything a pretraining run is made of; written, resolved, into its output folder."""
 
@@ -427,6 +442,7 @@ class TrainConfig:
     seed: int = 0
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    stage2: Stage2Config = field(default_factory=Stage2Config)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     run: RunConfig = field(default_factory=RunConfig)
@@ -439,7 +455,7 @@ class TrainConfig:
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
-def from_dict(cls: type[T], values: Mapping[str, Any], path: str = "") -> T:
+def from_dict(cls: type[T], values: Any, path: str = "") -> T:
     """Builds `cls` from nested mappings, strictly.
 
     Raises:

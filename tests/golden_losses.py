@@ -1,12 +1,12 @@
-"""Writes golden_losses.json: run it only when a change of the numbers is meant, and say why in the commit."""
+"""Writes golden_losses.json: run it only (python -m tests.golden_losses) when a change of the numbers is meant, and say why in the commit."""
 
 import json
 from pathlib import Path
 
 import torch
-from tiny_models import random_batch, tiny
 
 from avpretrain.models.diffmavil import DiffMAViL
+from tests.tiny_models import random_batch, tiny
 
 PATH = Path(__file__).with_name("golden_losses.json")
 

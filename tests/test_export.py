@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from tiny_models import random_batch, tiny
 
 from avpretrain.cli import run as run_verb
 from avpretrain.errors import UsageError
 from avpretrain.models.diffmavil import DiffMAViL
 from avpretrain.training.checkpoint import load_model
+from tests.tiny_models import random_batch, tiny
 
 
 @pytest.fixture

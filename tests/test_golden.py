@@ -3,7 +3,8 @@
 import json
 
 import pytest
-from golden_losses import CASES, PATH, losses
+
+from tests.golden_losses import CASES, PATH, losses
 
 STORED = json.loads(PATH.read_text())
 

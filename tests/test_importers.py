@@ -10,7 +10,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
-from tiny_models import tiny
 from torch import Tensor
 
 from avpretrain.cli import run as run_verb
@@ -21,6 +20,7 @@ from avpretrain.models.foreign import AUDIOSET_STATS, CAV_MAE_STATS, read_weight
 from avpretrain.models.importers import import_checkpoint
 from avpretrain.models.patches import positions
 from avpretrain.training.checkpoint import load_model
+from tests.tiny_models import tiny
 
 D, HEADS, LAYERS = 48, 4, 2
 INPUT = InputConfig(audio_frames=64, mels=128, video_frames=4, video_size=32)

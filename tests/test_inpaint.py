@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from tiny_datasets import Spec, make_dataset
-from tiny_models import random_batch, smooth_batch, tiny
 from torch import Tensor
 
 from avpretrain.cli import run as run_verb
@@ -20,6 +18,8 @@ from avpretrain.evaluation.inpaint import InpaintConfig, inpaint, neighbour_stat
 from avpretrain.evaluation.vocoder import to_waveform
 from avpretrain.losses import PatchStats
 from avpretrain.models.diffmavil import DiffMAViL
+from tests.tiny_datasets import Spec, make_dataset
+from tests.tiny_models import random_batch, smooth_batch, tiny
 
 
 @pytest.fixture(autouse=True)

@@ -5,12 +5,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tiny_models import random_batch, tiny
 from torch import Tensor
 
 from avpretrain.batch import AVBatch
 from avpretrain.models.diffmavil import DiffMAViL, Side
 from avpretrain.models.masking import gather_patches
+from tests.tiny_models import random_batch, tiny
 
 SIDES: tuple[Side, ...] = ("audio", "video")
 FIELD = {"audio": "audio_BFM", "video": "video_BTCHW"}

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import random_batch, smooth_batch, tiny
 
 from avpretrain.config import FusionConfig, LossConfig
 from avpretrain.models.diffmavil import DiffMAViL
+from tests.tiny_models import random_batch, smooth_batch, tiny
 
 KINDS = ("joint", "cross_self", "cross")
 
@@ -167,7 +167,7 @@ def test_overfits_one_batch(kind: str, source: str, precision: str) -> None:
 
 COMPILED = """
 import torch
-from tiny_models import random_batch, tiny
+from tests.tiny_models import random_batch, tiny
 from avpretrain.models.diffmavil import DiffMAViL
 
 shallow = {"depth": 1}
@@ -185,7 +185,7 @@ for kind, window, ratios in (("cross_self", (), (0.9, 0.8)), ("joint", (2, 2), (
 @pytest.mark.slow
 def test_compiles_without_graph_breaks() -> None:
     """In a process of its own: run-time type checks, which tests switch on, can't be traced."""
-    subprocess.run([sys.executable, "-c", COMPILED], cwd=Path(__file__).parent, check=True, timeout=200)
+    subprocess.run([sys.executable, "-c", COMPILED], cwd=Path(__file__).parent.parent, check=True, timeout=200)
 
 
 def test_contradictory_configs_are_refused() -> None:

@@ -37,9 +37,14 @@ def run(args: Sequence[str]) -> None:
     )
     if not cfg.data.shards:
         raise UsageError("no data: give --data.shards FOLDER (made by avpretrain shards)")
-    from avpretrain.training.loop import train
+    if cfg.model.objective == "features":
+        from avpretrain.training.rounds import self_train
 
-    outcome = train(cfg)
+        outcome = self_train(cfg)
+    else:
+        from avpretrain.training.loop import train
+
+        outcome = train(cfg)
     seen, minutes = outcome.progress.seen, outcome.progress.seconds / 60
     if outcome.finished:
         print(f"done: {seen} clips in {minutes:.1f} min; model in {cfg.run_dir / 'model'}")

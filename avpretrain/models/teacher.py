@@ -5,8 +5,6 @@ B clips, L patches, C = L + class token, D width.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from torch import nn
 
@@ -39,13 +37,12 @@ class Teacher(nn.Module):
         return TeacherFeatures(audio_BCD[:, encoders[0].prefix :], video_BCD[:, encoders[1].prefix :])
 
 
-def load_teacher(weights: Path, student: ModelConfig) -> Teacher:
-    """The teacher whose weights lie in a folder.
+def make_teacher(model: DiffMAViL, student: ModelConfig) -> Teacher:
+    """The teacher that a trained model makes for a student of this config.
 
     Raises:
         UsageError: its inputs, patches or width are not the student's.
     """
-    model = DiffMAViL.from_pretrained(weights)
     for name, mine, theirs in (
         ("model.width", student.width, model.cfg.width),
         ("audio grid", student.audio_grid, model.cfg.audio_grid),
@@ -53,5 +50,5 @@ def load_teacher(weights: Path, student: ModelConfig) -> Teacher:
         ("model.input", student.input, model.cfg.input),
     ):
         if mine != theirs:
-            raise UsageError(f"the teacher in {weights} has another {name} ({theirs}) than the student ({mine})")
+            raise UsageError(f"the teacher has another {name} than the student: {theirs} instead of {mine}")
     return Teacher(model)

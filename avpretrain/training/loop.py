@@ -27,6 +27,7 @@ from avpretrain.training.guards import FiniteGuard, Preemption, Watchdog, memory
 from avpretrain.training.metrics import LossMeter, MetricsLog, ProgressBar
 from avpretrain.training.preview import Preview
 from avpretrain.training.run import open_run, resolve, resume_point, save_failure
+from avpretrain.training.stage2 import make_stage2
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def make_accelerator(cfg: TrainConfig) -> Accelerator:
 def make_optimizer(model: nn.Module, cfg: OptimConfig) -> torch.optim.AdamW:
     """Fused AdamW; biases, norms and learned tokens are not decayed."""
     parameters = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    plain = [p for name, p in parameters if p.ndim == 1 or name.endswith(("_token", "bottleneck"))]
+    plain = [p for name, p in parameters if p.ndim == 1 or name.endswith(("_token", "bottleneck", "position_table"))]
     kept = {id(p) for p in plain}
     decayed = [p for _, p in parameters if id(p) not in kept]
     groups = [{"params": decayed, "weight_decay": cfg.weight_decay}, {"params": plain, "weight_decay": 0.0}]
@@ -112,6 +113,8 @@ class Trainer:
         self.cost = cost_of(cfg.model, cfg.schedule.batch.rule)
         torch.manual_seed(cfg.seed)
         model = DiffMAViL(cfg.model)
+        teacher = make_stage2(cfg, model)
+        self.teacher = None if teacher is None else teacher.to(accelerator.device)
         if accelerator.is_main_process:
             facts = {"parameters": sum(p.numel() for p in model.parameters()), "ranks": accelerator.num_processes}
             open_run(cfg, clips, {**facts, "samples_total": self.total, "precision": accelerator.mixed_precision})
@@ -138,7 +141,7 @@ class Trainer:
         if self.accelerator.log_with:
             self.accelerator.init_trackers(cfg.run_dir.name)
         self.log = MetricsLog(cfg.run_dir, self.progress.seen) if main else None
-        self.preview = Preview(cfg) if main and cfg.run.preview_clips else None
+        self.preview = Preview(cfg) if main and cfg.run.preview_clips and self.teacher is None else None
         self.bar = ProgressBar(cfg.name, self.progress.seen, self.total, shown=main)
         whole = plan(cfg.schedule, cfg.optim, self.total, self.cost)
         steps = list(dropwhile(lambda step: step.seen < self.progress.seen, whole))
@@ -181,7 +184,9 @@ class Trainer:
         batch = self.features(raw.to(self.accelerator.device))
         for group in self.optimizer.param_groups:
             group["lr"] = step.lr
-        losses: dict[str, Tensor] = self.model(batch, step.audio_ratio, step.video_ratio)
+        with self.accelerator.autocast():
+            taught = None if self.teacher is None else self.teacher(batch)
+        losses: dict[str, Tensor] = self.model(batch, step.audio_ratio, step.video_ratio, taught)
         self.accelerator.backward(losses["loss"])
         limit = self.cfg.optim.clip_norm or math.inf
         grad_norm = self.accelerator.clip_grad_norm_(self.model.parameters(), limit)
