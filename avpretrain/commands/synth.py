@@ -13,7 +13,8 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from avpretrain.data.synthetic import CLIPS_DIR, LABELS_NAME, SceneSettings, make_scenes
+from avpretrain.data.scenes.scene import CLIPS_DIR, SceneSettings
+from avpretrain.data.synthetic import LABELS_NAME, make_scenes
 
 
 def main(
@@ -50,7 +51,8 @@ def main(
     processes = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     columns = TextColumn("rendering"), BarColumn(), MofNCompleteColumn(), TextColumn("clips"), TimeRemainingColumn()
     start = time.perf_counter()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("", total=clips)
         rows = make_scenes(out, clips, settings, workers or processes, lambda: progress.advance(task))
     took = time.perf_counter() - start

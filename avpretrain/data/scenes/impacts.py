@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 
 from avpretrain.data.scenes.drift import drift
-from avpretrain.data.scenes.motion import GROUND, HITS_PER_CYCLE, Body, Floats, Hit, Motion, Prop, Setting
+from avpretrain.data.scenes.motion import GROUND, HITS_PER_CYCLE, THICK, Body, Floats, Hit, Motion, Prop, Setting
 
 
 def _hit_times(setting: Setting, fractions: list[float]) -> Floats:
@@ -47,7 +47,7 @@ def _column(setting: Setting, fractions: list[float], strengths: list[float]) ->
         Hit(time=t, strength=s, pitch=setting.pitch, x=x, y=GROUND)
         for t, s in zip(times, itertools.cycle(strengths), strict=False)
     ]
-    pad = Prop(start=(x - 0.11, GROUND - 0.02), end=(x + 0.11, GROUND - 0.02), width=0.04)
+    pad = Prop(start=(x - 0.11, GROUND - THICK / 2), end=(x + 0.11, GROUND - THICK / 2), width=THICK)
     return Motion(bodies=[_bouncer(setting, x, setting.radius, times, height)], props=[pad], hits=hits)
 
 
@@ -88,7 +88,7 @@ def gallop(setting: Setting) -> Motion:
         x = middle + side * rng.uniform(0.15, 0.22)
         bodies.append(_bouncer(setting, x, setting.radius * size, times, height))
         hits += [Hit(time=t, strength=0.8, pitch=setting.pitch / size, x=x, y=GROUND) for t in times]
-        props.append(Prop(start=(x - 0.09, GROUND - 0.02), end=(x + 0.09, GROUND - 0.02), width=0.04))
+        props.append(Prop(start=(x - 0.09, GROUND - THICK / 2), end=(x + 0.09, GROUND - THICK / 2), width=THICK))
     return Motion(bodies=bodies, props=props, hits=hits)
 
 
@@ -98,7 +98,7 @@ def _stairs(setting: Setting, order: list[int]) -> Motion:
     interval, top = rng.uniform(1.3, 1.42), rng.uniform(0.24, 0.34)
     x_S, y_S = 0.2 + 0.2 * steps, GROUND + 0.04 + top * steps / (HITS_PER_CYCLE - 1)
     props = [
-        Prop(start=(x - half, y - 0.02), end=(x + half, y - 0.02), width=0.04)
+        Prop(start=(x - half, y - THICK / 2), end=(x + half, y - THICK / 2), width=THICK)
         for x, y, half in zip(x_S, y_S, 0.075 - 0.012 * steps, strict=True)
     ]
     times = _hit_times(setting, [0.0, 0.25, 0.5, 0.75])
@@ -136,7 +136,7 @@ def pingpong(setting: Setting) -> Motion:
         for t, s in zip(times, side, strict=True)
     ]
     props = [
-        Prop(start=(0.5 + s * (gap + 0.02), y - half), end=(0.5 + s * (gap + 0.02), y + half), width=0.04)
+        Prop(start=(0.5 + s * (gap + THICK / 2), y - half), end=(0.5 + s * (gap + THICK / 2), y + half), width=THICK)
         for s, half in ((-1, 0.05 * ratio), (1, 0.05))
     ]
     return Motion(bodies=[Body(radius=setting.radius, path_K3=path)], props=props, hits=hits)
@@ -168,7 +168,7 @@ def collide(setting: Setting) -> Motion:
         )
         for time, n, speed, x, y in strikes
     ]
-    (left, floor), (right, top) = low - 0.02, high + 0.02
+    (left, floor), (right, top) = low - THICK / 2, high + THICK / 2
     box = [(left, top), (left, floor), (right, floor), (right, top), (left, top)]
-    walls = [Prop(start=start, end=end, width=0.04) for start, end in itertools.pairwise(box)]
+    walls = [Prop(start=start, end=end, width=THICK) for start, end in itertools.pairwise(box)]
     return Motion(bodies=bodies, props=walls, hits=hits)

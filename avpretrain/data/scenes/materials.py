@@ -38,12 +38,12 @@ def random_look(rng: np.random.Generator) -> Look:
     """Colours, light and texture."""
     across = rng.uniform(-0.6, 0.6)
     light = np.array([across, rng.uniform(0.45, 0.7), 0.6], np.float32)
-    wall, depth = _colour(rng, (0.1, 0.5), (0.35, 0.9)), rng.uniform(0.65, 0.9)
-    floor = _colour(rng, (0.1, 0.45), (0.3, 0.75))
+    wall, depth = _colour(rng, (0.05, 0.35), (0.6, 0.9)), rng.uniform(0.7, 0.9)
+    floor = _colour(rng, (0.1, 0.4), (0.4, 0.65))
     return Look(
         wall=(wall * np.float32(depth), wall),
         floor=floor,
-        prop=_colour(rng, (0.1, 0.6), (0.25, 0.85)),
+        prop=_colour(rng, (0.2, 0.6), (0.2, 0.4)),
         balls=tuple(_colour(rng, (0.45, 0.85), (0.6, 1.0)) for _ in range(4)),
         light=light / np.linalg.norm(light),
         brightness=rng.uniform(0.85, 1.1),
@@ -96,7 +96,7 @@ def _metal(look: Look, colour: Pixels, normal: Normal, turned: Turned) -> Shaded
     sky = 0.28 + 0.62 * smooth(mirrored, -0.25, 0.3) - 0.25 * smooth(mirrored, 0.45, 1.0)
     tint = 0.45 * colour + 0.55 * np.float32(colour.mean())
     line = 1 - 0.5 * smooth(np.abs(turned[1]), 0.14, 0.04)
-    return _solid(tint * 1.15, sky * line + 0.15 * _diffuse(look, normal), 0.9 * _gloss(look, normal, 60))
+    return _solid(tint * 1.15, sky * line + 0.15 * _diffuse(look, normal), 0.9 * _gloss(look, normal, 60.0))
 
 
 def _glass(look: Look, colour: Pixels, normal: Normal, turned: Turned) -> Shaded:
@@ -104,7 +104,7 @@ def _glass(look: Look, colour: Pixels, normal: Normal, turned: Turned) -> Shaded
     rim = (1 - normal[2]) ** 2
     gathered = np.clip(-normal[0] * look.light[0] - normal[1] * look.light[1], 0, 1) ** 2 * (1 - rim)
     bubble = smooth(np.hypot(turned[0] - 0.4, turned[1]), 0.2, 0.1)
-    gloss = 0.95 * _gloss(look, normal, 90) + 0.35 * gathered + 0.25 * bubble
+    gloss = 0.95 * _gloss(look, normal, 90.0) + 0.35 * gathered + 0.25 * bubble
     surface = colour * (1.0 - 0.35 * rim)[..., None] + gloss[..., None]
     return surface, np.clip(0.3 + 0.6 * rim + gloss, 0, 1)
 
@@ -113,7 +113,7 @@ def _rubber(look: Look, colour: Pixels, normal: Normal, turned: Turned) -> Shade
     """Matt, with a broad highlight and two pale bands."""
     band = smooth(np.abs(np.abs(turned[1]) - 0.35), 0.14, 0.08)
     albedo = mix(np.broadcast_to(colour, (*band.shape, 3)), 0.5 + 0.5 * colour[::-1], band)
-    return _solid(albedo, _diffuse(look, normal), 0.12 * _gloss(look, normal, 6))
+    return _solid(albedo, _diffuse(look, normal), 0.12 * _gloss(look, normal, 6.0))
 
 
 def _stone(look: Look, colour: Pixels, normal: Normal, turned: Turned) -> Shaded:
@@ -121,14 +121,14 @@ def _stone(look: Look, colour: Pixels, normal: Normal, turned: Turned) -> Shaded
     rows, columns = ((16 + 11 * t).astype(int) % 32 for t in turned)
     speck = look.grain[rows, columns]
     dull = 0.35 * colour + 0.65 * np.float32(colour.mean()) * 0.85
-    return _solid(dull * (0.65 + 0.6 * speck)[..., None], _diffuse(look, normal), 0.03 * _gloss(look, normal, 4))
+    return _solid(dull * (0.65 + 0.6 * speck)[..., None], _diffuse(look, normal), 0.03 * _gloss(look, normal, 4.0))
 
 
 def _wood(look: Look, colour: Pixels, normal: Normal, turned: Turned) -> Shaded:
     """Rings of grain around a heart that lies off centre."""
     rings = 0.5 + 0.5 * np.sin(16 * np.hypot(turned[0] + 0.55, 0.5 * turned[1] + 0.1))
     warm = 0.6 * colour + 0.4 * np.array([0.72, 0.5, 0.3], np.float32)
-    return _solid(warm * (0.62 + 0.42 * rings)[..., None], _diffuse(look, normal), 0.1 * _gloss(look, normal, 14))
+    return _solid(warm * (0.62 + 0.42 * rings)[..., None], _diffuse(look, normal), 0.1 * _gloss(look, normal, 14.0))
 
 
 SHADERS = {"glass": _glass, "metal": _metal, "rubber": _rubber, "stone": _stone, "wood": _wood}

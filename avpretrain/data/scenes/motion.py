@@ -21,6 +21,8 @@ MATERIALS = ("glass", "metal", "rubber", "stone", "wood")
 GROUND = 0.2
 """Height at which bodies strike the floor."""
 HITS_PER_CYCLE = 4
+THICK = 0.07
+"""Width of what bodies touch."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -17,7 +17,7 @@ from avpretrain.data.scenes.motion import GROUND, RATE, Body, Hit, Motion, Prop
 
 Frame = NDArray[np.uint8]
 
-SPARK_SECONDS = 0.3
+SPARK_SECONDS = 0.22
 
 
 class Painter:
@@ -150,7 +150,7 @@ class Painter:
         tone = (
             0.75
             + 0.25 * (1 - away / radius)
-            + 0.2 * smooth(np.hypot(dx + 0.3 * radius, dy - 0.4 * radius), radius / 2, 0)
+            + 0.2 * smooth(np.hypot(dx + 0.3 * radius, dy - 0.4 * radius), radius / 2, 0.0)
         )
         frame[window] = mix(
             frame[window], np.clip(self.look.prop * tone[..., None], 0, 1), 0.85 * self._edge(away - radius)

@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 
-from avpretrain.data.scenes.motion import GROUND, Body, Floats, Hum, Motion, Prop, Setting
+from avpretrain.data.scenes.motion import GROUND, THICK, Body, Floats, Hum, Motion, Prop, Setting
 
 
 def _hum(setting: Setting, speed_K: Floats, level_K: Floats) -> Hum:
@@ -28,8 +28,8 @@ def _slope(setting: Setting, way_K: Floats, speed_K: Floats) -> Motion:
     normal = np.array([-line[1], line[0]]) / np.hypot(*line)
     path_K2 = top + way_K[:, None] * line + normal * setting.radius
     level_K = np.clip(np.minimum(turn_K, 1 - turn_K) / 0.06, 0, 1)
-    under = top - normal * 0.02, bottom - normal * 0.02
-    track = Prop(start=(under[0][0], under[0][1]), end=(under[1][0], under[1][1]), width=0.04)
+    under = top - normal * THICK / 2, bottom - normal * THICK / 2
+    track = Prop(start=(under[0][0], under[0][1]), end=(under[1][0], under[1][1]), width=THICK)
     angle_K = -way_K * np.hypot(*line) / setting.radius
     body = Body(radius=setting.radius, path_K3=np.column_stack([path_K2, angle_K]))
     return Motion(bodies=[body], props=[track], hum=_hum(setting, speed_K, level_K))
@@ -56,8 +56,8 @@ def swing(setting: Setting) -> Motion:
     inner = bend - setting.radius
     path_K2 = centre + inner * np.column_stack([np.sin(swing_K), -np.cos(swing_K)])
     angles = np.linspace(-reach - 0.25, reach + 0.25, 17)
-    rim = centre + (bend + 0.02) * np.column_stack([np.sin(angles), -np.cos(angles)])
-    props = [Prop(start=(a[0], a[1]), end=(b[0], b[1]), width=0.04) for a, b in itertools.pairwise(rim)]
+    rim = centre + (bend + THICK / 2) * np.column_stack([np.sin(angles), -np.cos(angles)])
+    props = [Prop(start=(a[0], a[1]), end=(b[0], b[1]), width=THICK) for a, b in itertools.pairwise(rim)]
     body = Body(radius=setting.radius, path_K3=np.column_stack([path_K2, -swing_K * bend / setting.radius]))
     speed_K = np.abs(np.sin(2 * np.pi * turn_K))
     return Motion(bodies=[body], props=props, hum=_hum(setting, speed_K, np.ones_like(turn_K)))
@@ -66,14 +66,14 @@ def swing(setting: Setting) -> Motion:
 def rattle(setting: Setting) -> Motion:
     """Rolls at an even speed over a washboard: a steady pitch that flutters."""
     rng, turn_K = setting.rng, _turn(setting)
-    ridges = int(rng.integers(13, 18))
-    floor, spacing = GROUND + 0.05, 1.2 / ridges
+    ridges = int(rng.integers(9, 13))
+    floor, spacing = GROUND + THICK / 2, 1.2 / ridges
     ride_K = np.abs(np.sin(np.pi * turn_K * ridges))
     y_K = floor + setting.radius + 0.012 * (1 - ride_K)
     path_K3 = np.column_stack([1.2 * turn_K - 0.1, y_K, -1.2 * turn_K / setting.radius])
     starts = np.arange(ridges + 1) * spacing - 0.1
-    props = [Prop(start=(x, floor - 0.02), end=(x, floor - 0.012), width=0.03) for x in starts]
-    props.append(Prop(start=(-0.2, floor - 0.04), end=(1.2, floor - 0.04), width=0.04))
+    props = [Prop(start=(x, floor - 0.04), end=(x, floor - 0.025), width=0.05) for x in starts]
+    props.append(Prop(start=(-0.2, floor - THICK), end=(1.2, floor - THICK), width=THICK))
     level_K = np.clip(np.minimum(turn_K, 1 - turn_K) / 0.06, 0, 1) * (0.04 + 0.96 * (1 - ride_K) ** 2)
     speed = rng.uniform(0.1, 0.9)
     body = Body(radius=setting.radius, path_K3=path_K3)

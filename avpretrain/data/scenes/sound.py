@@ -55,9 +55,12 @@ def _strike(hit: Hit, timbre: Timbre, sample_rate: int, rng: np.random.Generator
 
 
 def _impacts(hits: list[Hit], timbre: Timbre, length: int, sample_rate: int, rng: np.random.Generator) -> Waveform:
-    out_S = np.zeros(length)
+    out_S, known = np.zeros(length), dict[tuple[float, float], Waveform]()
     for hit in hits:
-        sound_S = _strike(hit, timbre, sample_rate, rng)
+        kind = hit.pitch, hit.strength  # the same thing struck as hard sounds the same
+        if kind not in known:
+            known[kind] = _strike(hit, timbre, sample_rate, rng)
+        sound_S = known[kind]
         first = round(hit.time * sample_rate)
         skip = max(0, -first)
         part_S = sound_S[skip : skip + max(0, length - max(0, first))]
@@ -99,7 +102,7 @@ def _offscreen(kind: str, length: int, sample_rate: int, rng: np.random.Generato
         out_S = gusts_S * coloured_noise(length, sample_rate, 2.0, rng)
     else:
         hits = [
-            Hit(time=t, strength=rng.uniform(0.4, 0.8), pitch=rng.uniform(300, 1500), x=0, y=0)
+            Hit(time=t, strength=rng.uniform(0.4, 0.8), pitch=rng.uniform(300, 1500), x=0.0, y=0.0)
             for t in rng.uniform(0, length / sample_rate, 1 + int(1.5 * length / sample_rate))
         ]
         out_S = _impacts(hits, TIMBRES["wood"], length, sample_rate, rng)
@@ -124,8 +127,8 @@ def render_sound(
         sound_S += _rolling(motion.hum, timbre, length, sample_rate, rng)
     sound_S /= _typical_level(sound_S, sample_rate) + 1e-6
     noise_S = coloured_noise(length, sample_rate, rng.uniform(0.0, 2.0), rng)
-    sound_S += 10 ** (rng.uniform(-30, -12) / 20) * noise_S
+    sound_S += 10 ** (rng.uniform(-35, -20) / 20) * noise_S
     if offscreen != "none":
-        sound_S += 10 ** (rng.uniform(-16, -8) / 20) * _offscreen(offscreen, length, sample_rate, rng)
-    peak = 10 ** (rng.uniform(-15, -1) / 20)
+        sound_S += 10 ** (rng.uniform(-20, -10) / 20) * _offscreen(offscreen, length, sample_rate, rng)
+    peak = 10 ** (rng.uniform(-10, -2) / 20)
     return (sound_S * (peak / np.abs(sound_S).max())).astype(np.float32)
