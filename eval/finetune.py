@@ -7,4 +7,5 @@ import sys
 
 from avpretrain.cli import main
 
-main(["finetune", *sys.argv[1:]])
+if __name__ == "__main__":  # loader processes import this file
+    main(["finetune", *sys.argv[1:]])

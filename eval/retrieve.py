@@ -7,4 +7,5 @@ import sys
 
 from avpretrain.cli import main
 
-main(["retrieve", *sys.argv[1:]])
+if __name__ == "__main__":  # loader processes import this file
+    main(["retrieve", *sys.argv[1:]])

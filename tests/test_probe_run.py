@@ -131,7 +131,7 @@ def test_two_ranks_find_what_one_finds(
     alone = probed(capsys, *args, "--out", tmp_path / "one.json")
     command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2",
                "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
-               str(ROOT / "eval" / "linear_probe.py"), *args, "--num-workers", "0", "--out", str(out)]  # fmt: skip
+               str(ROOT / "eval" / "linear_probe.py"), *args, "--num-workers", "1", "--out", str(out)]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert json.loads(out.read_text()) == alone

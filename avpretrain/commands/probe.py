@@ -97,7 +97,8 @@ def show_result(result: dict[str, Any], comparison: dict[str, Any] | None, path:
     parts = result["parts"]
     console.print(
         f"{sum(p['test'] for p in parts)} test clips, {len(result['classes'])} classes; "
-        + f"fit on {parts[0]['fit']}, chosen on {parts[0]['val']}"
+        + f"fit on {parts[0]['fit']}, "
+        + (f"chosen on {parts[0]['val']}" if parts[0]["val_score"] is not None else "nothing chosen")
         + (f" of each of {len(parts)} folds" if len(parts) > 1 else ""),
         highlight=False,
     )
