@@ -13,7 +13,7 @@ from avpretrain.cli import run
 from avpretrain.data.clips import ClipSet
 from avpretrain.errors import UserError
 from avpretrain.evaluation.probe import ProbeConfig, random_encoder, run_probe
-from avpretrain.evaluation.results import compare_results
+from avpretrain.evaluation.results import compare_results, result_path
 from avpretrain.provenance import versions
 from tests.tiny_datasets import Spec, make_dataset
 from tests.tiny_models import tiny
@@ -64,6 +64,18 @@ def test_result_says_what_was_measured_with_what(
     saved = checkpoint / "eval" / "linear_probe_class_audio.json"
     assert json.loads(saved.read_text()) == result
     assert saved.with_suffix(".npz").is_file()
+
+
+def test_results_go_to_the_run_they_belong_to(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("{}")
+    folder = tmp_path / "checkpoints" / "000000001024"
+    folder.mkdir(parents=True)
+    name = ("linear_probe", "a b", "audio", "")
+    assert result_path(tmp_path, None, *name) == tmp_path / "eval" / "linear_probe_a-b_audio.json"
+    assert result_path(tmp_path / "model", None, *name) == tmp_path / "eval" / "linear_probe_a-b_audio.json"
+    assert result_path(folder, None, *name) == tmp_path / "eval" / "linear_probe_a-b_audio_000000001024.json"
+    assert result_path(tmp_path.parent, None, *name) is None
+    assert result_path(folder, tmp_path / "x.json", *name) == tmp_path / "x.json"
 
 
 @pytest.mark.parametrize("extra", [["--modality", "video"], ["--modality", "both", "--pooling", "mean_cls"]])

@@ -34,13 +34,16 @@ def origin(checkpoint: Path, model: DiffMAViL, clips: ClipSet, shards: tuple[str
 
 
 def result_path(checkpoint: Path, out: Path | None, *name: str) -> Path | None:
-    """Where a result goes: `out`, or `eval/NAME.json` of the run the checkpoint belongs to; none = nowhere."""
+    """Where a result goes: `out`, or `eval/NAME.json` of the run the checkpoint belongs to; none = nowhere.
+
+    Results of a single checkpoint of a run end in its name, so that they do not replace those of the final weights.
+    """
     if out is not None:
         return out
     folder = checkpoint.resolve()
-    for run in (folder, folder.parent, folder.parent.parent):
+    for run, which in ((folder, ""), (folder.parent, ""), (folder.parent.parent, folder.name)):
         if (run / "run.json").is_file():
-            stem = re.sub(r"[^A-Za-z0-9_-]+", "-", "_".join(part for part in name if part))
+            stem = re.sub(r"[^A-Za-z0-9_-]+", "-", "_".join(part for part in (*name, which) if part))
             return run / "eval" / f"{stem}.json"
     return None
 
