@@ -67,6 +67,7 @@ def _show(result: dict[str, Any], folder: Path) -> None:
         table.add_row(method.replace("_", " "), *texts)
     console = Console()
     console.print(table)
-    if result["settings"]["statistics"] == "neighbours":
-        console.print("The model predicts normalised patches; means and variances come from visible neighbours.")
+    if source := result["settings"]["statistics"]:
+        where = {"neighbours": "come from visible neighbours", "own": "are the hidden patches' own"}[source]
+        console.print(f"The model predicts normalised patches; means and variances {where}.")
     console.print(f"pictures, sounds and errors.json: {folder}", highlight=False)

@@ -21,7 +21,7 @@ def draw_spectrograms(rows: Mapping[str, Tensor], path: Path, title: str) -> Non
     """Writes [F, M] spectrograms as one picture, on the colour scale of the first; hidden places (NaN) stay grey."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 1.45 * len(rows) + 0.4), dpi=120)
+    figure = Figure(figsize=(8, 1.45 * len(rows) + 0.4), dpi=120, layout="constrained")
     axes = figure.subplots(len(rows), 1, sharex=True, squeeze=False)[:, 0]
     first = next(iter(rows.values())).float()
     low, high = (float(first.quantile(q)) for q in (0.01, 0.995))
@@ -38,7 +38,6 @@ def draw_spectrograms(rows: Mapping[str, Tensor], path: Path, title: str) -> Non
     axes[-1].set_xlabel("seconds", fontsize=8)
     axes[-1].tick_params(labelsize=7)
     figure.suptitle(title, fontsize=9)
-    figure.tight_layout(pad=0.5)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png")
 
@@ -51,7 +50,7 @@ def draw_strips(rows: Mapping[str, Tensor], path: Path, title: str) -> None:
     tall, wide = next(iter(strips.values())).shape[:2]
     width = 10.0
     height = width * tall / wide + 0.06
-    figure = Figure(figsize=(width + 0.5, height * len(rows) + 0.4), dpi=110)
+    figure = Figure(figsize=(width + 0.5, height * len(rows) + 0.4), dpi=110, layout="constrained")
     axes = figure.subplots(len(rows), 1, squeeze=False)[:, 0]
     for axis, (name, image) in zip(axes, strips.items(), strict=True):
         axis.imshow(image, interpolation="nearest")
@@ -59,7 +58,6 @@ def draw_strips(rows: Mapping[str, Tensor], path: Path, title: str) -> None:
         axis.set_yticks([])
         axis.set_ylabel(name, fontsize=8)
     figure.suptitle(title, fontsize=9)
-    figure.tight_layout(pad=0.4)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png")
 

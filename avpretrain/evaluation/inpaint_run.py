@@ -117,7 +117,8 @@ def _write_files(batch: AVBatch, filled: Filled, i: int, stem: Path, input: Any,
             continue
         original, hidden = whole[i], filled.masks[side][i] > 0
         made = {name: picture[i] for name, picture in filled.pictures[side].items() if name in ("one_step", "sampled")}
-        rows = {"original": original, "visible": original.masked_fill(hidden, torch.nan), **made}
+        rows = {"original": original, "visible": original.masked_fill(hidden, torch.nan)}
+        rows |= {name.replace("_", " "): picture for name, picture in made.items()}
         ratio = how.audio_ratio if side == "audio" else how.video_ratio
         title = f"{stem.name}: {ratio:.0%} of the patches hidden"
         draw = draw_spectrograms if side == "audio" else draw_strips
