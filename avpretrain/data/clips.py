@@ -26,6 +26,10 @@ ONE_READ_GAP = 1 << 16
 """Picture and sound of a clip lie side by side in the tar; up to this many bytes apart they come by one request."""
 
 
+WORTH_RESIZING = 1.25
+"""Frames up to this many times larger than wanted go to the device as they are, which resizes them all at once."""
+
+
 @dataclass(frozen=True, slots=True)
 class Media:
     """The encoded members of a clip; empty where it has no picture or no sound."""
@@ -146,7 +150,7 @@ class ClipSet:
 
         Args:
             at: where the windows of sound and picture lie in the room there is, from 0 (first) to 1 (last).
-            short_side: pixels; frames are made smaller to this, never larger; 0 = keep.
+            short_side: pixels; frames much larger than this are made smaller, none larger; 0 = keep.
 
         Raises:
             StorageError, DecodeError: the clip is damaged; the message names it.
@@ -192,7 +196,7 @@ def decode_window(
         if media.video and modality != "audio":
             last = max(0.0, clip.duration - 1 / clip.fps if clip.fps else clip.duration)
             times = [min(video_start + (i + 0.5) / cfg.video_fps, last) for i in range(cfg.video_frames)]
-            smaller = 0 < short_side < min(clip.width, clip.height)
+            smaller = 0 < short_side * WORTH_RESIZING < min(clip.width, clip.height)
             frames = decode_video(media.video, times, short_side if smaller else 0)
     except DecodeError as error:
         raise DecodeError(f"clip {clip.key} (from {clip.source}): {error}") from None

@@ -29,9 +29,6 @@ from avpretrain.schedules import Step
 
 __all__ = ["ClipSet", "Modality", "check_bad_share", "eval_loader", "train_loader"]
 
-PATIENCE = 1800
-"""Seconds without a batch after which the loader processes are taken to hang."""
-
 
 def train_loader(
     cfg: DataConfig,
@@ -145,7 +142,7 @@ def _processes(num_workers: int, prefetch: int) -> dict[str, Any]:
     common: dict[str, Any] = {"num_workers": num_workers, "pin_memory": torch.cuda.is_available()}
     common["generator"] = torch.Generator()  # so that the global generator is left alone
     if num_workers:
-        common |= {"prefetch_factor": prefetch, "timeout": PATIENCE, "multiprocessing_context": process_context()}
+        common |= {"prefetch_factor": prefetch, "multiprocessing_context": process_context()}
     return common
 
 
@@ -157,7 +154,7 @@ def process_context() -> BaseContext:
     if sys.platform != "linux":
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["__main__", __name__])
+    context.set_forkserver_preload(["__main__", "avpretrain.data.loader_server"])
     return context
 
 
@@ -173,7 +170,7 @@ def _checked(loader: DataLoader[Sample | UserError]) -> Iterator[RawBatch]:
             if "DataLoader" not in str(error):
                 raise
             raise UserError(
-                f"the loader processes died or hang ({str(error).splitlines()[0]}); "
+                f"the loader processes died ({str(error).splitlines()[0]}); "
                 "if memory ran out, lower data.num_workers or data.prefetch"
             ) from None
         if isinstance(batch, UserError):

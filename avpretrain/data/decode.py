@@ -17,6 +17,7 @@ from typing import Any, Literal
 import av
 import numpy as np
 import soundfile
+from av.video.reformatter import VideoReformatter
 from jaxtyping import Int16, UInt8
 
 Frames = UInt8[np.ndarray, "_t _h _w 3"]
@@ -258,14 +259,10 @@ def resize(frames_THWC: Frames, short_side: int) -> Frames:
     if (to_width, to_height) == (width, height):
         return frames_THWC
     mode = "AREA" if short_side < min(width, height) else "BILINEAR"
-    return np.stack(
-        [
-            av.VideoFrame.from_ndarray(frame, format="rgb24")
-            .reformat(to_width, to_height, interpolation=mode)
-            .to_ndarray()
-            for frame in frames_THWC
-        ]
-    )
+    # One thread: many processes decode side by side, and each would start as many threads as there are cores.
+    scale = functools.partial(VideoReformatter().reformat, interpolation=mode, threads=1)
+    frames = (av.VideoFrame.from_ndarray(frame, format="rgb24") for frame in frames_THWC)
+    return np.stack([scale(frame, to_width, to_height).to_ndarray() for frame in frames])
 
 
 # --- sound -----------------------------------------------------------------------------------------------------------

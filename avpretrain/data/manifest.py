@@ -1,8 +1,8 @@
-"""The table of a sharded data set: one row a clip, memory-mapped, so that ten million rows cost no memory of their own.
+"""The table of a sharded data set: one row a clip, memory-mapped, so that ten million rows cost no memory.
 
-A data set is a folder (or URL) with `SPLIT-000000.tar`, ... , `manifest.arrow` and `dataset.json`. Each shard holds clips of
-one split only; rows are ordered by shard, then by offset. So splits and locality are ranges of rows, and choosing a split
-costs memory by the shard, not by the clip.
+A data set is a folder (or URL) with `SPLIT-000000.tar`, ... , `manifest.arrow` and `dataset.json`. Each shard holds
+clips of one split only; rows are ordered by shard, then by offset. So splits and locality are ranges of rows, and
+choosing a split costs memory by the shard, not by the clip.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class Manifest:
     """A data set's table and summary.
 
     Args:
-        root: local folder that holds `manifest.arrow` and `dataset.json` (remote ones are fetched first: see `storage`).
+        root: local folder that holds `manifest.arrow` and `dataset.json` (remote ones: see `storage`).
 
     Raises:
         UserError: it is not a data set, or its two files contradict each other.
