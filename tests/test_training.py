@@ -44,8 +44,8 @@ def test_a_run_writes_what_others_read(straight: Path) -> None:
     lines = read_metrics(straight)
     assert lines[-1]["seen"] >= 120
     assert {"loss", "inter", "reconstruction_audio", "batch_size", "flops_total", "data_wait_share"} <= lines[-1].keys()
-    assert [line["batch_size"] for line in lines][0] == 8
-    assert [line["batch_size"] for line in lines][-1] == 4
+    assert lines[0]["batch_size"] == 8
+    assert lines[-1]["batch_size"] == 4
     description = json.loads((straight / "run.json").read_text())
     assert description["data"]["clips"] == 20
     assert description["versions"]["torch"] == torch.__version__.split("+")[0]
@@ -202,7 +202,7 @@ def test_a_full_disk_is_said_and_harms_no_checkpoint(
         real(*args, **kwargs)  # type: ignore[arg-type]
 
     monkeypatch.setattr(checkpoint, "save_file", full_after_two)
-    with pytest.raises(UserError, match="No space left on device.*last good one"):
+    with pytest.raises(UserError, match=r"No space left on device.*last good one"):
         train(cfg)
     monkeypatch.undo()
     assert len(list_checkpoints(tmp_path / "run" / "checkpoints")) == 2
@@ -270,7 +270,7 @@ def _launch(cfg: TrainConfig, folder: Path, ranks: int) -> None:
 
 @pytest.mark.slow
 def test_two_ranks_train_as_one(data: Path, straight: Path, tmp_path: Path) -> None:
-    """Same global batches, same losses and weights to float tolerance, and checkpoints that move between 1 and 2 ranks."""
+    """Same global batches, losses and weights to float tolerance; checkpoints move between one rank and two."""
     cfg = tiny_config(data, tmp_path / "one")
     _launch(cfg, tmp_path / "two", ranks=2)
     one, two = read_metrics(straight), read_metrics(tmp_path / "two" / "run")

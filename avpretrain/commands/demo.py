@@ -19,8 +19,8 @@ def main(
 ) -> None:
     """Run the whole pipeline, small: synthetic scenes, shards, MAViL and DiffMAViL, linear probes, report.
 
-    Reads nothing. Writes scenes, shards, two runs and report.html into OUT. Takes under five minutes on two CPU cores; the
-    same command again goes on where it was interrupted.
+    Reads nothing. Writes scenes, shards, two runs and report.html into OUT. Takes under five minutes on two CPU cores;
+    the same command again goes on where it was interrupted.
 
     Args:
         out: Folder for everything.
@@ -30,20 +30,17 @@ def main(
     console = Console(stderr=True)
     scenes, shards, report = out / "scenes", out / "shards", out / "report.html"
     runs = {name: out / name for name in ("mavil", "diffmavil")}
+    common = ["--data.shards", str(shards), "--seed", str(seed)]
     steps = [
         ("1/5 render scenes", ["synth", str(scenes), "--clips", str(clips), "--seed", str(seed)]),
         ("2/5 cut them into shards", ["shards", str(scenes), str(shards), "--clip-seconds", "4"]),
-        *(
-            (f"3/5 pretrain {name}", ["train", f"tiny_{name}", "--data.shards", str(shards), "--output-dir", str(folder),
-                                      "--name", name, "--seed", str(seed)])
-            for name, folder in runs.items()
-        ),
-        *(
-            (f"4/5 probe {name}", ["probe", str(folder), str(shards), "--label", "class"])
-            for name, folder in runs.items()
-        ),
-        ("5/5 report", ["report", *map(str, runs.values()), "--out", str(report)]),
-    ]  # fmt: skip
+    ]
+    for name, run_dir in runs.items():
+        arguments = ["train", f"tiny_{name}", "--name", name, "--output-dir", str(run_dir), *common]
+        steps.append((f"3/5 pretrain {name}", arguments))
+    for name, run_dir in runs.items():
+        steps.append((f"4/5 probe {name}", ["probe", str(run_dir), str(shards), "--label", "class"]))
+    steps.append(("5/5 report", ["report", *map(str, runs.values()), "--out", str(report)]))
     started = time.perf_counter()
     for title, (verb, *arguments) in steps:
         console.rule(f"[bold]{title}[/]  avpretrain {verb} {' '.join(arguments)}", align="left")

@@ -1,4 +1,4 @@
-"""How fast a training step is: measured on the real model and optimiser, with the matmul peak of the same machine beside it.
+"""How fast a training step is: the real model and optimiser, beside the matmul peak of the same machine.
 
 B clips, F spectrogram frames, M mel bins, T video frames, C colours, H height, W width.
 """
