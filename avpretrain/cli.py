@@ -30,12 +30,14 @@ VERBS = {
     "embed": "turn audio and video files into vectors",
     "finetune": "train a classifier from a checkpoint",
     "retrieve": "find pictures by sound and sounds by picture",
+    "spectrum": "error of reconstructed spectrograms by frequency",
     "inpaint": "fill hidden sound and picture, with figures of error",
     "bench": "measure speed and memory of loader, features and manifest",
     "import": "turn MAE, AudioMAE, CAV-MAE, MAViL or timm weights into a model",
     "export": "write weights with a model card, or an encoder as ONNX",
     "flops": "count a config's FLOPs by component",
     "ledger": "count what whole trainings of every variant would cost",
+    "ablate": "train and probe a matrix of variants and seeds",
     "report": "compare runs in one HTML page",
 }
 """Verb to one line of help; each is the `main` of `avpretrain/commands/VERB.py` (dashes become underscores; `import_.py`)."""

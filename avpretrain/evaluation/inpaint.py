@@ -73,7 +73,7 @@ def inpaint(model: DiffMAViL, batch: AVBatch, cfg: InpaintConfig) -> Filled:
     filled = Filled({}, {}, {})
     for side, view in model.encode_masked(batch, cfg.audio_ratio, cfg.video_ratio).items():
         truth_BNP = gather_patches(view.patches_BLP, view.mask.ids_hidden_BN)
-        fillings = _fillings(model, side, view, batch.seed_B, cfg)
+        fillings = fill_patches(model, side, view, batch.seed_B, cfg)
         filled.errors[side] = {name: (x - truth_BNP).square().mean(dim=(1, 2)) for name, x in fillings.items()}
         patches = {n: fill_hidden(view.patches_BLP, x, view.mask.ids_hidden_BN) for n, x in fillings.items()}
         filled.pictures[side] = {name: _whole(model, side, x_BLP) for name, x_BLP in patches.items()}
@@ -87,7 +87,9 @@ def _whole(model: DiffMAViL, side: Side, patches_BLP: Tensor) -> Tensor:
     return unpatchify_video(patches_BLP, model.cfg.video_grid, model.cfg.video.patch)
 
 
-def _fillings(model: DiffMAViL, side: Side, view: MaskedView, seed_B: Tensor, cfg: InpaintConfig) -> dict[str, Tensor]:
+def fill_patches(
+    model: DiffMAViL, side: Side, view: MaskedView, seed_B: Tensor, cfg: InpaintConfig
+) -> dict[str, Tensor]:
     """Method -> [B, N, P] in the units of the input."""
     grid = model.cfg.audio_grid if side == "audio" else model.cfg.video_grid
     visible_BKP = gather_patches(view.patches_BLP, view.mask.ids_keep_BK)
