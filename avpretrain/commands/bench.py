@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from avpretrain.errors import UsageError
 
 SUBJECTS = {
+    "step": "how fast a training step is in each phase of a curriculum",
     "loader": "how fast clips are decoded and delivered, and what memory that takes",
     "features": "how fast waveforms become log-mel spectrograms",
     "manifest": "how fast a huge data set opens, and what memory that takes",

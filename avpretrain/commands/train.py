@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
-
-import tyro
 
 from avpretrain.cli import parse
 from avpretrain.config import TrainConfig, load_config
@@ -32,9 +29,7 @@ def run(args: Sequence[str]) -> None:
     name, *overrides = args
     if name.startswith("-"):
         raise UsageError("the config comes first: avpretrain train CONFIG [--section.field VALUE ...]")
-    cfg = parse(
-        Annotated[TrainConfig, tyro.conf.arg(name="")], overrides, f"avpretrain train {name}", load_config(name)
-    )
+    cfg = parse(TrainConfig, overrides, f"avpretrain train {name}", load_config(name))
     if not cfg.data.shards:
         raise UsageError("no data: give --data.shards FOLDER (made by avpretrain shards)")
     if cfg.model.objective == "features":

@@ -5,9 +5,11 @@ B clips, F spectrogram frames, M mel bins, T video frames, C colours, H height, 
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +19,15 @@ from torch import Tensor
 from avpretrain.batch import AVBatch
 from avpretrain.config import InputConfig, TrainConfig
 from avpretrain.draws import normal, sample_seed
-from avpretrain.models.cost import clip_flops
+from avpretrain.models.cost import clip_flops, cost_of
 from avpretrain.models.diffmavil import DiffMAViL
+from avpretrain.provenance import environment
+from avpretrain.schedules import batch_size_at, mask_ratio_at
 from avpretrain.training.guards import FiniteGuard
 from avpretrain.training.loop import make_optimizer, prepare_model
+
+GRAIN = 1000
+"""Points of a run at which its schedule is looked at for phases."""
 
 
 @dataclass(frozen=True)
@@ -114,3 +121,44 @@ class StepBench:
             "flops_per_second": flops * phase.batch_size / seconds,
             "peak_memory_bytes": torch.cuda.max_memory_allocated() if self.device.type == "cuda" else 0,
         }
+
+
+def phases(cfg: TrainConfig, batch_size: int) -> list[Phase]:
+    """The phases of a curriculum, in order, with `batch_size` clips on the device in the last one."""
+    batch = dataclasses.replace(cfg.schedule.batch, size=batch_size, multiple=math.gcd(8, batch_size))
+    schedule = dataclasses.replace(cfg.schedule, batch=batch)
+    cost = cost_of(cfg.model, batch.rule)
+    found = []
+    for i in range(GRAIN):
+        progress = i / GRAIN
+        ratios = mask_ratio_at(progress, schedule.audio_mask_ratio), mask_ratio_at(progress, schedule.video_mask_ratio)
+        found.append(Phase(batch_size_at(progress, schedule, cost), *ratios))
+    return list(dict.fromkeys(found))
+
+
+def bench_steps(
+    configs: Mapping[str, TrainConfig], batch_size: int, repeats: int, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Measures every phase of every config in one run, with the matmul peak before and after.
+
+    Args:
+        say: takes a line of progress.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    peak = matmul_peak(device)
+    say(f"matmul peak {peak / 1e12:.4g} TFLOP/s")
+    variants: dict[str, list[dict[str, Any]]] = {name: [] for name in configs}
+    for name, cfg in configs.items():
+        bench = StepBench(cfg, device)
+        for phase in phases(cfg, batch_size):
+            measured = bench.measure(phase, repeats=repeats)
+            measured["share_of_peak"] = measured["flops_per_second"] / peak
+            variants[name].append(measured)
+            say(
+                f"{name}  batch {phase.batch_size}  ratio {phase.audio_ratio:g}/{phase.video_ratio:g}  "
+                f"{measured['seconds'] * 1e3:.1f} ms  {measured['clips_per_second']:.4g} clips/s  "
+                f"{measured['share_of_peak']:.1%} of peak  {measured['peak_memory_bytes'] / 2**30:.1f} GiB"
+            )
+        del bench
+    again = matmul_peak(device)
+    return {"matmul_peak": peak, "matmul_peak_after": again, "repeats": repeats, "variants": variants, **environment()}

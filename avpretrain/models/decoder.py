@@ -119,9 +119,10 @@ class Decoder(nn.Module):
             noisy_BNP, timestep_B: the diffused patches and their timesteps; needed when the input is 'diffused'.
         """
         prefix = context_BCE.shape[1] - ids_keep_BK.shape[1]
-        position_BCD = F.pad(self.position_LD[ids_keep_BK], (0, 0, prefix, 0))  # none at the class token
-        context_BCD = self.context_embed(context_BCE) + position_BCD
-        x_BND, time_BD = self._hidden(self.position_LD[ids_hidden_BN], noisy_BNP, timestep_B)
+        context_BCD = self.context_embed(context_BCE)
+        position_LD = self.position_LD.to(context_BCD.dtype)  # as in the encoder: sums stay in the tokens' precision
+        context_BCD = context_BCD + F.pad(position_LD[ids_keep_BK], (0, 0, prefix, 0))  # none at the class token
+        x_BND, time_BD = self._hidden(position_LD[ids_hidden_BN], noisy_BNP, timestep_B)
         if self.cfg.window:
             patches_BKD = context_BCD[:, prefix:]
             x_BND = self._windowed(patches_BKD, x_BND, ids_keep_BK, ids_hidden_BN, time_BD)
@@ -140,7 +141,7 @@ class Decoder(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Tokens at the hidden places, and the timestep vector where blocks want it."""
         if self.mask_token is not None:
-            return self.mask_token + position_BND, None
+            return self.mask_token.to(position_BND.dtype) + position_BND, None
         assert self.patch_embed is not None
         assert noisy_BNP is not None and timestep_B is not None, (
             "a decoder of diffused patches needs them and a timestep"

@@ -23,9 +23,9 @@ from avpretrain.config import ModelConfig, from_dict, to_dict
 from avpretrain.diffusion import ForwardProcess
 from avpretrain.losses import PatchStats, contrastive_loss, normalise_patches, patch_mse
 from avpretrain.models.card import CARD_TEMPLATE, card_values
-from avpretrain.models.decoder import Decoder
+from avpretrain.models.decoder import Decoder, DecoderBlock
 from avpretrain.models.encoder import Encoder, Fusion
-from avpretrain.models.layers import init_weights
+from avpretrain.models.layers import Block, init_weights
 from avpretrain.models.masking import Mask, gather_patches, make_mask, random_part
 from avpretrain.models.patches import patchify_audio, patchify_video, unpatchify_audio, unpatchify_video
 from avpretrain.models.reconstruction import Denoised, MaskedView, Reconstruction, TeacherFeatures, fill_hidden
@@ -87,6 +87,17 @@ class DiffMAViL(
         for encoder in (self.audio_encoder, self.video_encoder):
             if encoder.position_table is not None:
                 encoder.position_table.data.copy_(encoder.position_LD[None])
+
+    def compile_parts(self) -> None:
+        """Compiles the blocks and the drawing of noise, each on its own and for each shape it meets.
+
+        As fast as compiling the whole step, in a fifth of the time: the blocks of a tower share one compilation.
+        """
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 256)
+        for module in self.modules():
+            if isinstance(module, Block | DecoderBlock):
+                module.compile(dynamic=False)
+        self._diffuse = torch.compile(self._diffuse, dynamic=False)  # type: ignore[method-assign]
 
     # --- the training step -------------------------------------------------------------------------------------------
 
@@ -169,14 +180,19 @@ class DiffMAViL(
         if decoder.cfg.input == "mask_token":
             prediction_BNQ = decoder(view.context_BCD, keep_BK, hidden_BN)
             return Denoised(prediction_BNQ, clean_BNQ, hidden_BN, torch.ones_like(seed_B, dtype=torch.float32))
-        process = self.forward_process
+        x_t_BNP, target_BNQ, timestep_B = self._diffuse(pixels_BNP, clean_BNQ, seed_B, stream)
+        prediction_BNQ = decoder(view.context_BCD, keep_BK, hidden_BN, x_t_BNP, timestep_B)
+        return Denoised(prediction_BNQ, target_BNQ, hidden_BN, self.forward_process.loss_weight(timestep_B))
+
+    def _diffuse(
+        self, pixels_BNP: Tensor, clean_BNQ: Tensor, seed_B: Tensor, stream: str
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Patches under noise at a random timestep, what is to be predicted from them, and the timestep."""
         timestep_B = draws.integers(seed_B, f"{stream}_timestep", self.cfg.diffusion.num_train_timesteps)
         noised_BNP = pixels_BNP if self.cfg.diffusion.noise_on == "pixel" else clean_BNQ
         noise_BNP = draws.normal(seed_B, f"{stream}_noise", noised_BNP.shape[1:])
-        x_t_BNP = process.add_noise(noised_BNP, noise_BNP, timestep_B)
-        prediction_BNQ = decoder(view.context_BCD, keep_BK, hidden_BN, x_t_BNP, timestep_B)
-        target_BNQ = process.target(clean_BNQ, noise_BNP, timestep_B)
-        return Denoised(prediction_BNQ, target_BNQ, hidden_BN, process.loss_weight(timestep_B))
+        x_t_BNP = self.forward_process.add_noise(noised_BNP, noise_BNP, timestep_B)
+        return x_t_BNP, self.forward_process.target(clean_BNQ, noise_BNP, timestep_B), timestep_B
 
     def _targets(self, side: Side, pixels_BNP: Tensor, hidden_BN: Tensor, teacher: TeacherFeatures | None) -> Tensor:
         """[B, N, Q]: the clean thing to predict of each hidden patch, normalised within itself if so configured."""

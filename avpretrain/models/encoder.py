@@ -64,7 +64,9 @@ class Encoder(nn.Module):
             ids_BK: their places in the grid; none = the whole grid in order.
             grid: the grid they come from where it differs from the trained one.
         """
-        tokens_BKD = self.patch_embed(patches_BKP) + self._positions(ids_BK, grid or self.grid)
+        tokens_BKD = self.patch_embed(patches_BKP)
+        # In the tokens' precision: under bf16 a float32 position would make every later sum, and its traffic, float32.
+        tokens_BKD = tokens_BKD + self._positions(ids_BK, grid or self.grid).to(tokens_BKD.dtype)
         if self.cls_token is not None:
             cls_B1D = self.cls_token.expand(tokens_BKD.shape[0], -1, -1)  # torch.export freezes what len() says
             tokens_BKD = torch.cat([cls_B1D.to(tokens_BKD.dtype), tokens_BKD], dim=1)

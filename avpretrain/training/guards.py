@@ -61,7 +61,7 @@ class Watchdog:
 
     def alive(self) -> None:
         """Starts the countdown anew."""
-        if self.seconds > 0:
+        if self.seconds > 0 and sys.__stderr__ is not None:
             faulthandler.dump_traceback_later(self.seconds, exit=True, file=sys.__stderr__)
 
     def __exit__(self, *error: object) -> None:

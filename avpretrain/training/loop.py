@@ -82,14 +82,14 @@ def make_optimizer(model: nn.Module, cfg: OptimConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=cfg.lr, betas=cfg.betas, fused=True)
 
 
-def prepare_model(model: nn.Module, cfg: RunConfig) -> nn.Module:
+def prepare_model(model: DiffMAViL, cfg: RunConfig) -> DiffMAViL:
     """Applies activation checkpointing and compilation, in place."""
     if cfg.activation_checkpointing:
         from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
 
         apply_activation_checkpointing(model, check_fn=lambda module: isinstance(module, Block))
     if cfg.compile:
-        model.compile()
+        model.compile_parts()
     return model
 
 

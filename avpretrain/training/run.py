@@ -119,7 +119,7 @@ def resume_point(cfg: TrainConfig) -> tuple[Path | None, list[str]]:
     root = cfg.run_dir / "checkpoints"
     for leftover in root.glob(".*.tmp") if root.is_dir() else []:
         shutil.rmtree(leftover, ignore_errors=True)
-    damaged = []
+    damaged: list[str] = []
     for checkpoint in reversed(list_checkpoints(root)):
         if is_intact(checkpoint):
             return checkpoint, damaged
