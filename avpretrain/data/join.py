@@ -28,6 +28,7 @@ class Joiner:
         self.max_bytes, self.max_clips = max_bytes, max_clips
         self.next = 0
         self.pending: list[dict[str, Any]] = []
+        self.pending_bytes = 0
         self.pending_split = ""
         self.skipped: list[Done] = []
         self.clips = 0
@@ -72,10 +73,11 @@ class Joiner:
         self.clips += len(rows) - already
 
     def _add(self, row: dict[str, Any]) -> None:
-        size = sum(r["bytes"] for r in self.pending) + row["bytes"]
-        if self.pending and (size > self.max_bytes or len(self.pending) == self.max_clips):
+        full = self.pending_bytes + row["bytes"] > self.max_bytes or len(self.pending) == self.max_clips
+        if self.pending and full:
             self._write()
         self.pending.append(row)
+        self.pending_bytes += row["bytes"]
 
     def _part(self, row: dict[str, Any]) -> Path:
         name: str = row["part"]
@@ -83,7 +85,7 @@ class Joiner:
 
     def _write(self) -> None:
         """Writes the pending clips as a shard: first the tar, then its rows, then the parts go."""
-        rows, self.pending = self.pending, []
+        rows, self.pending, self.pending_bytes = self.pending, [], 0
         if not rows:
             return
         name = f"{self.pending_split}-{self.ledger.shard_count(self.pending_split):06d}.tar"
