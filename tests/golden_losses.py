@@ -1,4 +1,4 @@
-"""Writes golden_losses.json: run it only (python -m tests.golden_losses) when a change of the numbers is meant, and say why in the commit."""
+"""Writes golden_losses.json (python -m tests.golden_losses): when numbers are meant to change; the commit says why."""
 
 import json
 from pathlib import Path

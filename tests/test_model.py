@@ -172,13 +172,11 @@ from avpretrain.models.diffmavil import DiffMAViL
 
 shallow = {"depth": 1}
 diffusion = {"time_conditioning": "adaln", "loss_weighting": "min_snr"}
-for kind, window, ratios in (("cross_self", (), (0.9, 0.8)), ("joint", (2, 2), (0.8,))):
-    part = {"depth": 1, "window": window}
-    cfg = tiny(kind, decoder=part, diffusion=diffusion, audio={**shallow, "mask": "time"}, video=shallow)
-    model, batch = DiffMAViL(cfg), random_batch(cfg)
-    compiled = torch.compile(model, backend="eager", fullgraph=True)
-    for ratio in ratios:
-        assert torch.equal(compiled(batch, ratio, ratio)["loss"], model(batch, ratio, ratio)["loss"])
+cfg = tiny("cross_self", decoder=shallow, diffusion=diffusion, audio={**shallow, "mask": "time"}, video=shallow)
+model, batch = DiffMAViL(cfg), random_batch(cfg)
+compiled = torch.compile(model, backend="eager", fullgraph=True)
+for ratio in (0.9, 0.8):
+    assert torch.equal(compiled(batch, ratio, ratio)["loss"], model(batch, ratio, ratio)["loss"])
 """
 
 
