@@ -30,11 +30,11 @@ class Timbre:
 
 
 TIMBRES = {
-    "glass": Timbre(partials=(1.0, 2.32, 4.25, 6.63), decay=0.11, tilt=0.5, click=0.1),
-    "metal": Timbre(partials=(1.0, 2.76, 5.40, 8.93), decay=0.16, tilt=0.7, click=0.15),
-    "rubber": Timbre(partials=(1.0, 1.52, 2.05), decay=0.05, tilt=1.8, click=0.1),
-    "stone": Timbre(partials=(1.0, 1.83, 2.91, 4.6), decay=0.035, tilt=0.6, click=0.6),
-    "wood": Timbre(partials=(1.0, 2.57, 4.95), decay=0.06, tilt=1.1, click=0.3),
+    "glass": Timbre(partials=(1.0, 2.32, 4.25, 6.63), decay=0.07, tilt=0.5, click=0.1),
+    "metal": Timbre(partials=(1.0, 2.76, 5.40, 8.93), decay=0.09, tilt=0.7, click=0.15),
+    "rubber": Timbre(partials=(1.0, 1.52, 2.05), decay=0.04, tilt=1.8, click=0.1),
+    "stone": Timbre(partials=(1.0, 1.83, 2.91, 4.6), decay=0.03, tilt=0.6, click=0.6),
+    "wood": Timbre(partials=(1.0, 2.57, 4.95), decay=0.045, tilt=1.1, click=0.3),
 }
 
 OFFSCREEN = ("none", "drone", "wind", "taps")
