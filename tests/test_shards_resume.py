@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 import subprocess
 import sys
@@ -49,28 +50,36 @@ def straight(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+def entries(folder: Path) -> int:
+    """Files and folders below a folder that may be changing."""
+    return sum(len(folders) + len(files) for _, folders, files in os.walk(folder))
+
+
+def kill_after(process: subprocess.Popen[bytes], out: Path, changes: int) -> bool:
+    """Kills once the number of files has changed so many times, or says that the run ended before that."""
+    seen, last = 0, entries(out)
+    while seen < changes and process.poll() is None:
+        now = entries(out)
+        seen, last = seen + (now != last), now
+        time.sleep(0.0005)
+    alive = process.poll() is None
+    process.kill()
+    process.communicate()
+    return alive
+
+
 @pytest.mark.slow
 def test_killed_twenty_times_it_ends_the_same(source: Path, straight: Path, tmp_path: Path) -> None:
-    killed = tmp_path / "0/set"
-    began = time.monotonic()
-    finish(start(source, tmp_path / "timed/set"))
-    whole = time.monotonic() - began
+    """Kills after a random number of steps of the work, whatever the speed of the machine."""
     rng = random.Random(0)
-    kills = 0
-    for _ in range(10 * KILLS):
-        process = start(source, killed)
-        time.sleep(rng.uniform(0.3, 1.0) * whole)
-        if process.poll() is None:  # a kill after the end proves nothing
-            process.kill()
+    kills = ends = 0
+    while kills < KILLS:
+        killed = tmp_path / f"{ends}/set"
+        if kill_after(start(source, killed), killed, rng.randint(0, 20)):
             kills += 1
-        process.communicate()
-        if kills == KILLS:
-            break
-        if (killed / "dataset.json").is_file():  # finished in spite of the kills: compare, and begin anew
-            finish(start(source, killed))
+        else:  # it came to its end in spite of the kills before: compare, and begin anew
             assert contents(killed) == contents(straight)
-            killed = tmp_path / f"{kills}/set"
-    assert kills == KILLS
+            ends += 1
     finish(start(source, killed))
     assert contents(killed) == contents(straight)
     assert verify(killed) == []

@@ -103,7 +103,7 @@ def cut(path: Path, segment: Segment | None, need: Need, cfg: TranscodeConfig, l
         clip = _with_sound(piece, pcm_S, source.offset)
         if need in ("both", "audio") and not clip.audio:
             continue
-        check(clip)
+        check(clip, whole=cfg.transcode == "copy")
         kept += 1
         yield clip
     if not kept:
@@ -231,14 +231,17 @@ def _with_sound(piece: _Piece, pcm_S: Sound | None, offset: float) -> ClipMedia:
     )
 
 
-def check(clip: ClipMedia) -> None:
-    """Reads a written clip back as the loader will.
+def check(clip: ClipMedia, whole: bool) -> None:
+    """Reads a written clip back as the loader will: start, middle and end, or the `whole` of it.
+
+    What we encoded is sound where its ends are; a copied stream may be damaged anywhere.
 
     Raises:
         DecodeError: the loader's decoder can't read it.
     """
     if clip.video:
         try:
-            decode_video(clip.video, [0.0, clip.duration / 2, clip.duration])
+            steps = max(2, round(4 * clip.duration)) if whole else 2
+            decode_video(clip.video, [clip.duration * i / steps for i in range(steps + 1)])
         except DecodeError as error:
             raise DecodeError(f"its picture can't be read back ({error}); try --transcode train") from None

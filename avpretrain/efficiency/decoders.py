@@ -40,7 +40,7 @@ def compare_decoders(paths: Sequence[Path], timeout: float = 20.0) -> dict[str, 
         timeout: seconds after which a damaged clip counts as a hang.
 
     Returns:
-        `cpu_ms`: median processor time a clip, in milliseconds; `damaged`: how often each decoder gave frames, an error,
+        `cpu_ms`: median processor time a clip, in milliseconds; `damaged`: how often each gave frames, an error,
         a crash or a hang on each kind of damage.
     """
     clips = {
