@@ -20,9 +20,12 @@ from avpretrain.efficiency.numbers import flops, percent
 from avpretrain.errors import UsageError, UserError
 from avpretrain.files import atomic_path, read_json, write_json
 
+WIDE = 240
+"""Characters of a table that goes to a file, which has no width of its own."""
+
 HELP = """\
-usage: avpretrain ablate MATRIX --data.shards SHARDS --out DIR [--seeds N ...] [--only NAME ...] [--jobs N]
-                         [--dry-run] [--json] [--section.field VALUE ...]
+usage: avpretrain ablate MATRIX --data.shards SHARDS --out DIR [--base CONFIG] [--seeds N ...] [--only NAME ...]
+                         [--jobs N] [--dry-run] [--json] [--section.field VALUE ...]
 
 Trains variants of a config under several seeds, probes them, and compares what they cost and what they reach.
 
@@ -31,10 +34,11 @@ writes  DIR/cells/NAME-sSEED.json for each cell; DIR/table.md, DIR/summary.json 
         DIR/runs, DIR/configs and DIR/logs
 takes   the trainings and probes of all cells; --dry-run lists them with their FLOPs in seconds
 
+--base CONFIG     where all variants start, in place of the matrix's: a YAML file or the name of a preset
 --seeds N ...     in place of the matrix's
 --only NAME ...   these variants only
 --jobs N          cells at a time; they share a GPU, or are dealt out over several
---dry-run         list the cells and their cost, and run nothing
+--dry-run         list the cells and their cost, and run nothing; with --out, write their configs
 --json            print the summary as JSON
 --section.field   any key of the config, for all cells
 
@@ -46,6 +50,8 @@ class Arguments:
     """What follows the matrix's name."""
 
     config: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
+    base: str | None = None
+    """Where all variants start, in place of the matrix's."""
     out: Path | None = None
     """Folder for everything."""
     seeds: tuple[int, ...] = ()
@@ -55,7 +61,7 @@ class Arguments:
     jobs: int = 1
     """Cells at a time."""
     dry_run: bool = False
-    """List the cells and their cost, and run nothing."""
+    """List the cells and their cost, and run nothing; with --out, write their configs."""
     json: bool = False
     """Print the summary as JSON."""
 
@@ -68,7 +74,7 @@ def run(args: Sequence[str]) -> None:
     name, *rest = args
     if name.startswith("-"):
         raise UsageError("the matrix comes first: avpretrain ablate MATRIX --data.shards SHARDS --out DIR")
-    ablation = load_ablation(name)
+    ablation = load_ablation(name, _base(rest))
     given = parse(Arguments, rest, f"avpretrain ablate {name}", Arguments(config=ablation.base))
     for key in OF_A_CELL:
         if to_dict(given.config)[key] != to_dict(ablation.base)[key]:
@@ -79,12 +85,26 @@ def run(args: Sequence[str]) -> None:
     cells = cells_of(ablation, given.out or Path("ablation"), given.seeds, given.only)
     if given.dry_run:
         _show_plan(ablation, cells)
+        if given.out:
+            for cell in cells:
+                cell.write_config()
+            print(f"configs: {given.out / 'configs'}")
         return
     if given.out is None:
         raise UsageError("no folder for the results: give --out DIR")
     if not given.config.data.shards:
         raise UsageError("no data: give --data.shards FOLDER (made by avpretrain shards)")
     _run(ablation, cells, given)
+
+
+def _base(args: Sequence[str]) -> str | None:
+    """The value of --base, which must be known before the other arguments can be read."""
+    for i, argument in enumerate(args):
+        if argument == "--base" and i + 1 < len(args):
+            return args[i + 1]
+        if argument.startswith("--base="):
+            return argument.removeprefix("--base=")
+    return None
 
 
 def _run(ablation: Ablation, cells: Sequence[Cell], given: Arguments) -> None:
@@ -132,10 +152,12 @@ def _show(title: str, rows: Sequence[Sequence[str]]) -> None:
     headings, *body = rows
     shown = Table(title=title)
     for i, heading in enumerate(headings):
-        shown.add_column(heading, justify="right" if i else "left")
+        shown.add_column(heading, justify="right" if i else "left", overflow="fold")
     for row in body:
         shown.add_row(*row)
-    Console().print(shown)
+    console = Console()
+    console = console if console.is_terminal else Console(width=WIDE)
+    console.print(shown)
 
 
 def _show_plan(ablation: Ablation, cells: Sequence[Cell]) -> None:

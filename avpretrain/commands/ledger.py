@@ -9,36 +9,69 @@ from rich.console import Console
 from rich.table import Table
 
 from avpretrain.config import load_config
+from avpretrain.efficiency.hours import GPUS, read_bench
 from avpretrain.efficiency.ledger import ACCOUNTINGS, VARIANTS, Entry, as_json, ledger
-from avpretrain.efficiency.numbers import flops, percent
-from avpretrain.errors import UsageError
+from avpretrain.efficiency.numbers import flops, percent, significant
+from avpretrain.errors import UsageError, UserError
 from avpretrain.files import write_json
 from avpretrain.provenance import versions
 
+ASSUMPTION = "Hours are of training steps alone: no waiting for data, and no cost of communication between GPUs."
 
-def main(config: str = "base_mavil", clips: int = 1_900_000, out: Path | None = None, json: bool = False) -> None:
+
+def main(
+    config: str = "base_mavil",
+    clips: int = 1_900_000,
+    bench: Path | None = None,
+    out: Path | None = None,
+    json: bool = False,
+) -> None:
     """Count what whole trainings of MAViL, DiffMAViL and what lies between them would cost, without training.
 
-    Reads a config for size and length; no data, no weights. Writes the numbers to --out as JSON, if given. Takes about
-    ten seconds.
+    Reads a config for size and length; no data, no weights. With --bench also predicts hours: the clips of each phase
+    over the speed measured there. Writes the numbers to --out as JSON, if given. Takes about ten seconds.
 
     Args:
         config: A YAML file or the name of a preset.
         clips: In the training split; the default is near AudioSet's. How often they are seen is the config's.
+        bench: Step times on one GPU, written by `avpretrain bench step` for the same config and others.
         out: File of the numbers.
         json: Print the numbers as JSON.
     """
     if clips < 1:
         raise UsageError(f"--clips must be at least 1, got {clips}")
     cfg = load_config(config)
-    entries = ledger(cfg, clips)
+    measured = read_bench(bench) if bench else None
+    entries = ledger(cfg, clips, measured)
+    if bench and not any(entry.time for entry in entries):
+        raise UserError(
+            f"{bench} fits no variant of {cfg.name}; measure its phases with: avpretrain bench step {cfg.name}"
+        )
     answer = {"config": cfg.name, "clips_in_split": clips, "versions": versions(), "entries": as_json(entries)}
+    if measured:
+        answer |= {"hours_measured_on": measured.hardware, "hours_assume": ASSUMPTION}
     if out:
         write_json(out, answer)
     if json:
         print(json_format.dumps(answer, indent=2))
     else:
-        Console().print(_table(f"{cfg.name}, {entries[0].cost.clips:,} clips seen", entries))
+        title = f"{cfg.name}, {entries[0].cost.clips:,} clips seen"
+        Console().print(_table(title, entries))
+        if measured:
+            Console().print(_hours(title, entries))
+            print(ASSUMPTION)
+
+
+def _hours(title: str, entries: list[Entry]) -> Table:
+    table = Table(title=f"Hours and saving against MAViL: {title}")
+    for heading in ("variant", "accounting", "measured as", *(f"on {n} GPU{'s' * (n > 1)}" for n in GPUS), "saved"):
+        table.add_column(heading, justify="left" if heading in ("variant", "accounting", "measured as") else "right")
+    for entry in entries:
+        if entry.time is not None:
+            hours = [f"{significant(entry.time.hours / n)} h" for n in GPUS]
+            saved = "" if entry.time_saving is None else percent(entry.time_saving)
+            table.add_row(entry.variant, entry.accounting, entry.time.measured, *hours, saved)
+    return table
 
 
 def _table(title: str, entries: list[Entry]) -> Table:

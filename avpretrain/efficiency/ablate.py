@@ -14,9 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
+
 from avpretrain.config import TrainConfig, find_config, from_dict, load_config, read_yaml, to_dict
 from avpretrain.efficiency.saving import flat, with_changes
 from avpretrain.errors import UsageError
+from avpretrain.files import atomic_path
 
 OF_A_CELL = ("name", "output_dir", "seed")
 """Keys that each cell sets for itself."""
@@ -133,24 +136,34 @@ class Cell:
     def log(self) -> Path:
         return self.out / "logs" / f"{self.name}.log"
 
+    def write_config(self) -> None:
+        """Writes the cell's config, which `avpretrain train` and other verbs read."""
+        with atomic_path(self.config_file) as temporary:
+            temporary.write_text(yaml.safe_dump(to_dict(self.config), sort_keys=False))
+
 
 def cell_name(variant: str, seed: int) -> str:
     """Name of a cell, its run and its files."""
     return f"{variant}-s{seed}"
 
 
-def load_ablation(name: str) -> Ablation:
+def load_ablation(name: str, base: str | None = None) -> Ablation:
     """Reads a matrix: a YAML file, or the name of a preset.
+
+    Args:
+        base: config to start from in place of the matrix's.
 
     Raises:
         UsageError: something in it is wrong; the message names file, variant and key.
     """
     path = find_config(name)
     values = read_yaml(path)
+    if "variants" not in values:
+        raise UsageError(f"{path.name} is no matrix: it has no 'variants'; see configs/ablation.yaml for one")
     overrides, variants = (_mapping(values.pop(key, {}), path, key) for key in ("overrides", "variants"))
-    settings = from_dict(AblationConfig, values)
-    base = changed(load_config(settings.base), flat(overrides), f"{path.name}: overrides")
-    ablation = Ablation(path.stem, settings, base, tuple(_variants(variants, path)))
+    settings = from_dict(AblationConfig, values | ({} if base is None else {"base": base}))
+    start = changed(load_config(settings.base), flat(overrides), f"{path.name}: overrides")
+    ablation = Ablation(path.stem, settings, start, tuple(_variants(variants, path)))
     for variant in ablation.variants:
         ablation.config(variant)
     return ablation

@@ -16,15 +16,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import yaml
-
-from avpretrain.config import to_dict
 from avpretrain.efficiency.ablate import AblationConfig, Cell
 from avpretrain.efficiency.ablate_record import write_failure, write_record
 from avpretrain.efficiency.numbers import duration
 from avpretrain.efficiency.runs import read_run
 from avpretrain.errors import UserError
-from avpretrain.files import atomic_path
 
 STOP_SECONDS = 60.0
 """What a process gets to save its state when the matrix is stopped."""
@@ -95,8 +91,7 @@ class Runner:
 
     def _stages(self, cell: Cell, digest: str, environment: dict[str, str]) -> dict[str, Any]:
         """All processes of one cell; the first that fails is the cell's error."""
-        with atomic_path(cell.config_file) as temporary:
-            temporary.write_text(yaml.safe_dump(to_dict(cell.config), sort_keys=False))
+        cell.write_config()
         seconds: dict[str, float] = {}
         stage = ""
         try:

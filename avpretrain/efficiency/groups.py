@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -61,11 +62,11 @@ def grouped(runs: Sequence[Run]) -> list[Group]:
 
 
 def _shared_name(names: Sequence[str]) -> str:
-    """What the names of a group begin with: 'mavil' of 'mavil-0' and 'mavil-1'."""
+    """What the names of a group begin with: 'mavil' of 'mavil-0' and 'mavil-1', or of 'mavil-s0' and 'mavil-s1'."""
     if len(names) == 1:
         return names[0]
-    shared = names[0][: common_prefix(names)].rstrip("-_/. ")
-    return shared.removesuffix("seed").rstrip("-_/. ") or names[0]
+    shared = names[0][: common_prefix(names)]
+    return re.sub(r"([-_/. ](seed|s)?\d*)?[-_/. ]*$", "", shared) or names[0]
 
 
 def baseline_of(groups: Sequence[Group]) -> Group:

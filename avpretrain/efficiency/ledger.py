@@ -8,6 +8,7 @@ from typing import Any
 
 from avpretrain.config import TrainConfig
 from avpretrain.efficiency.flops import RunCost, mavil_of, run_cost, samples_of
+from avpretrain.efficiency.hours import GPUS, Bench, Prediction, predict
 from avpretrain.efficiency.saving import with_changes
 
 DIFFUSED = {"model.audio.decoder.input": "diffused", "model.video.decoder.input": "diffused"}
@@ -35,7 +36,7 @@ VARIANTS: dict[str, Mapping[str, Any]] = {
     "diffmavil, both cross": DIFFUSED | BOTH_CROSS | _curriculum(0.9, 0.8) | ADAPTIVE,
     "diffmavil, both cross, 0.95 to 0.8": DIFFUSED | BOTH_CROSS | _curriculum(0.95, 0.8) | ADAPTIVE,
     "diffmavil, both cross, half decoded": DIFFUSED | BOTH_CROSS | HALF | _curriculum(0.9, 0.8) | ADAPTIVE,
-    "as before, 0.95 to 0.85": DIFFUSED | BOTH_CROSS | HALF | _curriculum(0.95, 0.85) | ADAPTIVE,
+    "fast: as before, 0.95 to 0.85": DIFFUSED | BOTH_CROSS | HALF | _curriculum(0.95, 0.85) | ADAPTIVE,
 }
 """Name to the config keys that differ from MAViL's."""
 
@@ -56,13 +57,18 @@ class Entry:
     cost: RunCost
     saving: float
     """Share of MAViL's FLOPs under the same accounting."""
+    time: Prediction | None = None
+    """None where its steps were not measured."""
+    time_saving: float | None = None
+    """Share of MAViL's hours under the same accounting."""
 
 
-def ledger(base: TrainConfig, clips: int) -> list[Entry]:
+def ledger(base: TrainConfig, clips: int, bench: Bench | None = None) -> list[Entry]:
     """Every variant at the size of `base` under every accounting.
 
     Args:
         clips: in the training split; `base` says how many epochs or samples.
+        bench: measured step times, for hours.
 
     Raises:
         UsageError: the run is shorter than its first batch.
@@ -70,9 +76,18 @@ def ledger(base: TrainConfig, clips: int) -> list[Entry]:
     entries = []
     for accounting, views in ACCOUNTINGS.items():
         mavil = with_changes(mavil_of(base), views)
-        costs = {name: run_cost(with_changes(mavil, keys), samples_of(base, clips)) for name, keys in VARIANTS.items()}
-        entries += [Entry(name, accounting, cost, cost.saving(costs["mavil"])) for name, cost in costs.items()]
+        configs = {name: with_changes(mavil, keys) for name, keys in VARIANTS.items()}
+        costs = {name: run_cost(cfg, samples_of(base, clips)) for name, cfg in configs.items()}
+        times = {name: predict(bench, configs[name], cost) if bench else None for name, cost in costs.items()}
+        entries += [
+            Entry(name, accounting, cost, cost.saving(costs["mavil"]), times[name], _saved(times[name], times["mavil"]))
+            for name, cost in costs.items()
+        ]
     return entries
+
+
+def _saved(time: Prediction | None, baseline: Prediction | None) -> float | None:
+    return None if time is None or baseline is None else 1 - time.hours / baseline.hours
 
 
 def as_json(entries: list[Entry]) -> list[dict[str, Any]]:
@@ -87,6 +102,15 @@ def as_json(entries: list[Entry]) -> list[dict[str, Any]]:
             "steps": entry.cost.steps,
             "saving": entry.saving,
             "components": {name: part.training for name, part in entry.cost.components.items()},
+            **_hours(entry),
         }
         for entry in entries
     ]
+
+
+def _hours(entry: Entry) -> dict[str, Any]:
+    """Hours on each number of GPUs, where they were measured."""
+    if entry.time is None:
+        return {}
+    hours = {str(gpus): entry.time.hours / gpus for gpus in GPUS}
+    return {"measured_as": entry.time.measured, "hours": hours, "time_saving": entry.time_saving}

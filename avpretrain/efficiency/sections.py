@@ -12,6 +12,7 @@ from avpretrain.efficiency.numbers import duration, flops, percent, si, signific
 from avpretrain.efficiency.page import Cell, Section, figure, figures, picture, table
 from avpretrain.efficiency.runs import Run
 from avpretrain.efficiency.saving import config_differences
+from avpretrain.efficiency.spectrum_charts import spectra
 
 
 def cards(comparison: Comparison) -> Section:
@@ -153,6 +154,7 @@ SECTIONS: tuple[Callable[[Comparison], Section | None], ...] = (
     losses,
     schedules,
     reconstructions,
+    spectra,
     config_table,
     provenance,
 )
