@@ -14,7 +14,7 @@ from avpretrain.efficiency.saving import split_saving
 from avpretrain.efficiency.svg import Bar, Segment, Series, bars, chart
 from avpretrain.models.cost import COMPONENTS
 
-COLOURS = 8
+COLOURS = 12
 Axis = tuple[str, str, Callable[[Line], float]]
 """What a chart runs over: its name, its label, and its value on a line of metrics."""
 

@@ -105,11 +105,13 @@ def reconstructions(comparison: Comparison) -> Section | None:
 
 
 def config_table(comparison: Comparison) -> Section | None:
-    """Keys on which the configs differ."""
-    rows = config_differences({run.name: run.config for run in comparison.runs})
+    """Keys on which the configs differ: of each group, or of each run where groups share a name."""
+    names = [group.name for group in comparison.groups]
+    told_apart = len(set(names)) == len(names)
+    configs = {item.name: item.config for item in (comparison.groups if told_apart else comparison.runs)}
+    rows, names = config_differences(configs), list(configs)
     if not rows:
         return None
-    names = [run.name for run in comparison.runs]
     cells = [[Cell(key), *(Cell(_value(row[name])) for name in names)] for key, row in rows.items()]
     return Section("config", "Differences in config", table(["key", *names], cells, "Differences in config", False))
 
