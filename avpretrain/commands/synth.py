@@ -18,7 +18,7 @@ from avpretrain.data.synthetic import LABELS_NAME, make_scenes
 
 
 def main(
-    out: tyro.conf.Positional[Path],
+    out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")],
     clips: int = 600,
     seed: int = 0,
     seconds: float = 4.0,
@@ -26,7 +26,7 @@ def main(
     fps: int = 12,
     val_share: float = 0.1,
     test_share: float = 0.1,
-    workers: int | None = None,
+    workers: int = 0,
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
 ) -> None:
     """Renders synthetic scenes: balls of five materials that bounce, roll and collide, heard as they are seen.
@@ -39,12 +39,12 @@ def main(
         out: Folder to write; new, empty, or made by this command with the same settings.
         clips: Number of clips.
         seed: Seed of everything random.
-        seconds: Length of a clip. A pattern repeats about once a second.
+        seconds: Length of a clip. A pattern repeats every 0.55 to 0.75 s.
         size: Height and width in pixels.
         fps: Frames a second.
         val_share: Share of each class in the validation split.
         test_share: Share of each class in the test split.
-        workers: Processes; by default one a CPU core.
+        workers: Processes; 0 = one a CPU core.
         as_json: Print the summary as JSON.
     """
     settings = SceneSettings(seed=seed, seconds=seconds, size=size, fps=fps, val_share=val_share, test_share=test_share)

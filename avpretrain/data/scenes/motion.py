@@ -1,8 +1,8 @@
 """Scenes as motion: bodies whose paths decide when something strikes and how fast it rolls.
 
 A class is a pattern in time, never a colour, a material or a pitch: all impact classes strike four times a cycle, all
-rolling classes draw on the same speeds, so an average over time tells little. A cycle lasts about a second, so that any
-window that long shows the class. Lengths are in picture widths, y points up, times are in seconds. K samples of a path.
+rolling classes draw on the same speeds, so an average over time tells little. A cycle lasts under a second, so that any
+window of a second shows the class. Lengths are in picture widths, y points up, times are in seconds. K samples of a path.
 """
 
 from __future__ import annotations
