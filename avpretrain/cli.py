@@ -40,7 +40,7 @@ VERBS = {
     "ablate": "train and probe a matrix of variants and seeds",
     "report": "compare runs in one HTML page",
 }
-"""Verb to one line of help; each is the `main` of `avpretrain/commands/VERB.py` (dashes become underscores; `import_.py`)."""
+"""Verb to one line of help; each is the `main` of `avpretrain/commands/VERB.py` (`import_.py`, since names clash)."""
 
 
 def parse(target: Callable[..., T] | type[T], args: Sequence[str], prog: str, default: Any = None) -> T:

@@ -144,8 +144,8 @@ class DiffusionConfig:
     rho: float = 1.0
     """Exponent on alphas_cumprod; below 1 = less noise (DiffMAE, section 3.3, used 0.8)."""
     zero_terminal_snr: bool = False
-    """Rescale the schedule so that nothing of a patch is left at the last timestep (Lin et al. 2024); otherwise a linear
-    schedule of 1000 steps leaves 0.6% of its amplitude."""
+    """Rescale the schedule so that nothing of a patch is left at the last timestep (Lin et al. 2024); otherwise a
+    linear schedule of 1000 steps leaves 0.6% of its amplitude."""
     prediction_type: Literal["sample", "epsilon", "v_prediction"] = "sample"
     """What the decoder outputs; 'sample' = the clean patch (DiffMAE's choice)."""
     time_conditioning: Literal["none", "added", "adaln"] = "added"
@@ -189,7 +189,7 @@ class ModelConfig:
 
     input: InputConfig = field(default_factory=InputConfig)
     objective: Literal["patches", "features"] = "patches"
-    """What decoders predict of hidden patches: their values, or (stage 2 of MAViL) a frozen teacher's fused features."""
+    """What decoders predict of hidden patches: their values, or (MAViL's stage 2) a frozen teacher's features."""
     width: int = 768
     """Of both encoders and of the fusion layers."""
     heads: int = 12

@@ -17,8 +17,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
-from avpretrain.config import TrainConfig
+from avpretrain.config import TrainConfig, to_dict
 from avpretrain.errors import UsageError, UserError
 from avpretrain.models.diffmavil import DiffMAViL
 from avpretrain.training.checkpoint import CheckpointWriter, find_weights, list_checkpoints, load_model
@@ -159,6 +160,26 @@ def test_preemption_saves_and_says_how_to_go_on(data: Path, straight: Path, tmp_
     assert same_bits(final_state(straight), final_state(tmp_path / "run"))
 
 
+@pytest.mark.slow
+def test_a_signal_to_the_whole_job_finds_the_loaders_alive(data: Path, tmp_path: Path) -> None:
+    """Schedulers signal every process of a job, and loader processes that died of it would leave the loop waiting."""
+    cfg = tiny_config(data, tmp_path / "run", data={"num_workers": 2}, schedule={"samples": 1_000_000})
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(to_dict(cfg)))
+    command = [sys.executable, "-m", "avpretrain.train", str(tmp_path / "config.yaml")]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, text=True
+    )
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.is_file() and metrics.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGTERM)
+    said, complained = process.communicate(timeout=60)
+    assert process.returncode == 0, complained[-2000:]
+    assert "stopped by SIGTERM" in said and "the same command goes on from there" in said
+    assert list_checkpoints(tmp_path / "run" / "checkpoints")
+
+
 def test_a_damaged_checkpoint_is_passed_over(
     data: Path, straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -254,10 +275,6 @@ def test_the_writer_keeps_its_error_for_the_next_call(tmp_path: Path) -> None:
 
 def _launch(cfg: TrainConfig, folder: Path, ranks: int) -> None:
     """Trains under `accelerate launch`, as users do."""
-    import yaml
-
-    from avpretrain.config import to_dict
-
     path = folder / "config.yaml"
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(to_dict(dataclasses.replace(cfg, output_dir=str(folder / "run")))))

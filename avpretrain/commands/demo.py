@@ -14,7 +14,7 @@ from avpretrain.cli import run
 
 def main(
     out: Annotated[Positional[Path], arg(metavar="OUT")] = Path("demo"),
-    clips: int = 600,
+    clips: int = 640,
     seed: int = 0,
 ) -> None:
     """Run the whole pipeline, small: synthetic scenes, shards, MAViL and DiffMAViL, linear probes, report.
@@ -30,11 +30,10 @@ def main(
     console = Console(stderr=True)
     scenes, shards, report = out / "scenes", out / "shards", out / "report.html"
     runs = {name: out / name for name in ("mavil", "diffmavil")}
-    common = ["--data.shards", str(shards), "--seed", str(seed)]
-    steps = [
-        ("1/5 render scenes", ["synth", str(scenes), "--clips", str(clips), "--seed", str(seed)]),
-        ("2/5 cut them into shards", ["shards", str(scenes), str(shards), "--clip-seconds", "4"]),
-    ]
+    common = ["--data.shards", str(shards), "--seed", str(seed), "--run.preview-every", "1000000"]  # one, at the end
+    synth = ["synth", str(scenes), "--clips", str(clips), "--seed", str(seed), "--test-share", "0.25", "--size", "96"]
+    cut = ["shards", str(scenes), str(shards), "--clip-seconds", "0", "--short-side", "64"]
+    steps = [("1/5 render scenes", synth), ("2/5 cut them into shards", cut)]
     for name, run_dir in runs.items():
         arguments = ["train", f"tiny_{name}", "--name", name, "--output-dir", str(run_dir), *common]
         steps.append((f"3/5 pretrain {name}", arguments))

@@ -9,20 +9,22 @@ from avpretrain.models.sizes import Side, side
 def _block_bytes(width: int, hidden: int) -> float:
     """Activations a token leaves for the backward pass of one block under bf16 autocast with a fused attention kernel.
 
-    Residual stream and both norms' inputs in fp32; norms' outputs, queries, keys, values, attention's output and both
-    hidden activations of the MLP in bf16.
+    The residual stream before both norms, their outputs, queries, keys, values, attention's output and both hidden
+    activations of the MLP, all in bf16.
     """
-    return 4.0 * 2 * width + 2.0 * (6 * width + 2 * hidden)
+    return 2.0 * (8 * width + 2 * hidden)
 
 
 def _decoder_bytes(cfg: DecoderConfig, sizes: Side, conditioning: str) -> float:
     token = _block_bytes(cfg.width, 4 * cfg.width)
-    if cfg.input == "diffused" and conditioning == "adaln":  # each branch's input in fp32 and output in bf16
+    if (
+        cfg.input == "diffused" and conditioning == "adaln"
+    ):  # each branch's input, in fp32 as norms leave it, and output
         token += (3 if cfg.kind == "cross_self" else 2) * (4.0 + 2.0) * cfg.width
     if cfg.kind == "joint":
         tokens = float(sizes.patches if cfg.window else sizes.tokens + sizes.decoded)
         return cfg.depth * tokens * token
-    token += (4.0 * 1 + 2.0 * 5) * cfg.width if cfg.kind == "cross_self" else 0.0
+    token += 2.0 * 6 * cfg.width if cfg.kind == "cross_self" else 0.0
     keys_values = 2.0 * 2 * cfg.width
     return cfg.depth * (sizes.decoded * token + sizes.tokens * keys_values)
 
