@@ -200,6 +200,10 @@ def test_runs_skips_what_is_done_and_survives_failures(
     assert (out / "cells" / "diffmavil-s4.json").stat().st_mtime_ns == written
     (row,) = json.loads(shown.out)["variants"]
     assert (row["variant"], row["seeds"], row["clips"]) == ("diffmavil", [4], 48)
+    with pytest.raises(SystemExit) as stop:
+        cli.main([*arguments, "--only", "diffmavil", "--optim.lr", "0.5"])
+    assert stop.value.code == 2
+    assert "is the result of another config or other data" in capsys.readouterr().err
 
 
 def _check_done_cell(out: Path) -> None:

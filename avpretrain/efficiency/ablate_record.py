@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import statistics
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,25 @@ from avpretrain.efficiency.ablate import AblationConfig, Cell
 from avpretrain.efficiency.comparison import LOSSES
 from avpretrain.efficiency.flops import as_json, run_cost
 from avpretrain.efficiency.runs import Run, read_run
+from avpretrain.errors import UsageError
 from avpretrain.files import read_json, write_json
 from avpretrain.training.run import what_is_learnt
 
 FORMAT = 1
 
 
-def fingerprint(cell: Cell, settings: AblationConfig) -> str:
-    """Hash of all that decides a cell's numbers: config, seed, evaluations, data.
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """Hashes of what decides a cell's numbers."""
+
+    training: str
+    """Of config, seed and training data."""
+    whole: str
+    """Of these and of the evaluations."""
+
+
+def fingerprint(cell: Cell, settings: AblationConfig) -> Fingerprint:
+    """What decides the numbers of a cell.
 
     Raises:
         UserError: a data set can't be read.
@@ -32,43 +44,56 @@ def fingerprint(cell: Cell, settings: AblationConfig) -> str:
     for probe, spec in zip(wanted["probes"], settings.probes, strict=True):
         probe["data"] = ClipSet(spec.data or cell.config.data.shards, "all").fingerprint
     data = ClipSet(cell.config.data.shards, "all").fingerprint
-    decided = {"config": what_is_learnt(cell.config), "settings": wanted, "data": data}
-    return hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()
+    training = {"config": what_is_learnt(cell.config), "data": data}
+    return Fingerprint(_hash(training), _hash({**training, "settings": wanted}))
 
 
-def is_done(cell: Cell, digest: str) -> bool:
+def _hash(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def is_done(cell: Cell, digest: Fingerprint) -> bool:
     """Whether the cell's JSON says that this very work was done.
 
     Raises:
         UserError: the JSON is damaged.
+        UsageError: it is the result of another training.
     """
     if not cell.record.is_file():
         return False
     found = read_json(cell.record, "cell")
-    return bool(found.get("status") == "done" and found.get("hash") == digest)
+    if found.get("status") != "done":
+        return False
+    if found.get("training_hash") != digest.training:
+        raise UsageError(
+            f"{cell.record} is the result of another config or other data; choose another folder with --out, "
+            f"or delete it and {cell.run}"
+        )
+    return bool(found.get("hash") == digest.whole)
 
 
-def _head(cell: Cell, digest: str, status: str) -> dict[str, Any]:
+def _head(cell: Cell, digest: Fingerprint, status: str) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "variant": cell.variant.name,
         "seed": cell.seed,
         "status": status,
-        "hash": digest,
+        "training_hash": digest.training,
+        "hash": digest.whole,
         "extends": list(cell.variant.extends),
         "changes": cell.variant.changes,
         "differences": cell.variant.differences,
     }
 
 
-def write_failure(cell: Cell, digest: str, stage: str, error: str) -> dict[str, Any]:
+def write_failure(cell: Cell, digest: Fingerprint, stage: str, error: str) -> dict[str, Any]:
     """Notes that a cell failed at a stage, and why."""
     record = {**_head(cell, digest, "failed"), "stage": stage, "error": error}
     write_json(cell.record, record)
     return record
 
 
-def write_record(cell: Cell, digest: str, stage_seconds: dict[str, float], jobs: int) -> dict[str, Any]:
+def write_record(cell: Cell, digest: Fingerprint, stage_seconds: dict[str, float], jobs: int) -> dict[str, Any]:
     """Gathers what the cell's run folder holds.
 
     Args:

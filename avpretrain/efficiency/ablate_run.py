@@ -17,7 +17,7 @@ from types import FrameType
 from typing import Any
 
 from avpretrain.efficiency.ablate import AblationConfig, Cell
-from avpretrain.efficiency.ablate_record import write_failure, write_record
+from avpretrain.efficiency.ablate_record import Fingerprint, write_failure, write_record
 from avpretrain.efficiency.numbers import duration
 from avpretrain.efficiency.runs import read_run
 from avpretrain.errors import UserError
@@ -63,11 +63,11 @@ class Runner:
         for slot in range(jobs):
             self.slots.put(_environment(slot, jobs))
 
-    def run(self, cells: Sequence[tuple[Cell, str]]) -> list[dict[str, Any]]:
+    def run(self, cells: Sequence[tuple[Cell, Fingerprint]]) -> list[dict[str, Any]]:
         """Records of the cells, failed ones included.
 
         Args:
-            cells: each with its hash.
+            cells: each with its fingerprint.
 
         Raises:
             KeyboardInterrupt: Ctrl-C or SIGTERM; trainings have written checkpoints, the same matrix goes on.
@@ -82,14 +82,14 @@ class Runner:
                 raise
         return [future.result() for future in futures]
 
-    def _cell(self, cell: Cell, digest: str) -> dict[str, Any]:
+    def _cell(self, cell: Cell, digest: Fingerprint) -> dict[str, Any]:
         environment = self.slots.get()
         try:
             return self._stages(cell, digest, environment)
         finally:
             self.slots.put(environment)
 
-    def _stages(self, cell: Cell, digest: str, environment: dict[str, str]) -> dict[str, Any]:
+    def _stages(self, cell: Cell, digest: Fingerprint, environment: dict[str, str]) -> dict[str, Any]:
         """All processes of one cell; the first that fails is the cell's error."""
         cell.write_config()
         seconds: dict[str, float] = {}
