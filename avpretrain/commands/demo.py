@@ -9,7 +9,7 @@ from typing import Annotated
 from rich.console import Console
 from tyro.conf import Positional, arg
 
-from avpretrain.cli import run
+from avpretrain import cli
 
 
 def main(
@@ -43,7 +43,7 @@ def main(
     started = time.perf_counter()
     for title, (verb, *arguments) in steps:
         console.rule(f"[bold]{title}[/]  avpretrain {verb} {' '.join(arguments)}", align="left")
-        run(verb, arguments)
+        cli.run(verb, arguments)
     from avpretrain.efficiency.report import summary_table
 
     print(summary_table(list(runs.values())))
