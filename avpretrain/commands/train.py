@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 from avpretrain.cli import parse
@@ -45,3 +46,4 @@ def run(args: Sequence[str]) -> None:
         print(f"done: {seen} clips in {minutes:.1f} min; model in {cfg.run_dir / 'model'}")
     else:
         print(f"stopped by {outcome.stopped_by} at {seen} clips; the same command goes on from there")
+        sys.exit(0)  # whoever runs this verb among others stops too
