@@ -72,10 +72,10 @@ def prepare(frame: Any, short_side: int, aspect: float) -> Any:
     with decoding():
         if turns:
             turned = np.ascontiguousarray(
-                np.rot90(frame.reformat(*size, "rgb24", interpolation="AREA").to_ndarray(), turns)
+                np.rot90(frame.reformat(*size, "rgb24", interpolation="AREA", threads=1).to_ndarray(), turns)
             )
-            return av.VideoFrame.from_ndarray(turned, format="rgb24").reformat(format="yuv420p")
-        return frame.reformat(*size, "yuv420p", interpolation="AREA")
+            return av.VideoFrame.from_ndarray(turned, format="rgb24").reformat(format="yuv420p", threads=1)
+        return frame.reformat(*size, "yuv420p", interpolation="AREA", threads=1)  # several would race for the bytes
 
 
 def remux(packets: list[Any]) -> tuple[bytes, str]:

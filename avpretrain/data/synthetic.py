@@ -48,7 +48,8 @@ def write_mp4(path: Path, frames: Iterable[Frame], fps: int, sound_S: NDArray[np
         for stream in (video, audio):
             stream.codec_context.flags |= av.codec.context.Flags.bitexact
         for picture in itertools.chain([first], frames):
-            container.mux(video.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            container.mux(video.encode(frame.reformat(format="yuv420p", threads=1)))  # several would race for the bytes
         container.mux(video.encode())
         waveform = av.AudioFrame.from_ndarray(sound_S[None], format="fltp", layout="mono")
         waveform.sample_rate = sample_rate

@@ -179,7 +179,7 @@ def _transcoded(source: Source, cfg: TranscodeConfig) -> Iterator[_Piece]:
         if encoder is None:
             encoder, size = ClipEncoder(fps, cfg.gop, cfg.crf), (ready.width, ready.height)
         elif (ready.width, ready.height) != size:
-            ready = ready.reformat(*size)
+            ready = ready.reformat(*size, threads=1)
         encoder.add(ready)
     if encoder is not None:
         yield finished(encoder)
