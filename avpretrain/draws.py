@@ -17,6 +17,8 @@ from torch import Tensor
 _GOLDEN = 0x9E3779B97F4A7C15
 _MIX1, _MIX2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 _MASK = (1 << 64) - 1
+CPU_VALUES = 1 << 16
+"""Normal numbers drawn at a time on a CPU: what they need fits its caches."""
 
 
 def _signed(value: int) -> int:
@@ -27,13 +29,14 @@ def _signed(value: int) -> int:
 
 def _shift(x: Tensor, bits: int) -> Tensor:
     """Logical right shift of int64."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
+    return (x >> bits).bitwise_and_((1 << (64 - bits)) - 1)
 
 
 def _mix(x: Tensor) -> Tensor:
-    x = (x ^ _shift(x, 30)) * _signed(_MIX1)
-    x = (x ^ _shift(x, 27)) * _signed(_MIX2)
-    return x ^ _shift(x, 31)
+    """SplitMix64's finaliser. In place but for the first step, since on a CPU fresh memory costs more than arithmetic."""
+    x = (x ^ _shift(x, 30)).mul_(_signed(_MIX1))
+    x = x.bitwise_xor_(_shift(x, 27)).mul_(_signed(_MIX2))
+    return x.bitwise_xor_(_shift(x, 31))
 
 
 def _mix_int(x: int) -> int:
@@ -62,7 +65,7 @@ def _bits(seed_B: Tensor, stream: str, count: int) -> Tensor:
     base_B = _mix(seed_B + _stream_offset(stream))
     counter_N = torch.arange(1, count + 1, device=seed_B.device, dtype=torch.int64)
     # The counter meets the base before the multiplication: compiled, an index times a 64-bit constant would be 32 bits.
-    return _mix((base_B[:, None] ^ counter_N) * _signed(_GOLDEN))
+    return _mix((base_B[:, None] ^ counter_N).mul_(_signed(_GOLDEN)))
 
 
 def uniform(seed_B: Tensor, stream: str, shape: Sequence[int] = ()) -> Tensor:
@@ -83,11 +86,19 @@ def integers(seed_B: Tensor, stream: str, high: int) -> Tensor:
 
 
 def normal(seed_B: Tensor, stream: str, shape: Sequence[int]) -> Tensor:
-    """float32 [B, *shape], standard normal (Box-Muller: one 64-bit draw gives both uniforms)."""
-    bits_BN = _bits(seed_B, stream, math.prod(shape))
-    radius_BN = (_shift(bits_BN, 32).to(torch.float32) + 1) * 2.0**-32
-    angle_BN = (bits_BN & 0xFFFFFFFF).to(torch.float32) * (2 * math.pi * 2.0**-32)
-    return (torch.sqrt(-2 * torch.log(radius_BN)) * torch.cos(angle_BN)).reshape(len(seed_B), *shape)
+    """float32 [B, *shape], standard normal."""
+    count = math.prod(shape)
+    rows = len(seed_B) if seed_B.device.type != "cpu" else max(1, CPU_VALUES // max(1, count))
+    parts = [_normal(part_B, stream, count) for part_B in seed_B.split(max(1, rows))]
+    return (torch.cat(parts) if len(parts) > 1 else parts[0]).reshape(len(seed_B), *shape)
+
+
+def _normal(seed_B: Tensor, stream: str, count: int) -> Tensor:
+    """float32 [B, count], by Box and Muller: one 64-bit draw gives both uniforms."""
+    bits_BN = _bits(seed_B, stream, count)
+    radius_BN = _shift(bits_BN, 32).to(torch.float32).add_(1).mul_(2.0**-32).log_().mul_(-2).sqrt_()
+    angle_BN = bits_BN.bitwise_and_(0xFFFFFFFF).to(torch.float32).mul_(2 * math.pi * 2.0**-32)
+    return radius_BN.mul_(angle_BN.cos_())
 
 
 def permutation(seed_B: Tensor, stream: str, count: int) -> Tensor:

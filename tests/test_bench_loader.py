@@ -24,14 +24,33 @@ def test_loader_bench_counts_and_writes_what_it_prints(
 ) -> None:
     out = tmp_path / "loader.json"
     arguments = ["--data.shards", str(root), "--data.num-workers", "1", "--schedule.batch.size", "8"]
-    main(["bench", "loader", "tiny_mavil", *arguments, "--clips", "24", "--step", "--out", str(out), "--json"])
+    main(
+        [
+            "bench",
+            "loader",
+            "tiny_mavil",
+            *arguments,
+            "--clips",
+            "24",
+            "--rounds",
+            "2",
+            "--step",
+            "--out",
+            str(out),
+            "--json",
+        ]
+    )
     answer = json.loads(capsys.readouterr().out)
     assert answer == json.loads(out.read_text())
-    assert answer["loader"]["clips"] == answer["feeding_steps"]["clips"] == 24
-    assert answer["loader"]["failed"] == 0
+    first, second = answer["rounds"]
+    assert first["loader"]["clips"] == second["loader"]["clips"] == answer["feeding_steps"]["clips"] == 24
+    assert first["loader"]["failed"] == second["loader"]["failed"] == 0
+    assert first["share"] == pytest.approx(first["loader"]["clips_per_second"] / first["bare"])
+    shares = sorted((first["share"], second["share"]))
+    assert shares[0] <= answer["loader_share_of_bare_decode"] <= shares[1]
     assert 0 <= answer["feeding_steps"]["wait_share"] <= 1
     assert answer["bare_decode_clips_per_second"] > 0
-    assert answer["loader"]["memory_end"]["children"], "the loader processes are counted"
+    assert second["loader"]["memory_end"]["children"], "the loader processes are counted"
     assert set(answer["milliseconds_a_clip"]) == {"order", "read", "decode_audio", "decode_video", "collate"}
 
 

@@ -18,17 +18,18 @@ from avpretrain.errors import UsageError
 from avpretrain.files import write_json
 
 HELP = """\
-usage: avpretrain bench loader CONFIG --data.shards FOLDER [--clips N] [--step] [--out FILE] [--json]
+usage: avpretrain bench loader CONFIG --data.shards FOLDER [--clips N] [--rounds N] [--step] [--out FILE] [--json]
                                [--section.field VALUE ...]
 
-Measures how fast clips come: decoded in a bare loop (the bound), by the full loader, and by the loader that feeds
-training steps; where the time of a loader process goes; and resident memory at the start and at the end.
+Measures how fast clips come: decoded in a bare loop (the bound) and by the full loader, in turn, and by the loader that
+feeds training steps; where the time of a loader process goes; and resident memory at the start and end of each round.
 
 reads   the shards that --data.shards names; CONFIG is a YAML file or the name of a preset
 writes  nothing, or with --out the JSON that --json prints
-takes   three times as long as decoding N clips
+takes   two to three times as long as decoding N clips, each round
 
---clips N   clips in each part (2000)
+--clips N   clips in each part and round (2000)
+--rounds N  rounds of bare loop and loader; medians over them are shown (3)
 --step      measure feeding of real training steps, too: on a CPU the steps take most of the time
 --out FILE  write the numbers as JSON"""
 
@@ -39,7 +40,9 @@ class Arguments:
 
     config: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
     clips: int = 2000
-    """Clips in each part."""
+    """Clips in each part and round."""
+    rounds: int = 3
+    """Rounds of bare loop and loader."""
     step: bool = False
     """Measure feeding of training steps, too."""
     out: Path | None = None
@@ -59,8 +62,8 @@ def run(args: Sequence[str]) -> None:
     given = parse(Arguments, rest, f"avpretrain bench loader {name}", Arguments(config=load_config(name)))
     if not given.config.data.shards:
         raise UsageError("no data: give --data.shards FOLDER (made by avpretrain shards)")
-    if given.clips < 1:
-        raise UsageError(f"--clips must be at least 1, got {given.clips}")
+    if min(given.clips, given.rounds) < 1:
+        raise UsageError(f"--clips and --rounds must be at least 1, got {given.clips} and {given.rounds}")
     answer = measure(given)
     if given.out is not None:
         write_json(given.out, answer)
@@ -70,7 +73,7 @@ def run(args: Sequence[str]) -> None:
 def measure(given: Arguments) -> dict[str, Any]:
     """All parts, with what they were measured on."""
     from avpretrain.data.clips import ClipSet
-    from avpretrain.efficiency.bench_loader import Bench, bare_decode, feed_steps, run_loader, stages
+    from avpretrain.efficiency.bench_loader import Bench, alternate, feed_steps, stages
     from avpretrain.provenance import environment
     from avpretrain.training.run import resolve
 
@@ -78,10 +81,8 @@ def measure(given: Arguments) -> dict[str, Any]:
     cfg = resolve(given.config, clips)
     bench = Bench(cfg, given.clips)
     with Progress(console=Console(stderr=True), transient=True) as bar:
-        bar.add_task("bare decode", total=None)
-        bare = bare_decode(bench)
-        line = bar.add_task("loader", total=given.clips)
-        loader = run_loader(bench, lambda _: None, lambda done: bar.update(line, completed=done))
+        line = bar.add_task("bare decode and loader", total=given.clips * given.rounds)
+        measured = alternate(bench, given.rounds, lambda done: bar.update(line, completed=done))
         fed: dict[str, Any] = {}
         if given.step:
             steps = bar.add_task("loader feeding steps", total=given.clips)
@@ -92,9 +93,7 @@ def measure(given: Arguments) -> dict[str, Any]:
         "input": to_dict(cfg.model.input),
         "workers": cfg.data.num_workers,
         "batch_size": bench.batch_size,
-        "bare_decode_clips_per_second": bare,
-        "loader": loader,
-        "loader_share_of_bare_decode": loader["clips_per_second"] / bare,
+        **measured,
         **fed,
         "milliseconds_a_clip": stages(cfg.data, cfg.model.input, cfg.seed),
         **environment(),
@@ -102,15 +101,19 @@ def measure(given: Arguments) -> dict[str, Any]:
 
 
 def _show(answer: dict[str, Any]) -> None:
-    loader = answer["loader"]
-    lines = [f"bare decode    {answer['bare_decode_clips_per_second']:8.1f} clips/s with {answer['workers']} processes"]
-    share = answer["loader_share_of_bare_decode"]
-    lines += [f"loader         {loader['clips_per_second']:8.1f} clips/s, {share:.1%} of bare decode"]
+    rounds = answer["rounds"]
+    shares = [r["share"] for r in rounds]
+    lines = [
+        f"bare decode    {answer['bare_decode_clips_per_second']:8.1f} clips/s with {answer['workers']} processes",
+        f"loader         {answer['loader_clips_per_second']:8.1f} clips/s, {answer['loader_share_of_bare_decode']:.1%} of "
+        f"bare decode ({min(shares):.1%} to {max(shares):.1%} over {len(rounds)} rounds)",
+    ]
     if fed := answer.get("feeding_steps"):
         lines += [
             f"feeding steps  {fed['clips_per_second']:8.1f} clips/s, {fed['wait_share']:.1%} of it waiting for data"
         ]
     parts = ", ".join(f"{name} {ms:.2f}" for name, ms in answer["milliseconds_a_clip"].items())
-    before, after = (loader[key]["total"] / 2**20 for key in ("memory_start", "memory_end"))
-    lines += [f"ms a clip      {parts}", f"memory         {before:.0f} MiB at the start, {after:.0f} MiB at the end"]
+    before, after = (rounds[-1]["loader"][key]["total"] / 2**20 for key in ("memory_start", "memory_end"))
+    lines += [f"ms a clip      {parts}"]
+    lines += [f"memory         {before:.0f} MiB at the start, {after:.0f} MiB at the end of the last round"]
     print("\n".join(lines))

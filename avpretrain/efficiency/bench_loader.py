@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -38,7 +39,7 @@ class Bench:
 
     cfg: TrainConfig
     clips: int
-    """Clips to deliver in each part."""
+    """Clips to deliver in each round of each part."""
 
     @property
     def workers(self) -> int:
@@ -162,6 +163,28 @@ def run_loader(
         "wait_share": waited / seconds,
         "memory_start": start_memory,
         "memory_end": end_memory,
+    }
+
+
+def alternate(bench: Bench, rounds: int, progress: Callable[[int], None] = lambda _: None) -> dict[str, Any]:
+    """The bare loop and the loader in turn, round by round, so that a machine whose speed drifts bears on both alike.
+
+    Args:
+        progress: takes the clips that the loader has delivered over all rounds.
+
+    Returns:
+        each round's figures, and the median over rounds of either speed and of the loader's share of bare decoding.
+    """
+    done = []
+    for number in range(rounds):
+        bare = bare_decode(bench)
+        loader = run_loader(bench, lambda _: None, lambda count, before=number * bench.clips: progress(before + count))
+        done.append({"bare": bare, "loader": loader, "share": loader["clips_per_second"] / bare})
+    return {
+        "bare_decode_clips_per_second": statistics.median(r["bare"] for r in done),
+        "loader_clips_per_second": statistics.median(r["loader"]["clips_per_second"] for r in done),
+        "loader_share_of_bare_decode": statistics.median(r["share"] for r in done),
+        "rounds": done,
     }
 
 
