@@ -289,6 +289,9 @@ class DataConfig:
     random access is dear; resumes at the start of a shard."""
     cache_dir: str = ""
     """Folder that keeps what was read from remote shards; empty = nothing but their manifests is kept."""
+    memory_cache_mb: int = 0
+    """MiB of decoded clips that each loader process keeps: of clips that fit the model's input, since longer ones are
+    cut anew in every epoch. For small sets, where decoding would cost more than the model; 0 = none."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     num_workers: int = 2
     """Processes that decode, for each rank; 0 decodes in the training process."""
@@ -300,7 +303,8 @@ class DataConfig:
     """A run stops once more than this share of clips (and at least 20) failed to decode."""
 
     def __post_init__(self) -> None:
-        _require(self.num_workers >= 0, f"num_workers must not be negative, got {self.num_workers}")
+        for name in ("num_workers", "memory_cache_mb"):
+            _require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
         _require(self.prefetch >= 1, f"prefetch must be at least 1, got {self.prefetch}")
         _require(self.shuffle_window >= 1, f"shuffle_window must be at least 1, got {self.shuffle_window}")
         _require(0 <= self.max_bad_share <= 1, f"max_bad_share must lie in [0, 1], got {self.max_bad_share}")

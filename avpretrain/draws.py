@@ -33,7 +33,7 @@ def _shift(x: Tensor, bits: int) -> Tensor:
 
 
 def _mix(x: Tensor) -> Tensor:
-    """SplitMix64's finaliser. In place but for the first step, since on a CPU fresh memory costs more than arithmetic."""
+    """SplitMix64's finaliser. In place after its first step: on a CPU fresh memory costs more than arithmetic."""
     x = (x ^ _shift(x, 30)).mul_(_signed(_MIX1))
     x = x.bitwise_xor_(_shift(x, 27)).mul_(_signed(_MIX2))
     return x.bitwise_xor_(_shift(x, 31))

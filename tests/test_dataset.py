@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import torch
 
 from avpretrain.batch import RawBatch
 from avpretrain.config import DataConfig, InputConfig
-from avpretrain.data.clips import ClipSet, window_starts
+from avpretrain.data.clips import ClipSet, Sample, window_starts
 from avpretrain.data.dataset import check_bad_share, eval_loader, train_loader
 from avpretrain.data.manifest import MANIFEST_NAME, write_manifest
 from avpretrain.errors import UsageError, UserError
@@ -298,3 +299,23 @@ def test_stream_names_damage_and_refuses_too_many_processes(tmp_path: Path) -> N
     assert any("train-000001.tar is damaged" in reason for reason in reasons)
     with pytest.raises(UsageError, match=r"2 shards and 3 processes"):
         train_loader(config(tmp_path, mode="stream", num_workers=3), INPUT, 0, plan([6]))
+
+
+def test_a_memory_cache_changes_nothing_but_the_reading(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clips that fit the input are decoded once and come out the same in later epochs; longer ones are cut anew."""
+    fits = replace(INPUT, audio_frames=400, video_frames=16)
+    for input, decoded in ((fits, 22), (INPUT, 60)):
+        expected = clip_hashes(train_loader(config(root), input, 7, plan()))
+        reads: list[int] = []
+        monkeypatch.setattr(ClipSet, "read", _counted(ClipSet.read, reads))
+        assert clip_hashes(train_loader(config(root, memory_cache_mb=64), input, 7, plan())) == expected
+        monkeypatch.undo()
+        assert len(reads) == decoded, "60 clips are seen of 22"
+
+
+def _counted(read: Callable[..., Sample], reads: list[int]) -> Callable[..., Sample]:
+    def counting(self: ClipSet, row: int, *args: Any) -> Sample:
+        reads.append(row)
+        return read(self, row, *args)
+
+    return counting

@@ -103,10 +103,10 @@ def measure(given: Arguments) -> dict[str, Any]:
 def _show(answer: dict[str, Any]) -> None:
     rounds = answer["rounds"]
     shares = [r["share"] for r in rounds]
+    share = f"{answer['loader_share_of_bare_decode']:.1%} of bare decode ({min(shares):.1%} to {max(shares):.1%})"
     lines = [
         f"bare decode    {answer['bare_decode_clips_per_second']:8.1f} clips/s with {answer['workers']} processes",
-        f"loader         {answer['loader_clips_per_second']:8.1f} clips/s, {answer['loader_share_of_bare_decode']:.1%} of "
-        f"bare decode ({min(shares):.1%} to {max(shares):.1%} over {len(rounds)} rounds)",
+        f"loader         {answer['loader_clips_per_second']:8.1f} clips/s, {share} over {len(rounds)} rounds",
     ]
     if fed := answer.get("feeding_steps"):
         lines += [

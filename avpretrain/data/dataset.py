@@ -55,7 +55,8 @@ def train_loader(
         stream = ShardStream(clips, order, input, list(steps), rank, world, cfg.num_workers)
         return _checked(DataLoader[Any](stream, batch_size=None, **_processes(cfg.num_workers, cfg.prefetch)))
     places = BatchPlaces(order, steps, rank, world)
-    return _map(_TrainingClips(clips, order, input), places, input, cfg.num_workers, cfg.prefetch)
+    dataset = _TrainingClips(clips, order, input, cfg.memory_cache_mb << 20)
+    return _map(dataset, places, input, cfg.num_workers, cfg.prefetch)
 
 
 def eval_loader(
@@ -91,11 +92,18 @@ def check_bad_share(failed: int, seen: int, max_share: float, reason: str) -> No
 
 
 class _TrainingClips(Dataset[Sample | UserError]):
-    """Random windows, addressed by place; a clip that fails gives way to the next one of its window of shards."""
+    """Random windows, addressed by place; a clip that fails gives way to the next one of its window of shards.
 
-    def __init__(self, clips: ClipSet, order: Order, input: InputConfig) -> None:
+    Args:
+        cache_bytes: of decoded clips to keep, in each process, where a clip fits the model's input and so has but one
+            window: it is the same in every epoch.
+    """
+
+    def __init__(self, clips: ClipSet, order: Order, input: InputConfig, cache_bytes: int = 0) -> None:
         self.clips, self.order, self.input = clips, order, input
         self.short_side = training_short_side(input)
+        self.longest = min(input.audio_seconds, input.video_seconds)
+        self.cache_room, self.cached = cache_bytes, dict[int, Sample]()
 
     def __getitem__(self, place: Place) -> Sample | UserError:
         seed = self.order.sample_seed(place)
@@ -104,12 +112,21 @@ class _TrainingClips(Dataset[Sample | UserError]):
         while len(reasons) < MAX_SKIPS:
             row = self.order.row(place, skip=len(reasons))
             try:
-                sample = self.clips.read(row, self.input, seed, at, self.short_side)
+                sample = self.cached.get(row) or self._read(row, seed, at)
             except (DecodeError, StorageError) as error:
                 reasons.append(str(error))
             else:
                 return Sample(sample.waveform_S, sample.frames_THWC, row, seed, tuple(reasons))
         return gave_up(reasons)
+
+    def _read(self, row: int, seed: int, at: tuple[float, float]) -> Sample:
+        sample = self.clips.read(row, self.input, seed, at, self.short_side)
+        if self.cache_room > 0 and self.clips.clip(row).duration <= self.longest:
+            self.cache_room -= sample.waveform_S.nbytes + (
+                0 if sample.frames_THWC is None else sample.frames_THWC.nbytes
+            )
+            self.cached[row] = sample
+        return sample
 
 
 class _EvaluationClips(Dataset[Sample | UserError]):
