@@ -6,7 +6,8 @@ convex, so the answer depends on no seed, no order and no learning rate.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 from torch import Tensor
+
+SMALL = 20_000_000
+"""Multiplications of one product, clips times features times classes, below which it runs on one thread."""
 
 
 @dataclass(frozen=True)
@@ -32,27 +36,44 @@ class LinearClassifier:
         return (z_ND @ self.weight_DC + self.bias_C).cpu().numpy()
 
 
-def _loss(logits_NC: Tensor, target: Tensor) -> Tensor:
-    """Mean over clips of cross-entropy, or of the sum over classes of binary cross-entropies."""
+def _loss(logits_NC: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean over clips of cross-entropy, or of the sum over classes of binary ones; and its gradient by logits [N, C]."""
+    count = len(target)
     if target.dim() == 1:
-        return F.cross_entropy(logits_NC, target)
-    return F.binary_cross_entropy_with_logits(logits_NC, target, reduction="sum") / len(target)
+        log_NC = F.log_softmax(logits_NC, dim=1)
+        residual_NC = log_NC.exp()
+        residual_NC[torch.arange(count, device=target.device), target] -= 1
+        return F.nll_loss(log_NC, target), residual_NC / count
+    loss = F.binary_cross_entropy_with_logits(logits_NC, target, reduction="sum") / count
+    return loss, (logits_NC.sigmoid() - target) / count
 
 
+@torch.no_grad()
 def _minimise(z_ND: Tensor, target: Tensor, classes: int, l2: float, start: NDArray[np.float64]) -> NDArray[np.float64]:
     """Flat weights [(D + 1) * C], bias last, that minimise loss + l2 / 2 * |weights|^2."""
     width = z_ND.shape[1]
 
     def objective(flat: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-        w_EC = torch.from_numpy(flat).to(z_ND.device).view(width + 1, classes).requires_grad_()
-        loss = _loss(z_ND @ w_EC[:-1] + w_EC[-1], target) + l2 / 2 * w_EC[:-1].square().sum()
-        (grad_EC,) = torch.autograd.grad(loss, w_EC)
-        return loss.item(), grad_EC.flatten().cpu().numpy()
+        w_EC = torch.from_numpy(flat).to(z_ND.device).view(width + 1, classes)
+        loss, residual_NC = _loss(torch.addmm(w_EC[-1], z_ND, w_EC[:-1]), target)
+        grad_EC = torch.cat([z_ND.T @ residual_NC + l2 * w_EC[:-1], residual_NC.sum(dim=0, keepdim=True)])
+        return (loss + l2 / 2 * w_EC[:-1].square().sum()).item(), grad_EC.flatten().cpu().numpy()
 
     # gtol is far below what moves a prediction; ftol 0 would chase rounding errors.
     options = {"maxiter": 1000, "maxfun": 2000, "gtol": 1e-6, "ftol": 1e-12, "maxcor": 20}
     found: NDArray[np.float64] = minimize(objective, start, jac=True, method="L-BFGS-B", options=options).x
     return found
+
+
+@contextlib.contextmanager
+def _few_threads(work: int) -> Iterator[None]:
+    """One thread for thousands of small products: waiting for a second would cost more than it does."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 if work < SMALL else threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def fit_path(x_ND: Tensor, target: Tensor, classes: int, l2s: Sequence[float]) -> list[LinearClassifier]:
@@ -70,7 +91,8 @@ def fit_path(x_ND: Tensor, target: Tensor, classes: int, l2s: Sequence[float]) -
     flat = np.zeros((x_ND.shape[1] + 1) * classes)
     fitted = []
     for l2 in l2s:
-        flat = _minimise(z_ND, target, classes, l2, flat)
+        with _few_threads(z_ND.numel() * classes):
+            flat = _minimise(z_ND, target, classes, l2, flat)
         w_EC = torch.from_numpy(flat).to(z_ND.device).view(-1, classes)
         fitted.append(LinearClassifier(mean_D, scale_D, w_EC[:-1].clone(), w_EC[-1].clone()))
     return fitted
