@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import psutil
@@ -175,10 +176,10 @@ def alternate(bench: Bench, rounds: int, progress: Callable[[int], None] = lambd
     Returns:
         each round's figures, and the median over rounds of either speed and of the loader's share of bare decoding.
     """
-    done = []
-    for number in range(rounds):
-        bare = bare_decode(bench)
-        loader = run_loader(bench, lambda _: None, lambda count, before=number * bench.clips: progress(before + count))
+    done: list[dict[str, Any]] = []
+    for _ in range(rounds):
+        bare, before = bare_decode(bench), sum(r["loader"]["clips"] for r in done)
+        loader = run_loader(bench, lambda _: None, partial(_ahead, progress, before))
         done.append({"bare": bare, "loader": loader, "share": loader["clips_per_second"] / bare})
     return {
         "bare_decode_clips_per_second": statistics.median(r["bare"] for r in done),
@@ -186,6 +187,10 @@ def alternate(bench: Bench, rounds: int, progress: Callable[[int], None] = lambd
         "loader_share_of_bare_decode": statistics.median(r["share"] for r in done),
         "rounds": done,
     }
+
+
+def _ahead(progress: Callable[[int], None], before: int, count: int) -> None:
+    progress(before + count)
 
 
 def feed_steps(bench: Bench, progress: Callable[[int], None] = lambda _: None) -> dict[str, Any]:

@@ -37,7 +37,7 @@ class LinearClassifier:
 
 
 def _loss(logits_NC: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean over clips of cross-entropy, or of the sum over classes of binary ones; and its gradient by logits [N, C]."""
+    """Mean over clips of cross-entropy, or of the sum of binary ones over classes; and its gradient by logits."""
     count = len(target)
     if target.dim() == 1:
         log_NC = F.log_softmax(logits_NC, dim=1)
