@@ -20,7 +20,8 @@ import pytest
 import torch
 import yaml
 
-from avpretrain.config import TrainConfig, to_dict
+from avpretrain.config import TrainConfig
+from avpretrain.configfile import to_dict
 from avpretrain.errors import UsageError, UserError
 from avpretrain.models.diffmavil import DiffMAViL
 from avpretrain.training.checkpoint import CheckpointWriter, find_weights, list_checkpoints, load_model

@@ -13,7 +13,8 @@ import tyro
 from rich.console import Console
 
 from avpretrain.cli import parse
-from avpretrain.config import TrainConfig, load_config
+from avpretrain.config import TrainConfig
+from avpretrain.configfile import load_config
 from avpretrain.errors import UsageError
 from avpretrain.files import write_json
 

@@ -6,7 +6,8 @@ import sys
 from collections.abc import Sequence
 
 from avpretrain.cli import parse
-from avpretrain.config import TrainConfig, load_config
+from avpretrain.config import TrainConfig
+from avpretrain.configfile import load_config
 from avpretrain.errors import UsageError
 
 HELP = """\

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from avpretrain.batch import AVBatch
-from avpretrain.config import InputConfig, TrainConfig
+from avpretrain.config import TrainConfig
 from avpretrain.draws import normal, sample_seed
+from avpretrain.modelconfig import InputConfig
 from avpretrain.models.cost import clip_flops, cost_of
 from avpretrain.models.diffmavil import DiffMAViL
 from avpretrain.provenance import environment

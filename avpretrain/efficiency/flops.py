@@ -6,7 +6,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from avpretrain.config import DecoderConfig, RatioConfig, TrainConfig
+from avpretrain.config import RatioConfig, TrainConfig
+from avpretrain.modelconfig import DecoderConfig
 from avpretrain.models.cost import COMPONENTS, FlopCount, Flops, clip_flops, cost_of
 from avpretrain.schedules import plan, total_samples
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from avpretrain.config import DecoderConfig, ModelConfig
+from avpretrain.modelconfig import DecoderConfig, ModelConfig
 from avpretrain.models.memory import activation_bytes
 from avpretrain.models.sizes import Side, side, visible_tokens
 from avpretrain.schedules import Cost

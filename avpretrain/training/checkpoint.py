@@ -28,9 +28,10 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from avpretrain.config import ModelConfig, from_dict, to_dict
+from avpretrain.configfile import from_dict, to_dict
 from avpretrain.errors import UserError
 from avpretrain.files import atomic_path, read_json, write_json
+from avpretrain.modelconfig import ModelConfig
 from avpretrain.models.diffmavil import DiffMAViL
 
 WEIGHTS, CONFIG, OPTIMIZER, STATE = "model.safetensors", "config.json", "optimizer.safetensors", "state.json"
