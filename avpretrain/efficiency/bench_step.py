@@ -24,8 +24,8 @@ from avpretrain.models.cost import clip_flops, cost_of
 from avpretrain.models.diffmavil import DiffMAViL
 from avpretrain.provenance import environment
 from avpretrain.schedules import batch_size_at, mask_ratio_at
+from avpretrain.training.build import make_optimizer, prepare_model
 from avpretrain.training.guards import FiniteGuard
-from avpretrain.training.loop import make_optimizer, prepare_model
 
 GRAIN = 1000
 """Points of a run at which its schedule is looked at for phases."""

@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import dropwhile
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 
 from avpretrain.batch import RawBatch
-from avpretrain.config import OptimConfig, RunConfig, TrainConfig
+from avpretrain.config import TrainConfig
 from avpretrain.data.dataset import ClipSet, check_bad_share, train_loader
 from avpretrain.data.features import Features
 from avpretrain.errors import UsageError, UserError
-from avpretrain.models.cost import clip_flops, cost_of
+from avpretrain.models.cost import cost_of
 from avpretrain.models.diffmavil import DiffMAViL
-from avpretrain.models.layers import Block
 from avpretrain.schedules import Step, plan, total_samples
+from avpretrain.training.build import make_accelerator, make_optimizer, prepare_model
 from avpretrain.training.checkpoint import CheckpointWriter, Progress, restore, take_snapshot
 from avpretrain.training.guards import FiniteGuard, Preemption, Watchdog, memory_advice
-from avpretrain.training.metrics import LossMeter, MetricsLog, ProgressBar
+from avpretrain.training.metrics import MetricsLog, ProgressBar
 from avpretrain.training.preview import Preview
 from avpretrain.training.run import open_run, resolve, resume_point, save_failure
 from avpretrain.training.stage2 import make_stage2
+from avpretrain.training.window import Window, after_step, metrics_line
 
 
 @dataclass(frozen=True)
@@ -63,47 +65,6 @@ def train(cfg: TrainConfig, stop_at: int | None = None) -> Outcome:
         return trainer.run(preemption, watchdog, stop_at)
 
 
-def make_accelerator(cfg: TrainConfig) -> Accelerator:
-    """Accelerate with this config's precision and tracker."""
-    precision = {"fp32": "no", "bf16": "bf16"}.get(cfg.run.precision)
-    if precision is None and torch.cuda.is_available() and torch.cuda.is_bf16_supported():
-        precision = "bf16"
-    tracker = None if cfg.run.tracker == "none" else cfg.run.tracker
-    return Accelerator(mixed_precision=precision, log_with=tracker, project_dir=str(cfg.run_dir))
-
-
-def make_optimizer(model: nn.Module, cfg: OptimConfig) -> torch.optim.AdamW:
-    """Fused AdamW; biases, norms and learned tokens are not decayed."""
-    parameters = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    plain = [p for name, p in parameters if p.ndim == 1 or name.endswith(("_token", "bottleneck", "position_table"))]
-    kept = {id(p) for p in plain}
-    decayed = [p for _, p in parameters if id(p) not in kept]
-    groups = [{"params": decayed, "weight_decay": cfg.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=cfg.lr, betas=cfg.betas, fused=True)
-
-
-def prepare_model(model: DiffMAViL, cfg: RunConfig) -> DiffMAViL:
-    """Applies activation checkpointing and compilation, in place."""
-    if cfg.activation_checkpointing:
-        from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
-
-        apply_activation_checkpointing(model, check_fn=lambda module: isinstance(module, Block))
-    if cfg.compile:
-        model.compile_parts()
-    return model
-
-
-@dataclass
-class _Window:
-    """What has been counted since the last log line."""
-
-    clips: int = 0
-    failed: int = 0
-    waited: float = 0.0
-    started: float = field(default_factory=time.perf_counter)
-    meter: LossMeter = field(default_factory=LossMeter)
-
-
 class Trainer:
     """One rank's part in a run."""
 
@@ -124,7 +85,6 @@ class Trainer:
         self.model, self.optimizer = accelerator.prepare(prepare_model(model, cfg.run), optimizer)
         self.features = Features(cfg.model.input, cfg.data.augment).to(accelerator.device)
         self.progress = self._resume()
-        self.failure_reason = "on another rank"
         self.writer = CheckpointWriter(cfg.run_dir / "checkpoints", cfg.run.keep_checkpoints)
 
     def _resume(self) -> Progress:
@@ -173,7 +133,7 @@ class Trainer:
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         cfg = self.cfg
         batches = train_loader(cfg.data, cfg.model.input, cfg.seed, steps, rank, world, clips=self.clips)
-        self.window = _Window()
+        self.window = Window()
         for step in steps:
             started = time.perf_counter()
             raw = next(batches)
@@ -193,66 +153,29 @@ class Trainer:
         self.guard.watch(grad_norm, step.index)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.window.meter.add({**losses, "grad_norm": grad_norm})
-        self.window.clips += step.batch_size
-        self.window.failed += raw.failed
-        self.failure_reason = raw.reasons[-1] if raw.reasons else self.failure_reason
-        self.window.waited += waited
-        flops = clip_flops(self.cfg.model, step.audio_ratio, step.video_ratio, step.batch_size).training
-        self.progress = Progress(
-            seen=step.seen + step.batch_size,
-            step=step.index + 1,
-            seconds=self.progress.seconds,
-            failed_clips=self.progress.failed_clips,
-            flops=self.progress.flops + flops * step.batch_size,
-        )
+        self.window.add(step, raw, {**losses, "grad_norm": grad_norm}, waited)
+        self.progress = after_step(self.progress, step, self.cfg.model)
 
     # --- between steps -----------------------------------------------------------------------------------------------
 
     def _report(self, step: Step) -> None:
         """Reads the device once, writes a line of metrics, and stops a run that has gone wrong."""
-        window, accelerator = self.window, self.accelerator
-        names = window.meter.names
-        counts = torch.tensor([window.failed, window.waited], dtype=torch.float64, device=accelerator.device)
-        values = accelerator.reduce(torch.cat([window.meter.read().double(), counts]), reduction="mean").tolist()
-        *means, failed, waited = values
-        failed = round(failed * accelerator.num_processes)
-        seconds = time.perf_counter() - window.started
-        self.progress = Progress(
-            seen=self.progress.seen,
-            step=self.progress.step,
-            seconds=self.progress.seconds + seconds,
-            failed_clips=self.progress.failed_clips + failed,
-            flops=self.progress.flops,
+        reading = self.window.read(self.accelerator)
+        self.progress = dataclasses.replace(
+            self.progress,
+            seconds=self.progress.seconds + reading.seconds,
+            failed_clips=self.progress.failed_clips + reading.failed,
         )
         self._stop_if_not_finite()
-        check_bad_share(
-            self.progress.failed_clips, self.progress.seen, self.cfg.data.max_bad_share, self.failure_reason
-        )
-        flops = clip_flops(self.cfg.model, step.audio_ratio, step.video_ratio, step.batch_size).training
-        line = {
-            "step": self.progress.step,
-            "seen": self.progress.seen,
-            "samples_total": self.total,
-            **dict(zip(names, means, strict=True)),
-            "audio_mask_ratio": step.audio_ratio,
-            "video_mask_ratio": step.video_ratio,
-            "batch_size": step.batch_size,
-            "lr": step.lr,
-            "clips_per_second": window.clips / seconds,
-            "seconds": self.progress.seconds,
-            "data_wait_share": waited / seconds,
-            "failed_clips": self.progress.failed_clips,
-            "flops_per_clip": flops,
-            "flops_total": self.progress.flops,
-            "peak_memory_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0,
-        }
+        done, reason = self.progress, self.window.reason
+        check_bad_share(done.failed_clips, done.seen, self.cfg.data.max_bad_share, reason)
+        line = metrics_line(reading, step, done, self.total, self.cfg.model)
         if self.log is not None:
             self.log.write(line)
-        accelerator.log({k: v for k, v in line.items() if k not in ("step", "seen")}, step=self.progress.seen)
-        self.bar.advance(self.progress.seen)
+        self.accelerator.log({k: v for k, v in line.items() if k not in ("step", "seen")}, step=done.seen)
+        self.bar.advance(done.seen)
         self.bar.report(line)
-        self.window = _Window()
+        self.window = Window(reason)
 
     def _stop_if_not_finite(self) -> None:
         """Ends the run at a NaN or infinity, with the weights from before it and the clips that led to it.
