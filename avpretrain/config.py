@@ -97,6 +97,9 @@ class BatchConfig:
     multiple: int = 8
     """Sizes are rounded down to a multiple of this, which the number of ranks must divide."""
     max_size: int = 1 << 16
+    bytes_per_clip: tuple[tuple[float, float, float], ...] = ()
+    """Rule memory: audio ratio, video ratio and bytes of a clip there, for each level. Empty = measured when a run
+    begins on a GPU, and kept in its config.yaml; estimated on a CPU."""
 
     def __post_init__(self) -> None:
         require(self.multiple >= 1, f"multiple must be at least 1, got {self.multiple}")

@@ -79,7 +79,8 @@ def run_cost(cfg: TrainConfig, samples: int | None = None) -> RunCost:
     """
     runs: list[tuple[tuple[float, float, int], int]] = []
     total = NOMINAL_STEPS * cfg.schedule.batch.size if samples is None else samples
-    for step in plan(cfg.schedule, cfg.optim, total, cost_of(cfg.model, cfg.schedule.batch.rule)):
+    batch = cfg.schedule.batch
+    for step in plan(cfg.schedule, cfg.optim, total, cost_of(cfg.model, batch.rule, batch.bytes_per_clip)):
         key = (step.audio_ratio, step.video_ratio, step.batch_size)
         if runs and runs[-1][0] == key:
             runs[-1] = (key, runs[-1][1] + 1)

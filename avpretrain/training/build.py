@@ -11,12 +11,12 @@ from avpretrain.models.diffmavil import DiffMAViL
 from avpretrain.models.layers import Block
 
 
-def make_accelerator(cfg: TrainConfig) -> Accelerator:
-    """Accelerate with this config's precision and tracker."""
+def make_accelerator(cfg: TrainConfig, tracked: bool = True) -> Accelerator:
+    """Accelerate with this config's precision and, if `tracked`, its tracker."""
     precision = {"fp32": "no", "bf16": "bf16"}.get(cfg.run.precision)
     if precision is None and torch.cuda.is_available() and torch.cuda.is_bf16_supported():
         precision = "bf16"
-    tracker = None if cfg.run.tracker == "none" else cfg.run.tracker
+    tracker = cfg.run.tracker if tracked and cfg.run.tracker != "none" else None
     return Accelerator(mixed_precision=precision, log_with=tracker, project_dir=str(cfg.run_dir))
 
 

@@ -25,6 +25,7 @@ from avpretrain.schedules import Step, plan, total_samples
 from avpretrain.training.build import make_accelerator, make_optimizer, prepare_model
 from avpretrain.training.checkpoint import CheckpointWriter, Progress, restore, take_snapshot
 from avpretrain.training.guards import FiniteGuard, Preemption, Watchdog, memory_advice
+from avpretrain.training.memory_probe import with_measured_memory
 from avpretrain.training.metrics import MetricsLog, ProgressBar
 from avpretrain.training.preview import Preview
 from avpretrain.training.run import open_run, resolve, resume_point, save_failure
@@ -60,6 +61,7 @@ def train(cfg: TrainConfig, stop_at: int | None = None) -> Outcome:
             f"{accelerator.num_processes} ranks can't share batches evenly: schedule.batch.multiple is "
             f"{cfg.schedule.batch.multiple}; make it a multiple of {accelerator.num_processes}"
         )
+    cfg = with_measured_memory(cfg, accelerator)
     trainer = Trainer(cfg, accelerator, clips)
     with Preemption().listening() as preemption, Watchdog(cfg.run.hang_timeout) as watchdog:
         return trainer.run(preemption, watchdog, stop_at)
@@ -71,7 +73,8 @@ class Trainer:
     def __init__(self, cfg: TrainConfig, accelerator: Accelerator, clips: ClipSet) -> None:
         self.cfg, self.accelerator, self.clips = cfg, accelerator, clips
         self.total = total_samples(cfg.schedule, len(clips))
-        self.cost = cost_of(cfg.model, cfg.schedule.batch.rule)
+        batch = cfg.schedule.batch
+        self.cost = cost_of(cfg.model, batch.rule, batch.bytes_per_clip)
         torch.manual_seed(cfg.seed)
         model = DiffMAViL(cfg.model)
         teacher = make_stage2(cfg, model)
