@@ -15,6 +15,7 @@ from torch import Tensor
 
 from avpretrain.batch import AVBatch
 from avpretrain.config import TrainConfig
+from avpretrain.efficiency.components import component_seconds
 from avpretrain.models.cost import clip_flops, cost_of
 from avpretrain.provenance import environment
 from avpretrain.schedules import batch_size_for, ratio_pairs
@@ -56,7 +57,7 @@ class StepBench:
     """A model and its optimiser, ready to be timed at any phase.
 
     Args:
-        cfg: its model, optimiser, precision and compilation are what is timed; no data are read.
+        cfg: its model, optimiser, precision, compilation and checkpointing are what is timed; no data are read.
     """
 
     def __init__(self, cfg: TrainConfig, device: torch.device) -> None:
@@ -65,6 +66,19 @@ class StepBench:
     def step(self, batch: AVBatch, phase: Phase) -> dict[str, Tensor]:
         """A training step at `phase`."""
         return self.bare.step(batch, phase.audio_ratio, phase.video_ratio)
+
+    def components(self, phase: Phase, repeats: int = 5) -> dict[str, dict[str, float]]:
+        """Seconds of each component in a step at `phase`, its share, and its FLOP/s where FLOPs are counted for it."""
+        batch = random_batch(self.cfg.model.input, phase.batch_size, self.device)
+        spent = component_seconds(self.bare, batch, phase.audio_ratio, phase.video_ratio, repeats)
+        counted = clip_flops(self.cfg.model, phase.audio_ratio, phase.video_ratio, phase.batch_size).components
+        split = {}
+        for name, seconds in spent.items():
+            split[name] = {"seconds": seconds, "share": seconds / sum(spent.values())}
+            flops = counted.get("patch_embed" if name == "patches" else name)
+            if flops is not None and seconds:
+                split[name]["flops_per_second"] = flops.training * phase.batch_size / seconds
+        return split
 
     def measure(self, phase: Phase, warmup: int = 5, repeats: int = 20) -> dict[str, Any]:
         """Seconds, clips/s, FLOP/s and memory of a step at `phase`; `compile_seconds` is the first call's time."""
@@ -113,6 +127,7 @@ def bench_steps(
         for phase in phases(cfg, batch_size):
             measured = bench.measure(phase, repeats=repeats)
             measured["share_of_peak"] = measured["flops_per_second"] / peak
+            measured["components"] = bench.components(phase, min(repeats, 5))
             variants[name].append(measured)
             say(
                 f"{name}  batch {phase.batch_size}  ratio {phase.audio_ratio:g}/{phase.video_ratio:g}  "
@@ -122,3 +137,34 @@ def bench_steps(
         del bench
     again = matmul_peak(device)
     return {"matmul_peak": peak, "matmul_peak_after": again, "repeats": repeats, "variants": variants, **environment()}
+
+
+CHECKPOINTED = "+activation_checkpointing"
+"""Ends the name of a variant that recomputes its blocks."""
+
+
+def with_checkpointing(configs: Mapping[str, TrainConfig]) -> dict[str, TrainConfig]:
+    """Each config twice, without and with activation checkpointing, one after the other."""
+    both = {}
+    for name, cfg in configs.items():
+        for ending, on in (("", False), (CHECKPOINTED, True)):
+            run = dataclasses.replace(cfg.run, activation_checkpointing=on)
+            both[name + ending] = dataclasses.replace(cfg, run=run)
+    return both
+
+
+def checkpointing_price(variants: Mapping[str, list[dict[str, Any]]]) -> dict[str, list[dict[str, float]]]:
+    """What activation checkpointing multiplies the seconds and the peak memory of each phase by.
+
+    Args:
+        variants: as `bench_steps` measured the configs that `with_checkpointing` made.
+    """
+    price: dict[str, list[dict[str, float]]] = {}
+    for name, rows in variants.items():
+        for plain, checkpointed in zip(rows, variants.get(name + CHECKPOINTED, []), strict=False):
+            row = {key: plain[key] for key in ("batch_size", "audio_ratio", "video_ratio")}
+            row["seconds_times"] = checkpointed["seconds"] / plain["seconds"]
+            if plain["peak_memory_bytes"]:  # not known of a CPU
+                row["memory_times"] = checkpointed["peak_memory_bytes"] / plain["peak_memory_bytes"]
+            price.setdefault(name, []).append(row)
+    return price
