@@ -162,6 +162,9 @@ class RunConfig:
     """Clips seen between checkpoints; 0 = ten in a run. One is always written at the end."""
     keep_checkpoints: int = 3
     """Newest checkpoints that are kept; 0 keeps all."""
+    keep_best: Literal["reconstruction", "recall", "none"] = "reconstruction"
+    """One more checkpoint that is kept: the one with the lowest reconstruction loss (audio plus video, mean over the
+    steps since the checkpoint before it), or the highest R@1 of a preview at its clips."""
     preview_every: int = 0
     """Clips seen between previews (pictures of reconstructions, R@1 on a fixed held-out batch); 0 = at checkpoints."""
     preview_clips: int = 16

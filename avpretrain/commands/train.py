@@ -73,6 +73,8 @@ def run(args: Sequence[str]) -> None:
 
 def pretrain(cfg: TrainConfig) -> None:
     """Trains, and says how it ended."""
+    from accelerate import PartialState
+
     if cfg.model.objective == "features":
         from avpretrain.training.rounds import self_train
 
@@ -81,6 +83,8 @@ def pretrain(cfg: TrainConfig) -> None:
         from avpretrain.training.loop import train
 
         outcome = train(cfg)
+    if not PartialState().is_main_process:
+        return
     seen, minutes = outcome.progress.seen, outcome.progress.seconds / 60
     if outcome.finished:
         print(f"done: {seen} clips in {minutes:.1f} min; model in {cfg.run_dir / 'model'}")

@@ -8,29 +8,29 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import dropwhile
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from avpretrain.batch import RawBatch
 from avpretrain.config import TrainConfig
 from avpretrain.data.dataset import ClipSet, check_bad_share, train_loader
 from avpretrain.data.features import Features
-from avpretrain.errors import UsageError, UserError
+from avpretrain.errors import UserError
 from avpretrain.models.cost import cost_of
 from avpretrain.models.diffmavil import DiffMAViL
 from avpretrain.schedules import Step, plan, total_samples
-from avpretrain.training.build import make_accelerator, make_optimizer, prepare_model
-from avpretrain.training.checkpoint import CheckpointWriter, Progress, restore, take_snapshot
+from avpretrain.training.build import check_ranks, make_accelerator, make_optimizer, prepare_model, whole_model
+from avpretrain.training.checkpoint import CheckpointWriter, Progress, Snapshot, best_checkpoint, restore, take_snapshot
 from avpretrain.training.guards import FiniteGuard, Preemption, Watchdog, memory_advice
 from avpretrain.training.memory_probe import with_measured_memory
 from avpretrain.training.metrics import MetricsLog, ProgressBar
 from avpretrain.training.preview import Preview
 from avpretrain.training.run import open_run, resolve, resume_point, save_failure
 from avpretrain.training.stage2 import make_stage2
-from avpretrain.training.window import Window, after_step, metrics_line
+from avpretrain.training.window import Mean, Window, after_step, epoch_line, metrics_line
 
 
 @dataclass(frozen=True)
@@ -56,11 +56,7 @@ def train(cfg: TrainConfig, stop_at: int | None = None) -> Outcome:
     accelerator = make_accelerator(cfg)
     clips = ClipSet(cfg.data.shards, cfg.data.split, cfg.data.cache_dir)
     cfg = resolve(cfg, clips)
-    if cfg.schedule.batch.multiple % accelerator.num_processes:
-        raise UsageError(
-            f"{accelerator.num_processes} ranks can't share batches evenly: schedule.batch.multiple is "
-            f"{cfg.schedule.batch.multiple}; make it a multiple of {accelerator.num_processes}"
-        )
+    check_ranks(accelerator, cfg.schedule.batch.multiple)
     cfg = with_measured_memory(cfg, accelerator)
     trainer = Trainer(cfg, accelerator, clips)
     with Preemption().listening() as preemption, Watchdog(cfg.run.hang_timeout) as watchdog:
@@ -88,7 +84,8 @@ class Trainer:
         self.model, self.optimizer = accelerator.prepare(prepare_model(model, cfg.run), optimizer)
         self.features = Features(cfg.model.input, cfg.data.augment).to(accelerator.device)
         self.progress = self._resume()
-        self.writer = CheckpointWriter(cfg.run_dir / "checkpoints", cfg.run.keep_checkpoints)
+        self.writer = CheckpointWriter(cfg.run_dir / "checkpoints", cfg.run.keep_checkpoints, cfg.run.keep_best)
+        self.window, self.reconstruction = Window(), Mean()
 
     def _resume(self) -> Progress:
         checkpoint, damaged = resume_point(self.cfg)
@@ -124,12 +121,7 @@ class Trainer:
                 self._milestones(step, last)
                 if last:
                     break
-        self.writer.wait()
-        finished = self.progress.seen >= self.total
-        if finished and main:
-            self.accelerator.unwrap_model(self.model).save_pretrained(cfg.run_dir / "model")
-        self.accelerator.end_training()
-        return Outcome(self.progress, finished, stopped_by)
+        return Outcome(self.progress, self._finish(), stopped_by)
 
     def _batches(self, steps: list[Step]) -> Iterator[tuple[Step, RawBatch, float]]:
         """Each step with its clips and the seconds that the loop waited for them."""
@@ -153,6 +145,8 @@ class Trainer:
         self.accelerator.backward(losses["loss"])
         limit = self.cfg.optim.clip_norm or math.inf
         grad_norm = self.accelerator.clip_grad_norm_(self.model.parameters(), limit)
+        if isinstance(grad_norm, DTensor):  # of shards
+            grad_norm = grad_norm.full_tensor()
         self.guard.watch(grad_norm, step.index)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -169,6 +163,7 @@ class Trainer:
             seconds=self.progress.seconds + reading.seconds,
             failed_clips=self.progress.failed_clips + reading.failed,
         )
+        self.reconstruction.add(reading)
         self._stop_if_not_finite()
         done, reason = self.progress, self.window.reason
         check_bad_share(done.failed_clips, done.seen, self.cfg.data.max_bad_share, reason)
@@ -209,33 +204,46 @@ class Trainer:
         return bool(self.accelerator.reduce(told, reduction="sum").item())
 
     def _milestones(self, step: Step, last: bool) -> None:
-        """Writes a checkpoint and a preview where one is due."""
-        run = self.cfg.run
+        """Writes a preview and a checkpoint where one is due."""
+        run, epoch = self.cfg.run, len(self.clips)
         checkpoints = run.checkpoint_every or math.ceil(self.total / 10)
-        previews = run.preview_every or checkpoints
         save = last or _passed(checkpoints, step)
         if save and self.window.clips:
             self._report(step)
+        measures = {}
+        if run.preview_clips and self.teacher is None and (last or _passed(run.preview_every or checkpoints, step)):
+            measures = self._show(step)
         if save:
-            snapshot = self._snapshot()
+            snapshot = self._snapshot({**self.reconstruction.take(), **measures})
             if self.accelerator.is_main_process:
                 self.writer.save(snapshot)
-        if self.preview is not None and (_passed(previews, step) or last):
-            model = self.accelerator.unwrap_model(self.model)
-            said = self.preview.show(model, self.accelerator, step, self.progress.seen)
-            self.bar.say(said)
-        if len(self.clips) and _passed(len(self.clips), step):
-            self._epoch_summary(self.progress.seen // len(self.clips))
+        if epoch and _passed(epoch, step):
+            self.bar.say(epoch_line(self.progress, self.progress.seen // epoch))
 
-    def _snapshot(self) -> Any:
-        return take_snapshot(self.model, self.optimizer.optimizer, self.progress, self.cfg.model)
+    def _show(self, step: Step) -> dict[str, float]:
+        """Draws a preview on rank 0; returns what it measured."""
+        model = whole_model(self.model, self.accelerator, self.cfg.model)
+        if self.preview is None or model is None:
+            return {}
+        recall, said = self.preview.show(model, self.accelerator, step, self.progress.seen)
+        self.bar.say(said)
+        return {"recall": recall}
 
-    def _epoch_summary(self, epoch: int) -> None:
-        p = self.progress
-        self.bar.say(
-            f"epoch {epoch}: {p.seen} clips in {p.step} steps, {p.seconds / 60:.1f} min, "
-            f"{p.flops / 1e15:.3g} PFLOP, {p.failed_clips} clips replaced"
-        )
+    def _snapshot(self, measures: dict[str, float] | None = None) -> Snapshot:
+        return take_snapshot(self.model, self.optimizer.optimizer, self.progress, self.cfg.model, measures)
+
+    def _finish(self) -> bool:
+        """Waits for the last checkpoint and writes the final model, if the run is at its end."""
+        self.writer.wait()
+        finished, cfg = self.progress.seen >= self.total, self.cfg
+        model = whole_model(self.model, self.accelerator, cfg.model) if finished else None
+        if model is not None and self.accelerator.is_main_process:
+            model.save_pretrained(cfg.run_dir / "model")
+            best = best_checkpoint(self.writer.root, cfg.run.keep_best)
+            if best is not None:
+                self.bar.say(f"best checkpoint by {cfg.run.keep_best}: {best}")
+        self.accelerator.end_training()
+        return finished
 
 
 def _passed(every: int, step: Step) -> bool:

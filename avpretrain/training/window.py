@@ -64,6 +64,33 @@ class Window:
         return Reading(dict(zip(names, means, strict=True)), failed, waited, seconds, self.clips)
 
 
+@dataclass
+class Mean:
+    """Mean reconstruction loss, audio plus video, over the clips since the last checkpoint."""
+
+    total: float = 0.0
+    clips: int = 0
+
+    def add(self, reading: Reading) -> None:
+        both = reading.means["reconstruction_audio"] + reading.means["reconstruction_video"]
+        self.total, self.clips = self.total + both * reading.clips, self.clips + reading.clips
+
+    def take(self) -> dict[str, float]:
+        """The mean, as a checkpoint's measure; starts anew."""
+        measures = {"reconstruction": self.total / self.clips} if self.clips else {}
+        self.total, self.clips = 0.0, 0
+        return measures
+
+
+def epoch_line(progress: Progress, epoch: int) -> str:
+    """A whole epoch in a line for the console."""
+    p = progress
+    return (
+        f"epoch {epoch}: {p.seen} clips in {p.step} steps, {p.seconds / 60:.1f} min, "
+        f"{p.flops / 1e15:.3g} PFLOP, {p.failed_clips} clips replaced"
+    )
+
+
 def after_step(progress: Progress, step: Step, cfg: ModelConfig) -> Progress:
     """Where the run stands once `step` is taken."""
     flops = clip_flops(cfg, step.audio_ratio, step.video_ratio, step.batch_size).training
