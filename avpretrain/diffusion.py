@@ -12,7 +12,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 from torch import Tensor, nn
 
-from avpretrain.config import DiffusionConfig
+from avpretrain.modelconfig import DiffusionConfig
 
 
 def make_scheduler(cfg: DiffusionConfig, kind: Literal["ddpm", "ddim"] = "ddpm") -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 from avpretrain.config import BatchConfig, OptimConfig, RatioConfig, ScheduleConfig
 from avpretrain.errors import UsageError
@@ -44,6 +45,17 @@ def mask_ratio_at(progress: float, cfg: RatioConfig) -> float:
     return round(cfg.start + (cfg.end - cfg.start) * share, 6)
 
 
+def ratio_pairs(cfg: ScheduleConfig) -> list[tuple[float, float]]:
+    """Audio and video masking ratios that a run passes through, in order, each pair once; the last is the end's."""
+    turns = {0.0, 1.0}
+    for ratio in (cfg.audio_mask_ratio, cfg.video_mask_ratio):
+        levels = {"constant": 1, "step": 2}.get(ratio.kind, ratio.levels)
+        turns |= {level / levels for level in range(levels)}
+    middles = [(low + high) / 2 for low, high in pairwise(sorted(turns))]
+    pairs = [(mask_ratio_at(p, cfg.audio_mask_ratio), mask_ratio_at(p, cfg.video_mask_ratio)) for p in middles]
+    return list(dict.fromkeys(pairs))
+
+
 def kept(patches: int, ratio: float) -> int:
     """Patches of `patches` that stay visible at a masking ratio: at least 1 and at most all but one."""
     return min(max(round(patches * (1 - ratio)), 1), patches - 1)
@@ -51,12 +63,17 @@ def kept(patches: int, ratio: float) -> int:
 
 def batch_size_at(progress: float, cfg: ScheduleConfig, cost: Cost) -> int:
     """Global batch size: B = B0 * cost0 / cost, where B0 and cost0 hold at the end of training."""
+    ratios = mask_ratio_at(progress, cfg.audio_mask_ratio), mask_ratio_at(progress, cfg.video_mask_ratio)
+    return batch_size_for(ratios, cfg, cost)
+
+
+def batch_size_for(ratios: tuple[float, float], cfg: ScheduleConfig, cost: Cost) -> int:
+    """`batch_size_at` where the audio and video masking ratios are these."""
     batch = cfg.batch
     if batch.rule == "constant":
         return batch.size
-    now = cost(mask_ratio_at(progress, cfg.audio_mask_ratio), mask_ratio_at(progress, cfg.video_mask_ratio))
     end = cost(mask_ratio_at(1.0, cfg.audio_mask_ratio), mask_ratio_at(1.0, cfg.video_mask_ratio))
-    return _round_down(batch.size * end / now, batch)
+    return _round_down(batch.size * end / cost(*ratios), batch)
 
 
 def _round_down(size: float, cfg: BatchConfig) -> int:

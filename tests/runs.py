@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from avpretrain.config import TrainConfig, load_config, to_dict
+from avpretrain.config import TrainConfig
+from avpretrain.configfile import load_config, to_dict
 from avpretrain.models.cost import clip_flops, cost_of
 from avpretrain.schedules import plan
 

@@ -17,7 +17,8 @@ import yaml
 from scipy import stats
 
 from avpretrain import cli
-from avpretrain.config import TrainConfig, load_config, to_dict
+from avpretrain.config import TrainConfig
+from avpretrain.configfile import load_config, to_dict
 from avpretrain.efficiency.ablate import Ablation, cells_of, load_ablation
 from avpretrain.efficiency.ablate_summary import markdown, summary, table
 from avpretrain.efficiency.flops import run_cost

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from avpretrain.cli import main
-from avpretrain.config import InputConfig
 from avpretrain.efficiency.bench_features import bench_features
 from avpretrain.efficiency.bench_manifest import measure_manifest, write_rows
+from avpretrain.modelconfig import InputConfig
 from tests.tiny_datasets import Spec, make_dataset
 
 

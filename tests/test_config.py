@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from avpretrain.config import ModelConfig, TrainConfig, find_config, from_dict, load_config, presets_dir, to_dict
+from avpretrain.config import TrainConfig
+from avpretrain.configfile import find_config, from_dict, load_config, presets_dir, to_dict
 from avpretrain.errors import UsageError
+from avpretrain.modelconfig import ModelConfig
 
 PRESETS = sorted(p.stem for p in presets_dir().glob("*.yaml") if not p.stem.startswith("ablation"))
 

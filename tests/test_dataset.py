@@ -12,11 +12,12 @@ import pytest
 import torch
 
 from avpretrain.batch import RawBatch
-from avpretrain.config import DataConfig, InputConfig
+from avpretrain.config import DataConfig
 from avpretrain.data.clips import ClipSet, Sample, window_starts
 from avpretrain.data.dataset import check_bad_share, eval_loader, train_loader
 from avpretrain.data.manifest import MANIFEST_NAME, write_manifest
 from avpretrain.errors import UsageError, UserError
+from avpretrain.modelconfig import InputConfig
 from avpretrain.schedules import Step
 from tests.tiny_datasets import FPS, Spec, make_dataset, picture, tone
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 
-from avpretrain.config import DiffusionConfig
 from avpretrain.diffusion import ForwardProcess, make_scheduler
+from avpretrain.modelconfig import DiffusionConfig
 
 
 def draw(clips: int = 6) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -13,11 +13,12 @@ import torchaudio
 from torch import Tensor
 
 from avpretrain.batch import RawBatch
-from avpretrain.config import AugmentConfig, InputConfig
+from avpretrain.config import AugmentConfig
 from avpretrain.data import augment
 from avpretrain.data.features import IMAGENET_MEAN, IMAGENET_STD, Features, centred, frame_counts, log_mel
 from avpretrain.draws import sample_seed
 from avpretrain.errors import UsageError
+from avpretrain.modelconfig import InputConfig
 
 INPUT = InputConfig(
     audio_frames=64, mels=128, video_frames=3, video_fps=2.0, video_size=24, audio_mean=-7.0, audio_std=4.0

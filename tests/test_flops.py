@@ -14,24 +14,21 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from avpretrain import cli
 from avpretrain.batch import AVBatch
-from avpretrain.config import (
+from avpretrain.config import BatchConfig, RatioConfig, ScheduleConfig, TrainConfig
+from avpretrain.configfile import load_config
+from avpretrain.efficiency.flops import mavil_of, run_cost
+from avpretrain.efficiency.ledger import ACCOUNTINGS, VARIANTS, ledger
+from avpretrain.efficiency.numbers import duration, flops, percent, si, significant
+from avpretrain.modelconfig import (
     AudioTowerConfig,
-    BatchConfig,
     DecoderConfig,
     DiffusionConfig,
     FusionConfig,
     InputConfig,
     LossConfig,
     ModelConfig,
-    RatioConfig,
-    ScheduleConfig,
-    TrainConfig,
     VideoTowerConfig,
-    load_config,
 )
-from avpretrain.efficiency.flops import mavil_of, run_cost
-from avpretrain.efficiency.ledger import ACCOUNTINGS, VARIANTS, ledger
-from avpretrain.efficiency.numbers import duration, flops, percent, si, significant
 from avpretrain.models.cost import COMPONENTS, clip_flops, cost_of
 from avpretrain.models.diffmavil import DiffMAViL
 from avpretrain.models.memory import activation_bytes

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from avpretrain.config import AudioTowerConfig, DecoderConfig, InputConfig, ModelConfig, VideoTowerConfig
 from avpretrain.data.clips import ClipSet
 from avpretrain.evaluation.extract import Extracted, Reading, clip_batches, extract
 from avpretrain.evaluation.frozen import FrozenEncoder, Pooling, clip_steps, encode_steps, input_for, windows
 from avpretrain.evaluation.probe import random_encoder
+from avpretrain.modelconfig import AudioTowerConfig, DecoderConfig, InputConfig, ModelConfig, VideoTowerConfig
 from avpretrain.models.diffmavil import DiffMAViL
 from tests.tiny_datasets import Spec, make_dataset
 

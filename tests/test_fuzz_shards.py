@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from avpretrain.config import InputConfig
 from avpretrain.data.clips import ClipSet
 from avpretrain.data.dataset import eval_loader
 from avpretrain.data.media import Limits
 from avpretrain.data.shards import ShardConfig, make_shards
 from avpretrain.data.transcode import TranscodeConfig
 from avpretrain.data.verify import verify
+from avpretrain.modelconfig import InputConfig
 from tests.media_files import write_media
 
 KINDS: dict[str, dict[str, Any]] = {

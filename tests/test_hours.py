@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from avpretrain import cli
-from avpretrain.config import TrainConfig, load_config
+from avpretrain.config import TrainConfig
+from avpretrain.configfile import load_config
 from avpretrain.efficiency.flops import run_cost
 from avpretrain.efficiency.hours import Bench, predict, read_bench
 from avpretrain.efficiency.ledger import ledger

@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from avpretrain.cli import run as run_verb
-from avpretrain.config import InputConfig
 from avpretrain.errors import UsageError, UserError
+from avpretrain.modelconfig import InputConfig
 from avpretrain.models.diffmavil import DiffMAViL
 from avpretrain.models.foreign import AUDIOSET_STATS, CAV_MAE_STATS, read_weights
 from avpretrain.models.importers import import_checkpoint

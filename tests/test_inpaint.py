@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from avpretrain.cli import run as run_verb
-from avpretrain.config import InputConfig
 from avpretrain.data.features import centred, log_mel
 from avpretrain.errors import UsageError
 from avpretrain.evaluation.inpaint import InpaintConfig, inpaint, neighbour_stats
 from avpretrain.evaluation.vocoder import to_waveform
 from avpretrain.losses import PatchStats
+from avpretrain.modelconfig import InputConfig
 from avpretrain.models.diffmavil import DiffMAViL
 from tests.tiny_datasets import Spec, make_dataset
 from tests.tiny_models import random_batch, smooth_batch, tiny

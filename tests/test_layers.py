@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from diffusers.models.embeddings import get_timestep_embedding
 from torch import nn
 
-from avpretrain.config import DecoderConfig, FusionConfig
+from avpretrain.modelconfig import DecoderConfig, FusionConfig
 from avpretrain.models.decoder import DecoderBlock
 from avpretrain.models.encoder import Encoder, Fusion
 from avpretrain.models.layers import Attention, Block, CrossAttention, TimestepEmbedding

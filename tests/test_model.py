@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from avpretrain.config import FusionConfig, LossConfig
+from avpretrain.modelconfig import FusionConfig, LossConfig
 from avpretrain.models.diffmavil import DiffMAViL
 from tests.tiny_models import random_batch, smooth_batch, tiny
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from avpretrain import cli
-from avpretrain.config import AudioTowerConfig, DecoderConfig, load_config
+from avpretrain.configfile import load_config
 from avpretrain.efficiency.comparison import Comparison, as_json, sentences, summary_table
 from avpretrain.efficiency.flops import run_cost
 from avpretrain.efficiency.page import Cell, table
@@ -24,6 +24,7 @@ from avpretrain.efficiency.runs import read_run
 from avpretrain.efficiency.saving import config_differences, split_saving
 from avpretrain.efficiency.svg import Series, chart, thinned, tick_labels, ticks
 from avpretrain.errors import UserError
+from avpretrain.modelconfig import AudioTowerConfig, DecoderConfig
 from tests.runs import write_probe, write_run
 
 

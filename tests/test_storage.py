@@ -12,12 +12,13 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from avpretrain.config import DataConfig, InputConfig
+from avpretrain.config import DataConfig
 from avpretrain.data import storage
 from avpretrain.data.clips import ClipSet
 from avpretrain.data.dataset import train_loader
 from avpretrain.data.storage import LocalStore, RemoteStore, StorageError, open_store
 from avpretrain.errors import UserError
+from avpretrain.modelconfig import InputConfig
 from avpretrain.schedules import Step
 from tests.tiny_datasets import Spec, make_dataset
 

@@ -20,7 +20,8 @@ import pytest
 import torch
 import yaml
 
-from avpretrain.config import TrainConfig, to_dict
+from avpretrain.config import TrainConfig
+from avpretrain.configfile import to_dict
 from avpretrain.errors import UsageError, UserError
 from avpretrain.models.diffmavil import DiffMAViL
 from avpretrain.training.checkpoint import CheckpointWriter, find_weights, list_checkpoints, load_model
@@ -233,7 +234,7 @@ def test_a_full_disk_is_said_and_harms_no_checkpoint(
 
 
 def test_old_checkpoints_are_pruned(data: Path, tmp_path: Path) -> None:
-    train(tiny_config(data, tmp_path / "run", run={"keep_checkpoints": 2}))
+    train(tiny_config(data, tmp_path / "run", run={"keep_checkpoints": 2, "keep_best": "none"}))
     assert len(list_checkpoints(tmp_path / "run" / "checkpoints")) == 2
 
 

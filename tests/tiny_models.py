@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from avpretrain.batch import AVBatch
-from avpretrain.config import (
+from avpretrain.modelconfig import (
     AudioTowerConfig,
     DecoderConfig,
     DiffusionConfig,

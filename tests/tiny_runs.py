@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from avpretrain.config import TrainConfig, from_dict
+from avpretrain.config import TrainConfig
+from avpretrain.configfile import from_dict
 from avpretrain.training.checkpoint import list_checkpoints
 from tests.tiny_datasets import Spec, make_dataset
 

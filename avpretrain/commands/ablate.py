@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from avpretrain.cli import parse
-from avpretrain.config import TrainConfig, to_dict
+from avpretrain.config import TrainConfig
+from avpretrain.configfile import to_dict
 from avpretrain.efficiency.ablate import OF_A_CELL, Ablation, Cell, cells_of, load_ablation
 from avpretrain.efficiency.flops import run_cost, samples_of
 from avpretrain.efficiency.numbers import flops, percent

@@ -34,8 +34,8 @@ def measure(
     """
     import torch
 
-    from avpretrain.config import InputConfig
     from avpretrain.efficiency.bench_features import bench_features
+    from avpretrain.modelconfig import InputConfig
     from avpretrain.provenance import environment
 
     if device == "cuda" and not torch.cuda.is_available():

@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 from avpretrain.cli import parse
-from avpretrain.config import TrainConfig, load_config, to_dict
+from avpretrain.config import TrainConfig
+from avpretrain.configfile import load_config, to_dict
 from avpretrain.errors import UsageError
 from avpretrain.files import write_json
 

@@ -7,23 +7,26 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
 
 from avpretrain.cli import parse
-from avpretrain.config import TrainConfig, load_config
+from avpretrain.config import DataConfig, TrainConfig
+from avpretrain.configfile import load_config
 from avpretrain.errors import UsageError
 from avpretrain.files import write_json
 
 HELP = """\
-usage: avpretrain bench step CONFIG [CONFIG ...] [--batch-size N] [--repeats N] [--out FILE] [--json]
+usage: avpretrain bench step CONFIG [CONFIG ...] [--batch-size N] [--repeats N] [--checkpointing-price]
+                             [--data.shards FOLDER [--data.num-workers N]] [--out FILE] [--json]
 
 Measures training steps of one or several configs in one run, in each phase of their curriculum: seconds, clips/s,
-FLOP/s by the analytic count, the share of the matmul peak measured on the same device, and peak memory.
+FLOP/s by the analytic count, the share of the matmul peak measured on the same device, peak memory, and the time split
+by component (patches, encoders, fusion, decoders, masks + noise + losses, optimizer; forward and backward together).
 
-reads   presets or YAML files; no data: clips are noise
+reads   presets or YAML files; no data (clips are noise), unless --data.shards is given
 writes  nothing, or with --out the JSON that --json prints
 takes   on a GPU about half a minute a phase with compilation, a few seconds without
 
@@ -32,6 +35,10 @@ takes   on a GPU about half a minute a phase with compilation, a few seconds wit
 --repeats N     timed steps a phase (15)
 --compile / --no-compile
                 overrides the configs
+--checkpointing-price
+                measure each config without and with activation checkpointing, and say what it costs and saves
+--data.shards FOLDER
+                measure as well the share of time that steps wait for clips of these shards, at the curriculum's end
 --out FILE      write the numbers as JSON"""
 
 
@@ -43,6 +50,8 @@ class Arguments:
     batch_size: int = 128
     repeats: int = 15
     compile: bool | None = None
+    checkpointing_price: bool = False
+    data: DataConfig = field(default_factory=DataConfig)
     out: Path | None = None
     json: bool = False
 
@@ -56,16 +65,45 @@ def run(args: Sequence[str]) -> None:
     if not given.configs or given.batch_size < 1 or given.repeats < 1:
         raise UsageError("give at least one config, and a batch size and repeats of at least 1: bench step CONFIG ...")
     configs = {name: _config(name, given.compile) for name in given.configs}
-    from avpretrain.efficiency.bench_step import bench_steps
-
-    console = Console(stderr=True)
-    answer = bench_steps(
-        configs, given.batch_size, given.repeats, say=lambda line: console.print(line, highlight=False)
-    )
+    answer = measure(configs, given)
     if given.out is not None:
         write_json(given.out, answer)
     if given.json:
         print(json.dumps(answer, indent=2))
+
+
+def measure(configs: dict[str, TrainConfig], given: Arguments) -> dict[str, Any]:
+    """Steps of every config, what checkpointing costs them, and how long they wait for data, as asked for."""
+    from avpretrain.efficiency.bench_step import bench_steps, checkpointing_price, with_checkpointing
+
+    console = Console(stderr=True)
+
+    def say(line: str) -> None:
+        console.print(line, highlight=False, soft_wrap=True)
+
+    measured = with_checkpointing(configs) if given.checkpointing_price else configs
+    answer = bench_steps(measured, given.batch_size, given.repeats, say)
+    if given.checkpointing_price:
+        answer["activation_checkpointing"] = checkpointing_price(answer["variants"])
+    if given.data.shards:
+        answer["loader"] = {name: _waiting(cfg, given) for name, cfg in configs.items()}
+        for name, row in answer["loader"].items():
+            say(f"{name}  fed from shards: {row['clips_per_second']:.4g} clips/s, {row['wait_share']:.1%} waiting")
+    return answer
+
+
+def _waiting(cfg: TrainConfig, given: Arguments) -> dict[str, Any]:
+    """Training steps fed by the loader, with the last phase's masking ratios and batch."""
+    from avpretrain.data.clips import ClipSet
+    from avpretrain.efficiency.bench_loader import Bench, feed_steps
+    from avpretrain.training.run import resolve
+
+    clips = ClipSet(given.data.shards, given.data.split, given.data.cache_dir)
+    size = given.batch_size
+    batch = dataclasses.replace(cfg.schedule.batch, size=size, multiple=1, max_size=max(size, 1 << 16))
+    schedule = dataclasses.replace(cfg.schedule, batch=batch)
+    cfg = resolve(dataclasses.replace(cfg, data=given.data, schedule=schedule), clips)
+    return feed_steps(Bench(cfg, given.repeats * size))
 
 
 def _config(name: str, compiled: bool | None) -> TrainConfig:

@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from avpretrain.cli import parse
-from avpretrain.config import TrainConfig, load_config
+from avpretrain.config import TrainConfig
+from avpretrain.configfile import load_config
 from avpretrain.efficiency.flops import RunCost, as_json, mavil_of, run_cost, samples_of
 from avpretrain.efficiency.numbers import flops, percent
 from avpretrain.errors import UsageError

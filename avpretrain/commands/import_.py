@@ -10,8 +10,9 @@ from typing import Annotated
 from rich.console import Console
 from tyro.conf import Positional, arg
 
-from avpretrain.config import ModelConfig, load_config
+from avpretrain.configfile import load_config
 from avpretrain.files import atomic_path, write_json
+from avpretrain.modelconfig import ModelConfig
 from avpretrain.models.foreign import Format
 from avpretrain.models.importers import ImportReport, Into, import_checkpoint
 

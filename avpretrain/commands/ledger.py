@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from avpretrain.config import load_config
+from avpretrain.configfile import load_config
 from avpretrain.efficiency.hours import GPUS, read_bench
 from avpretrain.efficiency.ledger import ACCOUNTINGS, VARIANTS, Entry, as_json, ledger
 from avpretrain.efficiency.numbers import flops, percent, significant

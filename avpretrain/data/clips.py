@@ -14,11 +14,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from avpretrain.config import InputConfig
 from avpretrain.data.decode import DecodeError, decode_audio, decode_video
 from avpretrain.data.manifest import Clip, Manifest, Shard
 from avpretrain.data.storage import StorageError, Store, open_store
 from avpretrain.errors import UsageError
+from avpretrain.modelconfig import InputConfig
 
 Modality = Literal["audio", "video", "both"]
 

@@ -14,9 +14,9 @@ from torch.utils.data import get_worker_info
 
 from avpretrain import draws
 from avpretrain.batch import RawBatch
-from avpretrain.config import InputConfig
 from avpretrain.data.clips import Sample, window_samples
 from avpretrain.errors import UserError
+from avpretrain.modelconfig import InputConfig
 
 MAX_SKIPS = 16
 """Failed clips in a row after which a loader gives up."""

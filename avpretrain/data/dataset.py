@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from avpretrain import draws
 from avpretrain.batch import RawBatch
-from avpretrain.config import DataConfig, InputConfig
+from avpretrain.config import DataConfig
 from avpretrain.data.clips import ClipSet, Modality, Sample
 from avpretrain.data.collate import MAX_SKIPS, Collate, gave_up, random_window, training_short_side
 from avpretrain.data.decode import DecodeError
@@ -25,6 +25,7 @@ from avpretrain.data.sampler import BatchPlaces, Order, Place, spread
 from avpretrain.data.storage import StorageError
 from avpretrain.data.stream import ShardStream
 from avpretrain.errors import UserError
+from avpretrain.modelconfig import InputConfig
 from avpretrain.schedules import Step
 
 __all__ = ["ClipSet", "Modality", "check_bad_share", "eval_loader", "train_loader"]

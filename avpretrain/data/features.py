@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from avpretrain.batch import AVBatch, RawBatch
-from avpretrain.config import AugmentConfig, InputConfig
+from avpretrain.config import AugmentConfig
 from avpretrain.data import augment as aug
 from avpretrain.errors import UsageError
+from avpretrain.modelconfig import InputConfig
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

@@ -19,7 +19,6 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from avpretrain import draws
 from avpretrain.batch import RawBatch
-from avpretrain.config import InputConfig
 from avpretrain.data.clips import ClipSet, Media, Sample, check_media, decode_window
 from avpretrain.data.collate import MAX_SKIPS, Collate, gave_up, random_window, training_short_side
 from avpretrain.data.decode import DecodeError
@@ -27,6 +26,7 @@ from avpretrain.data.manifest import Clip
 from avpretrain.data.sampler import Order, check_divides
 from avpretrain.data.storage import StorageError, Store
 from avpretrain.errors import UsageError, UserError
+from avpretrain.modelconfig import InputConfig
 from avpretrain.schedules import Step
 
 BLOCK = 8 << 20

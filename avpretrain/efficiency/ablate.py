@@ -16,7 +16,8 @@ from typing import Any, Literal
 
 import yaml
 
-from avpretrain.config import TrainConfig, find_config, from_dict, load_config, read_yaml, to_dict
+from avpretrain.config import TrainConfig
+from avpretrain.configfile import find_config, from_dict, load_config, read_yaml, to_dict
 from avpretrain.efficiency.saving import flat, with_changes
 from avpretrain.errors import UsageError
 from avpretrain.files import atomic_path

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from avpretrain.config import to_dict
+from avpretrain.configfile import to_dict
 from avpretrain.data.clips import ClipSet
 from avpretrain.efficiency.ablate import AblationConfig, Cell
 from avpretrain.efficiency.comparison import LOSSES

@@ -8,11 +8,11 @@ import torch
 import torchaudio
 from torch import Tensor
 
-from avpretrain.config import InputConfig
 from avpretrain.data.clips import window_samples
 from avpretrain.data.features import log_mel
 from avpretrain.draws import normal
 from avpretrain.efficiency.bench_step import median_seconds
+from avpretrain.modelconfig import InputConfig
 
 
 def torchaudio_log_mel(waveform_BS: Tensor, cfg: InputConfig) -> Tensor:

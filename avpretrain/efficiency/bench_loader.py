@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import torch
 
-from avpretrain.config import DataConfig, InputConfig, TrainConfig
+from avpretrain.config import DataConfig, TrainConfig
 from avpretrain.data.clips import ClipSet, Media, decode_window
 from avpretrain.data.collate import Collate, random_window, training_short_side
 from avpretrain.data.dataset import process_context, train_loader
@@ -25,6 +25,7 @@ from avpretrain.data.storage import StorageError
 from avpretrain.efficiency.bench_step import Phase, StepBench
 from avpretrain.efficiency.timing import Stopwatch
 from avpretrain.errors import UserError
+from avpretrain.modelconfig import InputConfig
 from avpretrain.schedules import Step
 
 SETTLE = 2

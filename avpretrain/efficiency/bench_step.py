@@ -1,7 +1,4 @@
-"""How fast a training step is: the real model and optimiser, beside the matmul peak of the same machine.
-
-B clips, F spectrogram frames, M mel bins, T video frames, C colours, H height, W width.
-"""
+"""How fast a training step is: the real model and optimiser, beside the matmul peak of the same machine."""
 
 from __future__ import annotations
 
@@ -17,17 +14,12 @@ import torch
 from torch import Tensor
 
 from avpretrain.batch import AVBatch
-from avpretrain.config import InputConfig, TrainConfig
-from avpretrain.draws import normal, sample_seed
+from avpretrain.config import TrainConfig
+from avpretrain.efficiency.components import component_seconds
 from avpretrain.models.cost import clip_flops, cost_of
-from avpretrain.models.diffmavil import DiffMAViL
 from avpretrain.provenance import environment
-from avpretrain.schedules import batch_size_at, mask_ratio_at
-from avpretrain.training.guards import FiniteGuard
-from avpretrain.training.loop import make_optimizer, prepare_model
-
-GRAIN = 1000
-"""Points of a run at which its schedule is looked at for phases."""
+from avpretrain.schedules import batch_size_for, ratio_pairs
+from avpretrain.training.bare_step import BareStep, random_batch
 
 
 @dataclass(frozen=True)
@@ -38,18 +30,6 @@ class Phase:
     """On one device."""
     audio_ratio: float
     video_ratio: float
-
-
-def random_batch(inputs: InputConfig, batch_size: int, device: torch.device) -> AVBatch:
-    """Clips of noise: real values matter, since products with zeros run faster than with data."""
-    seed_B = torch.tensor([sample_seed(0, 0, i) for i in range(batch_size)], device=device)
-    return AVBatch(
-        audio_BFM=normal(seed_B, "audio", (inputs.audio_frames, inputs.mels)),
-        video_BTCHW=normal(seed_B, "video", (inputs.video_frames, 3, inputs.video_size, inputs.video_size)),
-        seed_B=seed_B,
-        has_audio_B=torch.ones(batch_size, dtype=torch.bool, device=device),
-        has_video_B=torch.ones(batch_size, dtype=torch.bool, device=device),
-    )
 
 
 def median_seconds(work: Callable[[], Any], warmup: int, repeats: int) -> float:
@@ -77,29 +57,28 @@ class StepBench:
     """A model and its optimiser, ready to be timed at any phase.
 
     Args:
-        cfg: its model, optimiser, precision and compilation are what is timed; no data are read.
+        cfg: its model, optimiser, precision, compilation and checkpointing are what is timed; no data are read.
     """
 
     def __init__(self, cfg: TrainConfig, device: torch.device) -> None:
-        self.cfg, self.device = cfg, device
-        torch.manual_seed(cfg.seed)
-        model = DiffMAViL(cfg.model).to(device)
-        self.optimizer = make_optimizer(model, cfg.optim)
-        self.guard = FiniteGuard(self.optimizer, device)
-        self.model = prepare_model(model, cfg.run)
-        bf16 = cfg.run.precision == "bf16" or (cfg.run.precision == "auto" and device.type == "cuda")
-        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+        self.cfg, self.device, self.bare = cfg, device, BareStep(cfg, device)
 
     def step(self, batch: AVBatch, phase: Phase) -> dict[str, Tensor]:
-        """Forward, backward, clipping, optimiser: what the training loop does with a batch."""
-        with self.autocast:
-            losses: dict[str, Tensor] = self.model(batch, phase.audio_ratio, phase.video_ratio)
-        losses["loss"].backward()
-        limit = self.cfg.optim.clip_norm or float("inf")
-        self.guard.watch(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit), 0)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return losses
+        """A training step at `phase`."""
+        return self.bare.step(batch, phase.audio_ratio, phase.video_ratio)
+
+    def components(self, phase: Phase, repeats: int = 5) -> dict[str, dict[str, float]]:
+        """Seconds of each component in a step at `phase`, its share, and its FLOP/s where FLOPs are counted for it."""
+        batch = random_batch(self.cfg.model.input, phase.batch_size, self.device)
+        spent = component_seconds(self.bare, batch, phase.audio_ratio, phase.video_ratio, repeats)
+        counted = clip_flops(self.cfg.model, phase.audio_ratio, phase.video_ratio, phase.batch_size).components
+        split = {}
+        for name, seconds in spent.items():
+            split[name] = {"seconds": seconds, "share": seconds / sum(spent.values())}
+            flops = counted.get("patch_embed" if name == "patches" else name)
+            if flops is not None and seconds:
+                split[name]["flops_per_second"] = flops.training * phase.batch_size / seconds
+        return split
 
     def measure(self, phase: Phase, warmup: int = 5, repeats: int = 20) -> dict[str, Any]:
         """Seconds, clips/s, FLOP/s and memory of a step at `phase`; `compile_seconds` is the first call's time."""
@@ -127,13 +106,8 @@ def phases(cfg: TrainConfig, batch_size: int) -> list[Phase]:
     """The phases of a curriculum, in order, with `batch_size` clips on the device in the last one."""
     batch = dataclasses.replace(cfg.schedule.batch, size=batch_size, multiple=math.gcd(8, batch_size))
     schedule = dataclasses.replace(cfg.schedule, batch=batch)
-    cost = cost_of(cfg.model, batch.rule)
-    found = []
-    for i in range(GRAIN):
-        progress = i / GRAIN
-        ratios = mask_ratio_at(progress, schedule.audio_mask_ratio), mask_ratio_at(progress, schedule.video_mask_ratio)
-        found.append(Phase(batch_size_at(progress, schedule, cost), *ratios))
-    return list(dict.fromkeys(found))
+    cost = cost_of(cfg.model, batch.rule, batch.bytes_per_clip)
+    return [Phase(batch_size_for(ratios, schedule, cost), *ratios) for ratios in ratio_pairs(schedule)]
 
 
 def bench_steps(
@@ -153,6 +127,7 @@ def bench_steps(
         for phase in phases(cfg, batch_size):
             measured = bench.measure(phase, repeats=repeats)
             measured["share_of_peak"] = measured["flops_per_second"] / peak
+            measured["components"] = bench.components(phase, min(repeats, 5))
             variants[name].append(measured)
             say(
                 f"{name}  batch {phase.batch_size}  ratio {phase.audio_ratio:g}/{phase.video_ratio:g}  "
@@ -162,3 +137,34 @@ def bench_steps(
         del bench
     again = matmul_peak(device)
     return {"matmul_peak": peak, "matmul_peak_after": again, "repeats": repeats, "variants": variants, **environment()}
+
+
+CHECKPOINTED = "+activation_checkpointing"
+"""Ends the name of a variant that recomputes its blocks."""
+
+
+def with_checkpointing(configs: Mapping[str, TrainConfig]) -> dict[str, TrainConfig]:
+    """Each config twice, without and with activation checkpointing, one after the other."""
+    both = {}
+    for name, cfg in configs.items():
+        for ending, on in (("", False), (CHECKPOINTED, True)):
+            run = dataclasses.replace(cfg.run, activation_checkpointing=on)
+            both[name + ending] = dataclasses.replace(cfg, run=run)
+    return both
+
+
+def checkpointing_price(variants: Mapping[str, list[dict[str, Any]]]) -> dict[str, list[dict[str, float]]]:
+    """What activation checkpointing multiplies the seconds and the peak memory of each phase by.
+
+    Args:
+        variants: as `bench_steps` measured the configs that `with_checkpointing` made.
+    """
+    price: dict[str, list[dict[str, float]]] = {}
+    for name, rows in variants.items():
+        for plain, checkpointed in zip(rows, variants.get(name + CHECKPOINTED, []), strict=False):
+            row = {key: plain[key] for key in ("batch_size", "audio_ratio", "video_ratio")}
+            row["seconds_times"] = checkpointed["seconds"] / plain["seconds"]
+            if plain["peak_memory_bytes"]:  # not known of a CPU
+                row["memory_times"] = checkpointed["peak_memory_bytes"] / plain["peak_memory_bytes"]
+            price.setdefault(name, []).append(row)
+    return price

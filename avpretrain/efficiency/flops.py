@@ -6,7 +6,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from avpretrain.config import DecoderConfig, RatioConfig, TrainConfig
+from avpretrain.config import RatioConfig, TrainConfig
+from avpretrain.modelconfig import DecoderConfig
 from avpretrain.models.cost import COMPONENTS, FlopCount, Flops, clip_flops, cost_of
 from avpretrain.schedules import plan, total_samples
 
@@ -78,7 +79,8 @@ def run_cost(cfg: TrainConfig, samples: int | None = None) -> RunCost:
     """
     runs: list[tuple[tuple[float, float, int], int]] = []
     total = NOMINAL_STEPS * cfg.schedule.batch.size if samples is None else samples
-    for step in plan(cfg.schedule, cfg.optim, total, cost_of(cfg.model, cfg.schedule.batch.rule)):
+    batch = cfg.schedule.batch
+    for step in plan(cfg.schedule, cfg.optim, total, cost_of(cfg.model, batch.rule, batch.bytes_per_clip)):
         key = (step.audio_ratio, step.video_ratio, step.batch_size)
         if runs and runs[-1][0] == key:
             runs[-1] = (key, runs[-1][1] + 1)

@@ -9,7 +9,8 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from avpretrain.config import TrainConfig, to_dict
+from avpretrain.config import TrainConfig
+from avpretrain.configfile import to_dict
 from avpretrain.efficiency.runs import Probe, Run, common_prefix
 
 

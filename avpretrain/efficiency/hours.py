@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from avpretrain.config import ModelConfig, TrainConfig
+from avpretrain.config import TrainConfig
 from avpretrain.efficiency.flops import Phase, RunCost
 from avpretrain.errors import UserError
 from avpretrain.files import read_json
+from avpretrain.modelconfig import ModelConfig
 from avpretrain.models.cost import clip_flops
 
 GPUS = (1, 64)

@@ -14,7 +14,8 @@ from typing import Any
 
 import yaml
 
-from avpretrain.config import TrainConfig, from_dict
+from avpretrain.config import TrainConfig
+from avpretrain.configfile import from_dict
 from avpretrain.errors import UserError
 from avpretrain.files import read_json
 

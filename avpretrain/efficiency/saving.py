@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from avpretrain.config import TrainConfig, from_dict, to_dict
+from avpretrain.config import TrainConfig
+from avpretrain.configfile import from_dict, to_dict
 from avpretrain.efficiency.flops import run_cost
 from avpretrain.errors import UsageError
 

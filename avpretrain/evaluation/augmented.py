@@ -16,13 +16,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from avpretrain import draws
 from avpretrain.batch import AVBatch, RawBatch
-from avpretrain.config import InputConfig
 from avpretrain.data.clips import ClipSet, Modality, Sample
 from avpretrain.data.collate import Collate, random_window, training_short_side
 from avpretrain.data.dataset import process_context
 from avpretrain.data.decode import DecodeError
 from avpretrain.data.storage import StorageError
 from avpretrain.evaluation.recipes import FinetuneConfig
+from avpretrain.modelconfig import InputConfig
 
 BETA = 10.0
 """Mixup's lambda comes from Beta(10, 10) (AudioMAE)."""

@@ -19,10 +19,10 @@ from rich.progress import Progress
 from torch import Tensor, nn
 
 from avpretrain.batch import RawBatch
-from avpretrain.config import InputConfig
 from avpretrain.data.dataset import ClipSet, eval_loader
 from avpretrain.data.features import Features, frame_counts
 from avpretrain.evaluation.frozen import ClipBatch, Embedder, Modality
+from avpretrain.modelconfig import InputConfig
 
 
 @dataclass(frozen=True)

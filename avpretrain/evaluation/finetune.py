@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from avpretrain.batch import AVBatch, RawBatch
-from avpretrain.config import AugmentConfig, InputConfig, OptimConfig
+from avpretrain.config import AugmentConfig, OptimConfig
 from avpretrain.data.clips import ClipSet
 from avpretrain.data.dataset import eval_loader
 from avpretrain.data.features import Features
@@ -37,6 +37,7 @@ from avpretrain.evaluation.probe import Outcome, all_clips, parts_of, random_enc
 from avpretrain.evaluation.recipes import FinetuneConfig
 from avpretrain.evaluation.results import origin
 from avpretrain.evaluation.selection import across_parts, headline, majority, pool
+from avpretrain.modelconfig import InputConfig
 from avpretrain.models.diffmavil import DiffMAViL
 from avpretrain.schedules import lr_at
 from avpretrain.training.checkpoint import load_model

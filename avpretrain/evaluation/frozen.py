@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from avpretrain.config import InputConfig
+from avpretrain.modelconfig import InputConfig
 from avpretrain.models.diffmavil import DiffMAViL
 from avpretrain.models.encoder import Encoder
 from avpretrain.models.patches import patchify_audio, patchify_video

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from avpretrain import draws
 from avpretrain.batch import AVBatch
-from avpretrain.config import DiffusionConfig
 from avpretrain.diffusion import make_scheduler
 from avpretrain.losses import PatchStats
+from avpretrain.modelconfig import DiffusionConfig
 from avpretrain.models.diffmavil import SIDES, DiffMAViL, Side
 from avpretrain.models.masking import gather_patches
 from avpretrain.models.patches import Grid, unpatchify_audio, unpatchify_video

@@ -12,7 +12,6 @@ import torch
 from accelerate import PartialState
 from torch import Tensor
 
-from avpretrain.config import ModelConfig
 from avpretrain.data.clips import ClipSet
 from avpretrain.errors import UserError
 from avpretrain.evaluation import intervals
@@ -22,6 +21,7 @@ from avpretrain.evaluation.labels import Parts, Task, cross_validation_parts, of
 from avpretrain.evaluation.predictions import Predictions, beside
 from avpretrain.evaluation.results import origin
 from avpretrain.evaluation.selection import METHODS, across_parts, evaluate, majority
+from avpretrain.modelconfig import ModelConfig
 from avpretrain.models.diffmavil import DiffMAViL
 from avpretrain.training.checkpoint import load_model
 

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from avpretrain.config import to_dict
+from avpretrain.configfile import to_dict
 from avpretrain.data.clips import ClipSet
 from avpretrain.evaluation.predictions import Predictions, difference, matched
 from avpretrain.files import read_json, write_json

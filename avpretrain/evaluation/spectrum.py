@@ -22,7 +22,6 @@ import torch
 from torch import Tensor
 
 from avpretrain.batch import AVBatch
-from avpretrain.config import InputConfig
 from avpretrain.data.clips import ClipSet
 from avpretrain.data.dataset import eval_loader
 from avpretrain.data.features import LOWEST_HZ, Features
@@ -30,6 +29,7 @@ from avpretrain.errors import UsageError, UserError
 from avpretrain.evaluation.inpaint import InpaintConfig, fill_patches
 from avpretrain.evaluation.intervals import Floats, Statistic, estimate
 from avpretrain.evaluation.results import origin
+from avpretrain.modelconfig import InputConfig
 from avpretrain.models.diffmavil import DiffMAViL
 from avpretrain.models.masking import gather_patches
 from avpretrain.models.patches import unpatchify_audio

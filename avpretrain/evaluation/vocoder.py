@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from avpretrain.config import InputConfig
 from avpretrain.data.features import PREEMPHASIS, frame_length, frame_shift, mel_filters
+from avpretrain.modelconfig import InputConfig
 
 
 def to_waveform(audio_FM: Tensor, input: InputConfig, iterations: int = 60) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from avpretrain.config import DecoderConfig, ModelConfig
+from avpretrain.modelconfig import DecoderConfig, ModelConfig
 
 CARD_TEMPLATE = """---
 {{ card_data }}

@@ -10,10 +10,12 @@ L tokens, D width, N queries, C context tokens.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from avpretrain.config import DecoderConfig, ModelConfig
+from avpretrain.errors import UsageError
+from avpretrain.modelconfig import DecoderConfig, ModelConfig
 from avpretrain.models.memory import activation_bytes
 from avpretrain.models.sizes import Side, side, visible_tokens
 from avpretrain.schedules import Cost
@@ -166,16 +168,31 @@ def clip_flops(cfg: ModelConfig, audio_ratio: float, video_ratio: float, batch_s
     return FlopCount({name: parts[name] for name in COMPONENTS})
 
 
-def cost_of(cfg: ModelConfig, rule: str) -> Cost:
+def _measured(rows: Mapping[tuple[float, float], float]) -> Cost:
+    def look_up(audio: float, video: float) -> float:
+        if (audio, video) not in rows:
+            raise UsageError(
+                f"schedule.batch.bytes_per_clip has no row for masking ratios {audio:g}/{video:g}; leave it out, and "
+                "they are measured"
+            )
+        return rows[audio, video]
+
+    return look_up
+
+
+def cost_of(cfg: ModelConfig, rule: str, bytes_per_clip: Sequence[tuple[float, float, float]] = ()) -> Cost:
     """What an adaptive batch holds constant, as a function of the audio and video masking ratios.
 
     Args:
         rule: `schedule.batch.rule`. flops counts forward and backward without the contrast, which depends on the batch.
+        bytes_per_clip: `schedule.batch.bytes_per_clip`, which memory counts instead of its estimate where it is given.
     """
     if rule == "visible_tokens":
         return lru_cache(lambda audio, video: visible_tokens(cfg, audio, video))
     if rule == "flops":
         return lru_cache(lambda audio, video: clip_flops(cfg, audio, video, batch_size=0).training)
+    if rule == "memory" and bytes_per_clip:
+        return _measured({(audio, video): cost for audio, video, cost in bytes_per_clip})
     if rule == "memory":
         return lru_cache(lambda audio, video: activation_bytes(cfg, audio, video))
     return lambda audio, video: 1.0

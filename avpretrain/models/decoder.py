@@ -15,7 +15,7 @@ from einops import rearrange, repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from avpretrain.config import DecoderConfig
+from avpretrain.modelconfig import DecoderConfig
 from avpretrain.models.layers import NORM_EPS, Attention, CrossAttention, Mlp, TimestepEmbedding
 from avpretrain.models.masking import gather_patches
 from avpretrain.models.patches import Grid, positions

@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from avpretrain import draws
 from avpretrain.batch import AVBatch
-from avpretrain.config import ModelConfig, from_dict, to_dict
+from avpretrain.configfile import from_dict, to_dict
 from avpretrain.diffusion import ForwardProcess
 from avpretrain.losses import PatchStats, contrastive_loss, normalise_patches, patch_mse
+from avpretrain.modelconfig import ModelConfig
 from avpretrain.models.card import CARD_TEMPLATE, card_values
 from avpretrain.models.decoder import Decoder, DecoderBlock
 from avpretrain.models.encoder import Encoder, Fusion

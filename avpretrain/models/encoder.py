@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from avpretrain.config import FusionConfig
+from avpretrain.modelconfig import FusionConfig
 from avpretrain.models.layers import NORM_EPS, Block
 from avpretrain.models.patches import Grid, positions, resize_positions
 

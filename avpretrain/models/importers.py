@@ -14,8 +14,8 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor
 
-from avpretrain.config import ModelConfig
 from avpretrain.errors import UsageError, UserError
+from avpretrain.modelconfig import ModelConfig
 from avpretrain.models.diffmavil import DiffMAViL, Side
 from avpretrain.models.foreign import READERS, ForeignModel, ForeignViT, Format, Taker, read_weights
 from avpretrain.models.patches import Grid, positions, resize_positions

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from avpretrain.config import to_dict
+from avpretrain.configfile import to_dict
 from avpretrain.errors import UserError
 from avpretrain.files import atomic_path
 from avpretrain.models.diffmavil import DiffMAViL, Side

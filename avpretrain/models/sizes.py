@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from avpretrain.config import ModelConfig
+from avpretrain.modelconfig import ModelConfig
 from avpretrain.schedules import kept
 
 

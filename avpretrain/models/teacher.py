@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from avpretrain.batch import AVBatch
-from avpretrain.config import ModelConfig
 from avpretrain.errors import UsageError
+from avpretrain.modelconfig import ModelConfig
 from avpretrain.models.diffmavil import DiffMAViL
 from avpretrain.models.reconstruction import TeacherFeatures
 

@@ -12,7 +12,8 @@ import json
 import os
 import shutil
 import threading
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,15 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from avpretrain.config import ModelConfig, from_dict, to_dict
+from avpretrain.configfile import from_dict, to_dict
 from avpretrain.errors import UserError
 from avpretrain.files import atomic_path, read_json, write_json
+from avpretrain.modelconfig import ModelConfig
 from avpretrain.models.diffmavil import DiffMAViL
 
 WEIGHTS, CONFIG, OPTIMIZER, STATE = "model.safetensors", "config.json", "optimizer.safetensors", "state.json"
+BETTER: dict[str, Callable[..., float]] = {"reconstruction": min, "recall": max}
+"""What a checkpoint may be kept for, and which value of it is the better one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,17 +64,26 @@ class Snapshot:
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     config: ModelConfig
+    measures: dict[str, float] = field(default_factory=dict)
+    """How good it is, by the names in `BETTER`."""
 
 
 def take_snapshot(
-    model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, config: ModelConfig
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    config: ModelConfig,
+    measures: dict[str, float] | None = None,
 ) -> Snapshot:
-    """Copies weights and optimiser state to the CPU; every rank must call it, all but rank 0 get empty ones."""
+    """Copies weights and optimiser state to the CPU, whole even where ranks hold shards of them.
+
+    Every rank must call it; where there are several, all but rank 0 get empty ones.
+    """
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     weights = get_model_state_dict(model, options=options)
-    state: Any = get_optimizer_state_dict(model, optimizer, options=options)["state"]
+    state: Any = get_optimizer_state_dict(model, optimizer, options=options).get("state", {})
     flat = {f"{name}.{key}": value for name, slots in state.items() for key, value in slots.items()}
-    return Snapshot(progress, _owned(weights), _owned(flat), config)
+    return Snapshot(progress, _owned(weights), _owned(flat), config, measures or {})
 
 
 def _owned(tensors: dict[str, Any]) -> dict[str, Tensor]:
@@ -91,7 +104,8 @@ def write_snapshot(root: Path, snapshot: Snapshot) -> Path:
         save_file(snapshot.optimizer, folder / OPTIMIZER)
         (folder / CONFIG).write_text(json.dumps({"config": to_dict(snapshot.config)}, indent=2) + "\n")
         hashes = {name: file_sha256(folder / name) for name in (WEIGHTS, OPTIMIZER, CONFIG)}
-        write_json(folder / STATE, {"progress": dataclasses.asdict(snapshot.progress), "sha256": hashes})
+        state = {"progress": dataclasses.asdict(snapshot.progress), "measures": snapshot.measures, "sha256": hashes}
+        write_json(folder / STATE, state)
         for name in (*hashes, STATE):
             with (folder / name).open("rb") as file:
                 os.fsync(file.fileno())
@@ -109,10 +123,11 @@ class CheckpointWriter:
 
     Args:
         keep: newest checkpoints that stay; 0 keeps all.
+        best: the measure by which one more stays; 'none' = no more.
     """
 
-    def __init__(self, root: Path, keep: int) -> None:
-        self.root, self.keep = root, keep
+    def __init__(self, root: Path, keep: int, best: str = "none") -> None:
+        self.root, self.keep, self.best = root, keep, best
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
@@ -129,8 +144,10 @@ class CheckpointWriter:
     def _write(self, snapshot: Snapshot) -> None:
         try:
             write_snapshot(self.root, snapshot)
+            best = best_checkpoint(self.root, self.best)
             for old in list_checkpoints(self.root)[: -self.keep or None] if self.keep else []:
-                shutil.rmtree(old)
+                if old != best:
+                    shutil.rmtree(old)
         except BaseException as error:
             self._error = error
 
@@ -156,6 +173,16 @@ class CheckpointWriter:
 def list_checkpoints(root: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
     return sorted(p for p in root.glob("[0-9]*") if (p / STATE).is_file()) if root.is_dir() else []
+
+
+def best_checkpoint(root: Path, measure: str) -> Path | None:
+    """The checkpoint with the best value of a measure, the later of equals; none where none has it."""
+    better, found = BETTER.get(measure), []
+    for checkpoint in list_checkpoints(root) if better is not None else []:
+        value = read_json(checkpoint / STATE, "checkpoint state").get("measures", {}).get(measure)
+        if value is not None:
+            found.append((-value if better is min else value, checkpoint))
+    return max(found)[1] if found else None
 
 
 def is_intact(checkpoint: Path) -> bool:

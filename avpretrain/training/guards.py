@@ -96,16 +96,18 @@ class FiniteGuard:
 
 @contextmanager
 def memory_advice(batch_size: int, ranks: int, ratios: tuple[float, float]) -> Iterator[None]:
-    """Says running out of GPU memory in words that name the batch and the mend.
+    """Says running out of memory, the GPU's or the machine's, in words that name the batch and the mend.
 
     Raises:
         UserError: it happened in the block.
     """
     try:
         yield
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)):  # the CPU's
+            raise
         raise UserError(
-            f"out of GPU memory at batch size {batch_size} ({batch_size // ranks} a GPU) with masking ratios "
+            f"out of memory at batch size {batch_size} ({batch_size // ranks} a rank) with masking ratios "
             f"{ratios[0]:g}/{ratios[1]:g}; lower schedule.batch.size, cap schedule.batch.max_size below {batch_size}, "
             "or add --run.activation-checkpointing"
         ) from None

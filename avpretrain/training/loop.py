@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import dropwhile
-from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from avpretrain.batch import RawBatch
-from avpretrain.config import OptimConfig, RunConfig, TrainConfig
+from avpretrain.config import TrainConfig
 from avpretrain.data.dataset import ClipSet, check_bad_share, train_loader
 from avpretrain.data.features import Features
-from avpretrain.errors import UsageError, UserError
-from avpretrain.models.cost import clip_flops, cost_of
+from avpretrain.errors import UserError
+from avpretrain.models.cost import cost_of
 from avpretrain.models.diffmavil import DiffMAViL
-from avpretrain.models.layers import Block
 from avpretrain.schedules import Step, plan, total_samples
-from avpretrain.training.checkpoint import CheckpointWriter, Progress, restore, take_snapshot
+from avpretrain.training.build import check_ranks, make_accelerator, make_optimizer, prepare_model, whole_model
+from avpretrain.training.checkpoint import CheckpointWriter, Progress, Snapshot, best_checkpoint, restore, take_snapshot
 from avpretrain.training.guards import FiniteGuard, Preemption, Watchdog, memory_advice
-from avpretrain.training.metrics import LossMeter, MetricsLog, ProgressBar
+from avpretrain.training.memory_probe import with_measured_memory
+from avpretrain.training.metrics import MetricsLog, ProgressBar
 from avpretrain.training.preview import Preview
 from avpretrain.training.run import open_run, resolve, resume_point, save_failure
 from avpretrain.training.stage2 import make_stage2
+from avpretrain.training.window import Mean, Window, after_step, epoch_line, metrics_line
 
 
 @dataclass(frozen=True)
@@ -53,55 +56,11 @@ def train(cfg: TrainConfig, stop_at: int | None = None) -> Outcome:
     accelerator = make_accelerator(cfg)
     clips = ClipSet(cfg.data.shards, cfg.data.split, cfg.data.cache_dir)
     cfg = resolve(cfg, clips)
-    if cfg.schedule.batch.multiple % accelerator.num_processes:
-        raise UsageError(
-            f"{accelerator.num_processes} ranks can't share batches evenly: schedule.batch.multiple is "
-            f"{cfg.schedule.batch.multiple}; make it a multiple of {accelerator.num_processes}"
-        )
+    check_ranks(accelerator, cfg.schedule.batch.multiple)
+    cfg = with_measured_memory(cfg, accelerator)
     trainer = Trainer(cfg, accelerator, clips)
     with Preemption().listening() as preemption, Watchdog(cfg.run.hang_timeout) as watchdog:
         return trainer.run(preemption, watchdog, stop_at)
-
-
-def make_accelerator(cfg: TrainConfig) -> Accelerator:
-    """Accelerate with this config's precision and tracker."""
-    precision = {"fp32": "no", "bf16": "bf16"}.get(cfg.run.precision)
-    if precision is None and torch.cuda.is_available() and torch.cuda.is_bf16_supported():
-        precision = "bf16"
-    tracker = None if cfg.run.tracker == "none" else cfg.run.tracker
-    return Accelerator(mixed_precision=precision, log_with=tracker, project_dir=str(cfg.run_dir))
-
-
-def make_optimizer(model: nn.Module, cfg: OptimConfig) -> torch.optim.AdamW:
-    """Fused AdamW; biases, norms and learned tokens are not decayed."""
-    parameters = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    plain = [p for name, p in parameters if p.ndim == 1 or name.endswith(("_token", "bottleneck", "position_table"))]
-    kept = {id(p) for p in plain}
-    decayed = [p for _, p in parameters if id(p) not in kept]
-    groups = [{"params": decayed, "weight_decay": cfg.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=cfg.lr, betas=cfg.betas, fused=True)
-
-
-def prepare_model(model: DiffMAViL, cfg: RunConfig) -> DiffMAViL:
-    """Applies activation checkpointing and compilation, in place."""
-    if cfg.activation_checkpointing:
-        from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
-
-        apply_activation_checkpointing(model, check_fn=lambda module: isinstance(module, Block))
-    if cfg.compile:
-        model.compile_parts()
-    return model
-
-
-@dataclass
-class _Window:
-    """What has been counted since the last log line."""
-
-    clips: int = 0
-    failed: int = 0
-    waited: float = 0.0
-    started: float = field(default_factory=time.perf_counter)
-    meter: LossMeter = field(default_factory=LossMeter)
 
 
 class Trainer:
@@ -110,7 +69,8 @@ class Trainer:
     def __init__(self, cfg: TrainConfig, accelerator: Accelerator, clips: ClipSet) -> None:
         self.cfg, self.accelerator, self.clips = cfg, accelerator, clips
         self.total = total_samples(cfg.schedule, len(clips))
-        self.cost = cost_of(cfg.model, cfg.schedule.batch.rule)
+        batch = cfg.schedule.batch
+        self.cost = cost_of(cfg.model, batch.rule, batch.bytes_per_clip)
         torch.manual_seed(cfg.seed)
         model = DiffMAViL(cfg.model)
         teacher = make_stage2(cfg, model)
@@ -124,8 +84,8 @@ class Trainer:
         self.model, self.optimizer = accelerator.prepare(prepare_model(model, cfg.run), optimizer)
         self.features = Features(cfg.model.input, cfg.data.augment).to(accelerator.device)
         self.progress = self._resume()
-        self.failure_reason = "on another rank"
-        self.writer = CheckpointWriter(cfg.run_dir / "checkpoints", cfg.run.keep_checkpoints)
+        self.writer = CheckpointWriter(cfg.run_dir / "checkpoints", cfg.run.keep_checkpoints, cfg.run.keep_best)
+        self.window, self.reconstruction = Window(), Mean()
 
     def _resume(self) -> Progress:
         checkpoint, damaged = resume_point(self.cfg)
@@ -161,19 +121,14 @@ class Trainer:
                 self._milestones(step, last)
                 if last:
                     break
-        self.writer.wait()
-        finished = self.progress.seen >= self.total
-        if finished and main:
-            self.accelerator.unwrap_model(self.model).save_pretrained(cfg.run_dir / "model")
-        self.accelerator.end_training()
-        return Outcome(self.progress, finished, stopped_by)
+        return Outcome(self.progress, self._finish(), stopped_by)
 
     def _batches(self, steps: list[Step]) -> Iterator[tuple[Step, RawBatch, float]]:
         """Each step with its clips and the seconds that the loop waited for them."""
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         cfg = self.cfg
         batches = train_loader(cfg.data, cfg.model.input, cfg.seed, steps, rank, world, clips=self.clips)
-        self.window = _Window()
+        self.window = Window()
         for step in steps:
             started = time.perf_counter()
             raw = next(batches)
@@ -190,69 +145,35 @@ class Trainer:
         self.accelerator.backward(losses["loss"])
         limit = self.cfg.optim.clip_norm or math.inf
         grad_norm = self.accelerator.clip_grad_norm_(self.model.parameters(), limit)
+        if isinstance(grad_norm, DTensor):  # of shards
+            grad_norm = grad_norm.full_tensor()
         self.guard.watch(grad_norm, step.index)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.window.meter.add({**losses, "grad_norm": grad_norm})
-        self.window.clips += step.batch_size
-        self.window.failed += raw.failed
-        self.failure_reason = raw.reasons[-1] if raw.reasons else self.failure_reason
-        self.window.waited += waited
-        flops = clip_flops(self.cfg.model, step.audio_ratio, step.video_ratio, step.batch_size).training
-        self.progress = Progress(
-            seen=step.seen + step.batch_size,
-            step=step.index + 1,
-            seconds=self.progress.seconds,
-            failed_clips=self.progress.failed_clips,
-            flops=self.progress.flops + flops * step.batch_size,
-        )
+        self.window.add(step, raw, {**losses, "grad_norm": grad_norm}, waited)
+        self.progress = after_step(self.progress, step, self.cfg.model)
 
     # --- between steps -----------------------------------------------------------------------------------------------
 
     def _report(self, step: Step) -> None:
         """Reads the device once, writes a line of metrics, and stops a run that has gone wrong."""
-        window, accelerator = self.window, self.accelerator
-        names = window.meter.names
-        counts = torch.tensor([window.failed, window.waited], dtype=torch.float64, device=accelerator.device)
-        values = accelerator.reduce(torch.cat([window.meter.read().double(), counts]), reduction="mean").tolist()
-        *means, failed, waited = values
-        failed = round(failed * accelerator.num_processes)
-        seconds = time.perf_counter() - window.started
-        self.progress = Progress(
-            seen=self.progress.seen,
-            step=self.progress.step,
-            seconds=self.progress.seconds + seconds,
-            failed_clips=self.progress.failed_clips + failed,
-            flops=self.progress.flops,
+        reading = self.window.read(self.accelerator)
+        self.progress = dataclasses.replace(
+            self.progress,
+            seconds=self.progress.seconds + reading.seconds,
+            failed_clips=self.progress.failed_clips + reading.failed,
         )
+        self.reconstruction.add(reading)
         self._stop_if_not_finite()
-        check_bad_share(
-            self.progress.failed_clips, self.progress.seen, self.cfg.data.max_bad_share, self.failure_reason
-        )
-        flops = clip_flops(self.cfg.model, step.audio_ratio, step.video_ratio, step.batch_size).training
-        line = {
-            "step": self.progress.step,
-            "seen": self.progress.seen,
-            "samples_total": self.total,
-            **dict(zip(names, means, strict=True)),
-            "audio_mask_ratio": step.audio_ratio,
-            "video_mask_ratio": step.video_ratio,
-            "batch_size": step.batch_size,
-            "lr": step.lr,
-            "clips_per_second": window.clips / seconds,
-            "seconds": self.progress.seconds,
-            "data_wait_share": waited / seconds,
-            "failed_clips": self.progress.failed_clips,
-            "flops_per_clip": flops,
-            "flops_total": self.progress.flops,
-            "peak_memory_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0,
-        }
+        done, reason = self.progress, self.window.reason
+        check_bad_share(done.failed_clips, done.seen, self.cfg.data.max_bad_share, reason)
+        line = metrics_line(reading, step, done, self.total, self.cfg.model)
         if self.log is not None:
             self.log.write(line)
-        accelerator.log({k: v for k, v in line.items() if k not in ("step", "seen")}, step=self.progress.seen)
-        self.bar.advance(self.progress.seen)
+        self.accelerator.log({k: v for k, v in line.items() if k not in ("step", "seen")}, step=done.seen)
+        self.bar.advance(done.seen)
         self.bar.report(line)
-        self.window = _Window()
+        self.window = Window(reason)
 
     def _stop_if_not_finite(self) -> None:
         """Ends the run at a NaN or infinity, with the weights from before it and the clips that led to it.
@@ -283,33 +204,46 @@ class Trainer:
         return bool(self.accelerator.reduce(told, reduction="sum").item())
 
     def _milestones(self, step: Step, last: bool) -> None:
-        """Writes a checkpoint and a preview where one is due."""
-        run = self.cfg.run
+        """Writes a preview and a checkpoint where one is due."""
+        run, epoch = self.cfg.run, len(self.clips)
         checkpoints = run.checkpoint_every or math.ceil(self.total / 10)
-        previews = run.preview_every or checkpoints
         save = last or _passed(checkpoints, step)
         if save and self.window.clips:
             self._report(step)
+        measures = {}
+        if run.preview_clips and self.teacher is None and (last or _passed(run.preview_every or checkpoints, step)):
+            measures = self._show(step)
         if save:
-            snapshot = self._snapshot()
+            snapshot = self._snapshot({**self.reconstruction.take(), **measures})
             if self.accelerator.is_main_process:
                 self.writer.save(snapshot)
-        if self.preview is not None and (_passed(previews, step) or last):
-            model = self.accelerator.unwrap_model(self.model)
-            said = self.preview.show(model, self.accelerator, step, self.progress.seen)
-            self.bar.say(said)
-        if len(self.clips) and _passed(len(self.clips), step):
-            self._epoch_summary(self.progress.seen // len(self.clips))
+        if epoch and _passed(epoch, step):
+            self.bar.say(epoch_line(self.progress, self.progress.seen // epoch))
 
-    def _snapshot(self) -> Any:
-        return take_snapshot(self.model, self.optimizer.optimizer, self.progress, self.cfg.model)
+    def _show(self, step: Step) -> dict[str, float]:
+        """Draws a preview on rank 0; returns what it measured."""
+        model = whole_model(self.model, self.accelerator, self.cfg.model)
+        if self.preview is None or model is None:
+            return {}
+        recall, said = self.preview.show(model, self.accelerator, step, self.progress.seen)
+        self.bar.say(said)
+        return {"recall": recall}
 
-    def _epoch_summary(self, epoch: int) -> None:
-        p = self.progress
-        self.bar.say(
-            f"epoch {epoch}: {p.seen} clips in {p.step} steps, {p.seconds / 60:.1f} min, "
-            f"{p.flops / 1e15:.3g} PFLOP, {p.failed_clips} clips replaced"
-        )
+    def _snapshot(self, measures: dict[str, float] | None = None) -> Snapshot:
+        return take_snapshot(self.model, self.optimizer.optimizer, self.progress, self.cfg.model, measures)
+
+    def _finish(self) -> bool:
+        """Waits for the last checkpoint and writes the final model, if the run is at its end."""
+        self.writer.wait()
+        finished, cfg = self.progress.seen >= self.total, self.cfg
+        model = whole_model(self.model, self.accelerator, cfg.model) if finished else None
+        if model is not None and self.accelerator.is_main_process:
+            model.save_pretrained(cfg.run_dir / "model")
+            best = best_checkpoint(self.writer.root, cfg.run.keep_best)
+            if best is not None:
+                self.bar.say(f"best checkpoint by {cfg.run.keep_best}: {best}")
+        self.accelerator.end_training()
+        return finished
 
 
 def _passed(every: int, step: Step) -> bool:

@@ -45,8 +45,8 @@ class Preview:
         return self._batch
 
     @torch.no_grad()
-    def show(self, model: DiffMAViL, accelerator: Accelerator, step: Step, seen: int) -> str:
-        """Writes `reconstructions/NNNNNNNNNNNN.png` and returns a line for the console."""
+    def show(self, model: DiffMAViL, accelerator: Accelerator, step: Step, seen: int) -> tuple[float, str]:
+        """Writes `reconstructions/NNNNNNNNNNNN.png`; returns R@1 and a line for the console."""
         batch = self.batch(accelerator.device)
         with accelerator.autocast():
             picture = model.reconstruct(batch, step.audio_ratio, step.video_ratio)
@@ -56,7 +56,8 @@ class Preview:
         hidden = f"{step.audio_ratio:.0%}/{step.video_ratio:.0%} hidden"
         title = f"{self.cfg.name}, {seen} clips seen, {self.split} clips, {hidden}"
         draw_reconstruction(batch, picture, path, title)
-        return f"preview at {seen}: R@1 {recall_at_1(audio_BD, video_BD):.2f} of {len(batch)} clips, {path}"
+        recall = recall_at_1(audio_BD, video_BD)
+        return recall, f"preview at {seen}: R@1 {recall:.2f} of {len(batch)} clips, {path}"
 
 
 def recall_at_1(audio_BD: Tensor, video_BD: Tensor) -> float:

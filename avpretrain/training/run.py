@@ -10,7 +10,8 @@ from typing import Any
 
 import yaml
 
-from avpretrain.config import TrainConfig, from_dict, to_dict
+from avpretrain.config import TrainConfig
+from avpretrain.configfile import from_dict, to_dict
 from avpretrain.data.clips import ClipSet
 from avpretrain.data.sampler import Order
 from avpretrain.errors import UsageError

@@ -1,0 +1,90 @@
+"""What a run trains with: accelerate, the optimiser, and the model as its config wants it run."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+from avpretrain.config import OptimConfig, RunConfig, TrainConfig
+from avpretrain.errors import UsageError
+from avpretrain.modelconfig import ModelConfig
+from avpretrain.models.decoder import DecoderBlock
+from avpretrain.models.diffmavil import DiffMAViL
+from avpretrain.models.layers import Block
+
+
+def make_accelerator(cfg: TrainConfig, tracked: bool = True) -> Accelerator:
+    """Accelerate with this config's precision and, if `tracked`, its tracker."""
+    precision = {"fp32": "no", "bf16": "bf16"}.get(cfg.run.precision)
+    if precision is None and torch.cuda.is_available() and torch.cuda.is_bf16_supported():
+        precision = "bf16"
+    tracker = cfg.run.tracker if tracked and cfg.run.tracker != "none" else None
+    return Accelerator(mixed_precision=precision, log_with=tracker, project_dir=str(cfg.run_dir))
+
+
+def check_ranks(accelerator: Accelerator, multiple: int) -> None:
+    """Refuses launches that would fail late, or train apart in silence.
+
+    Args:
+        multiple: what batch sizes are multiples of.
+
+    Raises:
+        UsageError: ranks can't share batches evenly, do not know of each other, or are sharded by the older FSDP.
+    """
+    ranks, launched = accelerator.num_processes, int(os.environ.get("WORLD_SIZE", "1"))
+    if ranks == 1 and launched > 1 and "LOCAL_RANK" in os.environ:
+        raise UsageError(
+            f"{launched} ranks were launched, but accelerate made no group of them; without GPUs, set "
+            "ACCELERATE_USE_CPU=true"
+        )
+    if multiple % ranks:
+        raise UsageError(
+            f"{ranks} ranks can't share batches evenly: schedule.batch.multiple is {multiple}; make it a multiple of "
+            f"{ranks}"
+        )
+    if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
+        raise UsageError("FSDP is supported in its second version only; launch with --fsdp_version 2")
+
+
+def make_optimizer(model: nn.Module, cfg: OptimConfig) -> torch.optim.AdamW:
+    """Fused AdamW; biases, norms and learned tokens are not decayed."""
+    parameters = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    plain = [p for name, p in parameters if p.ndim == 1 or name.endswith(("_token", "bottleneck", "position_table"))]
+    kept = {id(p) for p in plain}
+    decayed = [p for _, p in parameters if id(p) not in kept]
+    groups = [{"params": decayed, "weight_decay": cfg.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=cfg.lr, betas=cfg.betas, fused=True)
+
+
+def prepare_model(model: DiffMAViL, cfg: RunConfig) -> DiffMAViL:
+    """Applies activation checkpointing and compilation, in place, and names the units in which FSDP shards."""
+    setattr(model, "_no_split_modules", [Block.__name__, DecoderBlock.__name__])  # noqa: B010 - accelerate looks there
+    if cfg.activation_checkpointing:
+        from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
+
+        apply_activation_checkpointing(model, check_fn=lambda module: isinstance(module, Block))
+    if cfg.compile:
+        model.compile_parts()
+    return model
+
+
+def whole_model(model: nn.Module, accelerator: Accelerator, cfg: ModelConfig) -> DiffMAViL | None:
+    """The model out of its wrapper, to be looked at and saved.
+
+    Where ranks hold shards of it, every rank must call this; the first gets a copy with all weights, the others none.
+    """
+    if accelerator.distributed_type != DistributedType.FSDP:
+        unwrapped: DiffMAViL = accelerator.unwrap_model(model)
+        return unwrapped
+    weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    if not accelerator.is_main_process:
+        return None
+    with torch.random.fork_rng(devices=[]):
+        whole = DiffMAViL(cfg)
+    whole.load_state_dict(weights)
+    return whole.to(accelerator.device)

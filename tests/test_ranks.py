@@ -1,0 +1,187 @@
+"""Several ranks train as one: equal losses and gradients, equal plans, and checkpoints that move between them."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+
+from avpretrain.config import TrainConfig
+from avpretrain.data.dataset import ClipSet
+from avpretrain.errors import UsageError
+from avpretrain.schedules import Step, plan
+from avpretrain.training.build import check_ranks, make_accelerator
+from avpretrain.training.checkpoint import list_checkpoints
+from avpretrain.training.loop import Trainer, train
+from avpretrain.training.memory_probe import with_measured_memory
+from avpretrain.training.metrics import read_metrics
+from avpretrain.training.run import resolve
+from tests.ranks import FSDP, run_ranks, said
+from tests.tiny_runs import final_state, same_bits, tiny_config, tiny_data
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_data(tmp_path_factory.mktemp("data") / "shards")
+
+
+@pytest.fixture(scope="module")
+def straight(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of an uninterrupted run on one rank."""
+    folder = tmp_path_factory.mktemp("runs") / "straight"
+    assert train(tiny_config(data, folder)).finished
+    return folder
+
+
+def test_the_mean_over_ranks_is_the_global_batch(data: Path, tmp_path: Path) -> None:
+    """One step of the real loop: losses and clipped gradients of two ranks against those of one."""
+    assert run_ranks(tmp_path / "two", one_step, tiny_config(data, tmp_path / "run2"), tmp_path) == [0, 0], said(
+        tmp_path / "two"
+    )
+    one_step(tiny_config(data, tmp_path / "run1"), tmp_path)
+    one, *two = (torch.load(tmp_path / name, weights_only=True) for name in ("0of1.pt", "0of2.pt", "1of2.pt"))
+    for rank in two:
+        assert rank["step"] == one["step"]
+        assert rank["clips"] == one["clips"] // 2
+        assert rank["losses"] == pytest.approx(one["losses"], abs=1e-6)
+        assert rank["gradients"].keys() == one["gradients"].keys()
+        for name, gradient in one["gradients"].items():
+            assert gradient.abs().max() > 0, name
+            torch.testing.assert_close(rank["gradients"][name], gradient, atol=1e-6, rtol=0, msg=name)
+
+
+def one_step(cfg: TrainConfig, folder: Path) -> None:
+    """Takes the first step of a run, keeping the gradients that its optimiser was given."""
+    accelerator, clips = make_accelerator(cfg), ClipSet(cfg.data.shards)
+    trainer = Trainer(resolve(cfg, clips), accelerator, clips)
+    kept: dict[str, torch.Tensor] = {}
+
+    def keep(*args: object) -> None:
+        model = accelerator.unwrap_model(trainer.model)
+        kept.update({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+
+    trainer.optimizer.step = keep
+    steps = list(plan(cfg.schedule, cfg.optim, trainer.total, trainer.cost))[:1]
+    for step, raw, waited in trainer._batches(steps):
+        trainer._step(step, raw, waited)
+        result = {
+            "step": dataclasses.asdict(step),
+            "clips": len(raw),
+            "losses": trainer.window.read(accelerator).means,
+            "gradients": kept,
+        }
+    torch.save(result, folder / f"{accelerator.process_index}of{accelerator.num_processes}.pt")
+
+
+def test_ranks_agree_on_what_one_of_them_measured(data: Path, tmp_path: Path) -> None:
+    cfg = tiny_config(data, tmp_path / "run")
+    batch = dataclasses.replace(cfg.schedule.batch, rule="memory")
+    cfg = dataclasses.replace(cfg, schedule=dataclasses.replace(cfg.schedule, batch=batch))
+    assert run_ranks(tmp_path / "two", measure, cfg, tmp_path) == [0, 0], said(tmp_path / "two")
+    first, second = ((tmp_path / f"rows{rank}").read_text() for rank in range(2))
+    assert first == second
+    assert "1000.0" in first, "rank 0 measured 1000 bytes a clip, rank 1 measured 2000"
+
+
+def measure(cfg: TrainConfig, folder: Path) -> None:
+    accelerator = Accelerator()
+    rank = accelerator.process_index
+    cfg = with_measured_memory(cfg, accelerator, lambda clips, audio, video: 1000 * clips * (rank + 1))
+    (folder / f"rows{rank}").write_text(str(cfg.schedule.batch.bytes_per_clip))
+
+
+@pytest.mark.parametrize(
+    ("env", "kind", "fsdp2", "says"),
+    [
+        ({"WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "NO", False, "made no group of them"),
+        ({}, "FSDP", False, "launch with --fsdp_version 2"),
+        ({}, "FSDP", True, ""),
+    ],
+)
+def test_launches_that_would_train_apart_are_refused(
+    monkeypatch: pytest.MonkeyPatch, env: dict[str, str], kind: str, fsdp2: bool, says: str
+) -> None:
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    accelerator: Any = SimpleNamespace(num_processes=1, distributed_type=DistributedType(kind), is_fsdp2=fsdp2)
+    if not says:
+        check_ranks(accelerator, multiple=4)
+        return
+    with pytest.raises(UsageError, match=says):
+        check_ranks(accelerator, multiple=4)
+
+
+# --- checkpoints that move -------------------------------------------------------------------------------------------
+
+
+def windows(lines: list[dict[str, Any]]) -> dict[tuple[int, int], dict[str, Any]]:
+    """Log lines by the first and last clip that each is a mean over; a stop begins a new one."""
+    starts = [0, *(line["seen"] for line in lines)]
+    return {(start, line["seen"]): line for start, line in zip(starts, lines, strict=False)}
+
+
+def check_like_one_rank(run: Path, straight: Path) -> None:
+    """Same sequence of global batches, same losses and weights to float tolerance."""
+    ours, theirs = windows(read_metrics(run)), windows(read_metrics(straight))
+    both = [(line, theirs[window]) for window, line in ours.items() if window in theirs]
+    assert len(both) >= 8, "log lines over the same clips"
+    for a, b in both:
+        assert (a["step"], a["batch_size"], a["audio_mask_ratio"]) == (
+            b["step"],
+            b["batch_size"],
+            b["audio_mask_ratio"],
+        )
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-3)
+    moved, stayed = final_state(run), final_state(straight)
+    assert moved.keys() == stayed.keys()
+    for name, value in stayed.items():
+        if not name.startswith("optimizer."):
+            assert (moved[name] - value).norm() <= 1e-3 * value.norm() + 1e-4, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("env", [{}, FSDP], ids=["ddp", "fsdp"])
+def test_two_ranks_one_and_two_again(data: Path, straight: Path, tmp_path: Path, env: dict[str, str]) -> None:
+    """Stopped and taken up with another number of ranks, at changes of the batch size; weights are whole throughout."""
+    cfg = tiny_config(data, tmp_path / "run")
+    assert run_ranks(tmp_path / "a", train, cfg, 40, env=env) == [0, 0], said(tmp_path / "a")
+    first = list_checkpoints(tmp_path / "run" / "checkpoints")[-1]
+    assert first.name == f"{40:012d}"
+    assert train(cfg, stop_at=80).progress.seen == 80
+    assert run_ranks(tmp_path / "b", train, cfg, env=env) == [0, 0], said(tmp_path / "b")
+    check_like_one_rank(tmp_path / "run", straight)
+    assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_killed_at_a_change_of_batch_size(data: Path, straight: Path, tmp_path: Path) -> None:
+    """Two ranks die by SIGKILL in the first smaller batch; one goes on. Alone, the result is the same to the bit."""
+    cfg = tiny_config(data, tmp_path / "alone", run={"checkpoint_every": 8})
+    assert run_ranks(tmp_path / "a", train_until_killed, cfg, ranks=1) == [-signal.SIGKILL], said(tmp_path / "a")
+    assert train(cfg).finished
+    assert same_bits(final_state(tmp_path / "alone"), final_state(straight))
+    cfg = tiny_config(data, tmp_path / "two", run={"checkpoint_every": 8})
+    assert run_ranks(tmp_path / "b", train_until_killed, cfg) == [-signal.SIGKILL] * 2, said(tmp_path / "b")
+    assert train(cfg).finished
+    check_like_one_rank(tmp_path / "two", straight)
+
+
+def train_until_killed(cfg: TrainConfig) -> None:
+    real, sizes = Trainer._step, set()
+
+    def step_or_die(self: Trainer, step: Step, *args: object) -> None:
+        sizes.add(step.batch_size)
+        if len(sizes) > 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        real(self, step, *args)  # type: ignore[arg-type]
+
+    Trainer._step = step_or_die  # type: ignore[assignment]
+    train(cfg)
