@@ -35,7 +35,7 @@ def find_grid(root: Path, table: Path | None) -> Listing:
 
 
 def _windows(listing: Listing) -> Listing:
-    """Each item's windows in its place; of its labels `speaker` alone stays, the others say what its whole file says."""
+    """Each item's windows in its place; of its labels `speaker` alone stays, since the others are of its whole file."""
     items: list[Item] = []
     for item in listing.items:
         words = item.labels.get("words", "")
