@@ -66,7 +66,7 @@ def test_windows_become_clips_with_sound_and_picture(tmp_path: Path) -> None:
     assert Counter(clip.label_dict["speech"] for clip in clips) == {"yes": 2, "no": 2}
     assert {clip.source for clip in clips} == {"a.mp4"}
     for clip in clips:
-        assert clip.duration == pytest.approx(WINDOW_SECONDS, abs=0.13)  # a whole number of frames at 8 a second
+        assert clip.duration == WINDOW_SECONDS  # wherever it starts: a longer clip would end in silence
         assert clip.video_length and clip.audio_length
 
 
