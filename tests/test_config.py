@@ -10,7 +10,7 @@ import pytest
 from avpretrain.config import ModelConfig, TrainConfig, find_config, from_dict, load_config, presets_dir, to_dict
 from avpretrain.errors import UsageError
 
-PRESETS = sorted(p.stem for p in presets_dir().glob("*.yaml") if not p.stem.startswith("ablation"))
+PRESETS = sorted(p.stem for p in presets_dir().glob("*.yaml") if not p.stem.startswith(("ablation", "results")))
 
 
 def test_the_presets_that_users_are_told_of_exist() -> None:
