@@ -30,6 +30,7 @@ VERBS = {
     "embed": "turn audio and video files into vectors",
     "finetune": "train a classifier from a checkpoint",
     "retrieve": "find pictures by sound and sounds by picture",
+    "evaluate": "run a list of evaluations and write their table",
     "spectrum": "error of reconstructed spectrograms by frequency",
     "inpaint": "fill hidden sound and picture, with figures of error",
     "bench": "measure speed and memory of loader, features and manifest",

@@ -12,7 +12,7 @@ from avpretrain.configfile import find_config, from_dict, load_config, presets_d
 from avpretrain.errors import UsageError
 from avpretrain.modelconfig import ModelConfig
 
-PRESETS = sorted(p.stem for p in presets_dir().glob("*.yaml") if not p.stem.startswith("ablation"))
+PRESETS = sorted(p.stem for p in presets_dir().glob("*.yaml") if not p.stem.startswith(("ablation", "results")))
 
 
 def test_the_presets_that_users_are_told_of_exist() -> None:

@@ -102,11 +102,23 @@ def show_result(result: dict[str, Any], comparison: dict[str, Any] | None, path:
         + (f" of each of {len(parts)} folds" if len(parts) > 1 else ""),
         highlight=False,
     )
+    edge = result.get("tried", {}).get("at_edge")
+    if edge:
+        setting, values = result["tried"]["setting"], result["tried"]["values"]
+        console.print(
+            f"{setting} chosen at the edge of what was tried ({max(values):g} to {min(values):g}) in {', '.join(edge)}",
+            highlight=False,
+        )
     if comparison:
-        gain = f"{100 * comparison['difference']:+.1f} ({_points(comparison['difference_ci'])}) points"
-        console.print(f"against {comparison['b']['path']}: {gain} on {comparison['clips']} clips", highlight=False)
+        console.print(against(comparison), highlight=False)
     if path:
         console.print(f"result: {path}", highlight=False, soft_wrap=True)
+
+
+def against(comparison: dict[str, Any]) -> str:
+    """A paired difference in a line."""
+    gain = f"{100 * comparison['difference']:+.1f} ({_points(comparison['difference_ci'])}) points"
+    return f"against {comparison['b']['path']}: {gain} on {comparison['clips']} clips"
 
 
 def _percent(ci: list[float]) -> str:

@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional, arg
 
-from avpretrain.evaluation.results import result_path
+from avpretrain.commands.probe import against
+from avpretrain.evaluation.results import compare_results, result_path, save_result
 from avpretrain.evaluation.retrieval import RetrievalConfig, run_retrieval
-from avpretrain.files import write_json
 
 
 def main(
@@ -27,15 +27,16 @@ def main(
     seed: int = 0,
     batch_size: int = 32,
     num_workers: int = 2,
+    compare: Path | None = None,
     out: Path | None = None,
     pictures: bool = False,
     json: bool = False,
 ) -> None:
     """Let sounds find their pictures and pictures their sounds, among all clips of a split, without training.
 
-    Reads a checkpoint and a sharded data set. Writes the result as JSON to --out or else into the run's eval/ folder.
-    Takes a pass of two encoders over the clips, then N x N products: seconds for 1,000 clips on a CPU; N = 100,000 fits
-    in memory.
+    Reads a checkpoint and a sharded data set. Writes the result as JSON, and every clip's ranks beside it, to --out or
+    else into the run's eval/ folder. Takes a pass of two encoders over the clips, then N x N products: seconds for
+    1,000 clips on a CPU; N = 100,000 fits in memory.
 
     Args:
         ckpt: A run folder, a checkpoint, or a folder with model.safetensors and config.json.
@@ -47,6 +48,7 @@ def main(
         seed: Of the random encoder and the intervals.
         batch_size: Clips at a time on each device; changes nothing but speed.
         num_workers: Processes that decode, for each rank.
+        compare: An earlier result on the same clips; prints the paired difference to it.
         out: File of the result.
         pictures: Also draw examples, NAME-examples.png beside the result.
         json: Print the result as JSON.
@@ -60,15 +62,18 @@ def main(
         return
     path = result_path(ckpt, out, "retrieval", split)
     if path:
-        write_json(path, found.result)
+        save_result(path, found.result, found.predictions)
     if path and pictures:
         from avpretrain.evaluation.pictures import retrieval_strips
 
         retrieval_strips(found, path.with_name(f"{path.stem}-examples.png"))
+    comparison = compare_results(path, compare, seed) if path and compare else None
     if json:
-        print(json_format.dumps(found.result, indent=2))
-    else:
-        _show(found.result, path)
+        print(json_format.dumps({**found.result, **({"comparison": comparison} if comparison else {})}, indent=2))
+        return
+    _show(found.result, path)
+    if comparison:
+        print(against(comparison))
 
 
 def _show(result: dict[str, Any], path: Path | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -143,8 +144,14 @@ def _pieces(source: Source, pcm_S: Sound | None, cfg: TranscodeConfig) -> Iterat
         yield _Piece(number * length, min(length, total - number * length))
 
 
-def on_grid(frames: Iterator[tuple[float, Any]], fps: Fraction, source_fps: Fraction) -> Iterator[Any]:
-    """For times 0, 1/fps, 2/fps ... the frame nearest to each, until the last frame has been shown for its time."""
+def on_grid(
+    frames: Iterator[tuple[float, Any]], fps: Fraction, source_fps: Fraction, seconds: float = math.inf
+) -> Iterator[Any]:
+    """For times 0, 1/fps, 2/fps ... the frame nearest to each, until the last frame has been shown for its time.
+
+    Args:
+        seconds: where a segment ends, which its last frame may outlast.
+    """
     count, before = 0, None
     for time, frame in frames:
         while before is not None and count / fps <= (before[0] + time) / 2:
@@ -153,7 +160,7 @@ def on_grid(frames: Iterator[tuple[float, Any]], fps: Fraction, source_fps: Frac
         before = time, frame
     if before is None:
         raise DecodeError("no frame of its picture decodes")
-    end = before[0] + float(1 / (source_fps or fps))
+    end = min(before[0] + float(1 / (source_fps or fps)), seconds)
     while count / fps < end - 1e-6:
         yield before[1]
         count += 1
@@ -171,7 +178,7 @@ def _transcoded(source: Source, cfg: TranscodeConfig) -> Iterator[_Piece]:
         start = float(number * (per_clip or 0) / fps)
         return _Piece(start, float(encoder.count / fps), encoder.finish(), "mp4", float(fps), *size)
 
-    for frame in on_grid(source.frames(), fps, source.rate):
+    for frame in on_grid(source.frames(), fps, source.rate, source.seconds):
         if encoder is not None and encoder.count == per_clip:
             yield finished(encoder)
             encoder, number = None, number + 1

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from avpretrain import draws
 from avpretrain.batch import AVBatch
-from avpretrain.evaluation.frozen import Modality, Side
+from avpretrain.evaluation.frozen import Side, sides_of
 from avpretrain.evaluation.recipes import FinetuneConfig
 from avpretrain.models.diffmavil import DiffMAViL
 from avpretrain.models.encoder import Encoder
@@ -97,16 +97,6 @@ class Classifier(nn.Module):
         encoder = self.encoders[side]
         assert isinstance(encoder, Encoder)
         return encoder
-
-    def _encoder(self, side: str) -> Encoder:
-        encoder = self.encoders[side]
-        assert isinstance(encoder, Encoder)
-        return encoder
-
-
-def sides_of(modality: Modality) -> tuple[Side, ...]:
-    """The encoders that a modality needs."""
-    return ("audio", "video") if modality == "both" else (modality,)
 
 
 def visible_patches(seed_B: Tensor, grid: tuple[int, int], time: float, frequency: float) -> Tensor:

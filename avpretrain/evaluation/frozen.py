@@ -56,6 +56,11 @@ class Pooling:
     """Last layers of the encoder whose vectors are concatenated."""
 
 
+def sides_of(modality: Modality) -> tuple[Side, ...]:
+    """The encoders that a modality needs."""
+    return ("audio", "video") if modality == "both" else (modality,)
+
+
 def clip_steps(frames: int, patch: int) -> int:
     """Patches along time for `frames`: a last patch counts when at least half of it is clip; 1 at least."""
     return max(1, (2 * frames + patch) // (2 * patch))
@@ -128,7 +133,7 @@ class FrozenEncoder(nn.Module):
     def __init__(self, model: DiffMAViL, modality: Modality, pooling: Pooling) -> None:
         super().__init__()
         self.model, self.pooling = model.eval(), pooling
-        self.sides: tuple[Side, ...] = ("audio", "video") if modality == "both" else (modality,)
+        self.sides = sides_of(modality)
 
     @torch.no_grad()
     def forward(self, batch: ClipBatch) -> Tensor:
@@ -172,19 +177,12 @@ def mean_frame(batch: ClipBatch) -> Tensor:
     return _mean_over_frames(small_BTCHW.flatten(2), batch.video_frames_B)
 
 
-def mean_input(batch: ClipBatch) -> Tensor:
-    """[B, M + 192]: both of the above."""
-    return torch.cat([mean_log_mel(batch), mean_frame(batch)], dim=1)
-
-
 def _mean_over_frames(x_BFX: Tensor, frames_B: Tensor) -> Tensor:
     inside_BF1 = (torch.arange(x_BFX.shape[1], device=x_BFX.device) < frames_B[:, None])[:, :, None]
     return (x_BFX * inside_BF1).sum(dim=1) / frames_B[:, None].clamp(min=1)
 
 
-PLAIN_FEATURES: dict[Modality, tuple[str, Embedder]] = {
-    "audio": ("mean_log_mel", mean_log_mel),
-    "video": ("mean_frame", mean_frame),
-    "both": ("mean_input", mean_input),
-}
-"""The baseline without an encoder for each modality, and its name in results."""
+PLAIN_FEATURES: dict[Side, Embedder] = {"audio": mean_log_mel, "video": mean_frame}
+"""The baseline without an encoder for each side; of both sides, one after the other."""
+PLAIN_NAMES: dict[Modality, str] = {"audio": "mean_log_mel", "video": "mean_frame", "both": "mean_input"}
+"""What it is called in results."""

@@ -51,18 +51,53 @@ class Predictions:
                 scores=self.scores_NC.astype(np.float32),
             )  # fmt: skip
 
-    @classmethod
-    def load(cls, path: Path) -> Predictions:
-        """Raises UserError: the file is missing or holds something else."""
-        try:
-            with np.load(path) as file:
-                return cls(
-                    tuple(file["keys"].tolist()), tuple(file["classes"].tolist()), file["scores"], file["target"]
-                )
-        except FileNotFoundError:
-            raise UserError(f"no predictions at {path}; they are written beside each result") from None
-        except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"{path} holds no predictions ({error}); run the evaluation again") from None
+
+@dataclass(frozen=True)
+class Ranks:
+    """Rank of each clip's own sound or picture among all of the gallery, 1 = first; from retrieval, in place of scores.
+
+    It has what `Predictions` has for a paired comparison.
+    """
+
+    keys: tuple[str, ...]
+    audio_to_video_N: NDArray[np.float64]
+    video_to_audio_N: NDArray[np.float64]
+
+    metric = "recall_at_1"
+
+    def statistic(self, name: str) -> intervals.Statistic:
+        """Recall at 1, averaged over the two directions, as a function of the clips' weights."""
+        hits_N = ((self.audio_to_video_N <= 1).astype(float) + (self.video_to_audio_N <= 1)) / 2
+        return lambda weight_RN: weight_RN @ hits_N / weight_RN.sum(axis=1)
+
+    def save(self, path: Path) -> None:
+        """Writes an npz without pickles: keys, audio_to_video, video_to_audio."""
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(
+                file, keys=np.array(self.keys), audio_to_video=self.audio_to_video_N,
+                video_to_audio=self.video_to_audio_N,
+            )  # fmt: skip
+
+
+Scored = Predictions | Ranks
+
+
+def load_scored(path: Path) -> Scored:
+    """What lies beside a result.
+
+    Raises:
+        UserError: the file is missing or holds something else.
+    """
+    try:
+        with np.load(path) as file:
+            keys = tuple(file["keys"].tolist())
+            if "audio_to_video" in file:
+                return Ranks(keys, file["audio_to_video"], file["video_to_audio"])
+            return Predictions(keys, tuple(file["classes"].tolist()), file["scores"], file["target"])
+    except FileNotFoundError:
+        raise UserError(f"no predictions at {path}; they are written beside each result") from None
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path} holds no predictions ({error}); run the evaluation again") from None
 
 
 def summarise(predictions: Predictions, seed: int) -> dict[str, Any]:
@@ -77,10 +112,10 @@ def summarise(predictions: Predictions, seed: int) -> dict[str, Any]:
     return summary
 
 
-def difference(a: Predictions, b: Predictions, seed: int) -> dict[str, Any]:
+def difference(a: Scored, b: Scored, seed: int) -> dict[str, Any]:
     """Headline metric of `a` less that of `b` on the same clips, with a paired bootstrap interval."""
     of_a, of_b = a.statistic(a.metric), b.statistic(a.metric)
-    return intervals.estimate(lambda weight_RN: of_a(weight_RN) - of_b(weight_RN), len(a.target), seed)
+    return intervals.estimate(lambda weight_RN: of_a(weight_RN) - of_b(weight_RN), len(a.keys), seed)
 
 
 def beside(ours: Predictions, others: Mapping[str, Predictions], seed: int) -> dict[str, Any]:
@@ -92,16 +127,24 @@ def beside(ours: Predictions, others: Mapping[str, Predictions], seed: int) -> d
     return {**summarise(ours, seed), "baselines": baselines}
 
 
-def matched(a: Predictions, b: Predictions) -> tuple[Predictions, Predictions]:
+def matched(a: Scored, b: Scored) -> tuple[Scored, Scored]:
     """Both on the clips they share, in the order of `a`.
 
     Raises:
-        UserError: they share none, or are of different tasks.
+        UserError: they share none, or are of different tasks; ranks of different galleries are that too.
     """
+    if isinstance(a, Ranks) and isinstance(b, Ranks):
+        if set(a.keys) != set(b.keys):
+            raise UserError("the two retrievals searched different galleries, so their ranks can't be compared")
+        places = {key: i for i, key in enumerate(b.keys)}
+        place = [places[key] for key in a.keys]
+        return a, Ranks(a.keys, b.audio_to_video_N[place], b.video_to_audio_N[place])
+    if isinstance(a, Ranks) or isinstance(b, Ranks):
+        raise UserError("the two results are of different tasks: one is a retrieval")
     if a.classes != b.classes or a.target.ndim != b.target.ndim:
         raise UserError("the two results are of different tasks: their classes differ")
-    place = {key: i for i, key in enumerate(b.keys)}
-    shared = [(i, place[key]) for i, key in enumerate(a.keys) if key in place]
+    places = {key: i for i, key in enumerate(b.keys)}
+    shared = [(i, places[key]) for i, key in enumerate(a.keys) if key in places]
     if not shared:
         raise UserError("the two results share no test clip")
     return _take(a, [i for i, _ in shared]), _take(b, [j for _, j in shared])

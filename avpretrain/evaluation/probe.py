@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -15,17 +16,26 @@ from torch import Tensor
 from avpretrain.data.clips import ClipSet
 from avpretrain.errors import UserError
 from avpretrain.evaluation import intervals
-from avpretrain.evaluation.extract import Reading, extract, longest_clip
-from avpretrain.evaluation.frozen import PLAIN_FEATURES, Embedder, FrozenEncoder, Modality, Pooling, input_for
+from avpretrain.evaluation.extract import Extracted, Reading, extract, longest_clip
+from avpretrain.evaluation.frozen import (
+    PLAIN_FEATURES,
+    PLAIN_NAMES,
+    Embedder,
+    FrozenEncoder,
+    Modality,
+    Pooling,
+    input_for,
+    sides_of,
+)
 from avpretrain.evaluation.labels import Parts, Task, cross_validation_parts, official_parts, read_task
 from avpretrain.evaluation.predictions import Predictions, beside
 from avpretrain.evaluation.results import origin
-from avpretrain.evaluation.selection import METHODS, across_parts, evaluate, majority
+from avpretrain.evaluation.selection import METHODS, across_parts, at_edge, evaluate, majority
 from avpretrain.modelconfig import ModelConfig
 from avpretrain.models.diffmavil import DiffMAViL
 from avpretrain.training.checkpoint import load_model
 
-ENCODER, RANDOM = "encoder", "random_encoder"
+ENCODER, RANDOM, PLAIN = "encoder", "random_encoder", "plain"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,40 +91,96 @@ def parts_of(clips: ClipSet, task: Task, folds: str) -> list[Parts]:
     return cross_validation_parts(task, [str(name) for name in names])
 
 
-def embedders_of(model: DiffMAViL, cfg: ProbeConfig) -> dict[str, Embedder]:
-    """The checkpoint's features, and with `baselines` those of a random encoder and of no encoder."""
-    if cfg.pool.kind != "mean" and not model.cfg.cls_token:
-        raise UserError(f"pooling '{cfg.pool.kind}' needs a class token, which this model has not; use mean")
-    depth = min(model.cfg.audio.depth, model.cfg.video.depth)
-    if not 1 <= cfg.pool.layers <= depth:
-        raise UserError(f"the encoder has {depth} layers, so --layers must lie in 1 to {depth}, got {cfg.pool.layers}")
-    embedders: dict[str, Embedder] = {ENCODER: FrozenEncoder(model, cfg.modality, cfg.pool)}
-    if cfg.baselines:
-        embedders[RANDOM] = FrozenEncoder(random_encoder(model.cfg, cfg.seed), cfg.modality, cfg.pool)
-        name, plain = PLAIN_FEATURES[cfg.modality]
-        embedders[name] = plain
-    return embedders
-
-
 def run_probe(checkpoint: Path, shards: tuple[str, ...], cfg: ProbeConfig) -> Outcome:
     """Extracts, fits, selects, tests; under several ranks the extraction is shared and each rank gets the outcome.
 
     Raises:
         UserError: no weights, no such label, no test clips, or too few clips with the modality.
     """
+    return next(run_probes(checkpoint, shards, [cfg]))
+
+
+def run_probes(checkpoint: Path, shards: tuple[str, ...], cfgs: Sequence[ProbeConfig]) -> Iterator[Outcome]:
+    """Several probes of one data set, each as `run_probe` gives it; clips are decoded and encoded once for all.
+
+    Args:
+        cfgs: they may differ in label, modality, classifier and folds, and in nothing else.
+
+    Raises:
+        ValueError: they differ in something else.
+        UserError: see `run_probe`.
+    """
+    reading = cfgs[0]
+    if any(_reading(cfg) != _reading(reading) for cfg in cfgs):
+        raise ValueError("probes that share features may differ in label, modality, classifier and folds alone")
     model = load_model(checkpoint)
-    clips, task = all_clips(shards, cfg.label)
-    seconds = longest_clip(clips, task.rows_N.tolist(), cfg.max_seconds)
-    reading = Reading(input_for(model, seconds, cfg.modality), cfg.modality, cfg.batch_size, cfg.num_workers)
-    found = extract(embedders_of(model, cfg), clips, task.rows_N.tolist(), reading)
-    usable = np.flatnonzero(found.usable_N(cfg.modality))
+    tasks = {label: all_clips(shards, label) for label in dict.fromkeys(cfg.label for cfg in cfgs)}
+    clips = next(iter(tasks.values()))[0]
+    found = _features(model, clips, [task for _, task in tasks.values()], cfgs)
+    for cfg in cfgs:
+        yield _probe(found, checkpoint, model, shards, tasks[cfg.label], cfg)
+
+
+def _reading(cfg: ProbeConfig) -> ProbeConfig:
+    """What features depend on, and what is written beside every probe of them."""
+    return dataclasses.replace(cfg, label="", modality="audio", classifier="linear", folds="")
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Features by name and side, of rows of the data set."""
+
+    extracted: Extracted
+    place: dict[int, int]
+    """Row of the data set -> row of the features."""
+
+    def of(self, name: str, cfg: ProbeConfig, rows: Sequence[int]) -> Tensor:
+        """[N, D] for a modality."""
+        parts = [self.extracted.features[f"{name} {side}"] for side in sides_of(cfg.modality)]
+        return torch.cat(parts, dim=1)[self.places(rows)]
+
+    def places(self, rows: Sequence[int]) -> list[int]:
+        """Rows of the features."""
+        return [self.place[int(row)] for row in rows]
+
+
+def _features(model: DiffMAViL, clips: ClipSet, tasks: Sequence[Task], cfgs: Sequence[ProbeConfig]) -> _Found:
+    """Features of all clips asked: the checkpoint's, and with `baselines` a random one's and those of no encoder."""
+    cfg = cfgs[0]
+    if cfg.pool.kind != "mean" and not model.cfg.cls_token:
+        raise UserError(f"pooling '{cfg.pool.kind}' needs a class token, which this model has not; use mean")
+    depth = min(model.cfg.audio.depth, model.cfg.video.depth)
+    if not 1 <= cfg.pool.layers <= depth:
+        raise UserError(f"the encoder has {depth} layers, so --layers must lie in 1 to {depth}, got {cfg.pool.layers}")
+    models = {ENCODER: model} | ({RANDOM: random_encoder(model.cfg, cfg.seed)} if cfg.baselines else {})
+    wanted = {side for cfg in cfgs for side in sides_of(cfg.modality)}
+    embedders: dict[str, Embedder] = {}
+    for side in sides_of("both"):
+        if side in wanted:
+            embedders |= {f"{name} {side}": FrozenEncoder(m, side, cfg.pool) for name, m in models.items()}
+            embedders |= {f"{PLAIN} {side}": PLAIN_FEATURES[side]} if cfg.baselines else {}
+    rows = sorted({int(row) for task in tasks for row in task.rows_N})
+    modality: Modality = "both" if len(wanted) == 2 else next(iter(wanted))
+    seconds = longest_clip(clips, rows, cfg.max_seconds)
+    reading = Reading(input_for(model, seconds, modality), modality, cfg.batch_size, cfg.num_workers)
+    return _Found(extract(embedders, clips, rows, reading), {row: place for place, row in enumerate(rows)})
+
+
+def _probe(
+    found: _Found, checkpoint: Path, model: DiffMAViL, shards: tuple[str, ...], asked: tuple[ClipSet, Task],
+    cfg: ProbeConfig,
+) -> Outcome:  # fmt: skip
+    clips, task = asked
+    usable = np.flatnonzero(found.extracted.usable_N(cfg.modality)[found.places(task.rows_N.tolist())])
     if not len(usable):
         raise UserError(f"no clip with label '{cfg.label}' could be read with modality '{cfg.modality}'")
     unreadable, task = len(task) - len(usable), task.take(usable)
     parts = parts_of(clips, task, cfg.folds)
     method = METHODS[cfg.classifier]
+    names = {ENCODER: ENCODER} | ({RANDOM: RANDOM, PLAIN: PLAIN_NAMES[cfg.modality]} if cfg.baselines else {})
+    features = {said: found.of(name, cfg, task.rows_N.tolist()) for name, said in names.items()}
     device = PartialState().device
-    tested = {name: evaluate(x_ND[usable].to(device), task, parts, method) for name, x_ND in found.features.items()}
+    tested = {name: evaluate(x_ND.to(device), task, parts, method) for name, x_ND in features.items()}
     ours = tested.pop(ENCODER)
     others = {name: other.predictions for name, other in tested.items()} | {"majority_class": majority(task, parts)}
     if not np.isfinite(
@@ -128,10 +194,11 @@ def run_probe(checkpoint: Path, shards: tuple[str, ...], cfg: ProbeConfig) -> Ou
         **beside(ours.predictions, others, cfg.seed),
         "parts": ours.parts,
         **across_parts(ours.parts),
+        "tried": {"setting": method.setting, "values": list(method.grid), "at_edge": at_edge(ours.parts, method)},
         "classes": list(task.classes),
         "clips": {"used": len(task), "without_label": task.without_label, "unreadable": unreadable},
         "probe": dataclasses.asdict(cfg),
         **origin(checkpoint, model, clips, shards, cfg.seed),
     }
     test = np.concatenate([part.test for part in parts])
-    return Outcome(result, ours.predictions, found.features[ENCODER][usable][test])
+    return Outcome(result, ours.predictions, features[ENCODER][test])

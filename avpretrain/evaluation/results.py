@@ -8,7 +8,7 @@ from typing import Any
 
 from avpretrain.configfile import to_dict
 from avpretrain.data.clips import ClipSet
-from avpretrain.evaluation.predictions import Predictions, difference, matched
+from avpretrain.evaluation.predictions import Scored, difference, load_scored, matched
 from avpretrain.files import read_json, write_json
 from avpretrain.models.diffmavil import DiffMAViL
 from avpretrain.provenance import environment
@@ -48,7 +48,7 @@ def result_path(checkpoint: Path, out: Path | None, *name: str) -> Path | None:
     return None
 
 
-def save_result(path: Path, result: dict[str, Any], predictions: Predictions) -> None:
+def save_result(path: Path, result: dict[str, Any], predictions: Scored) -> None:
     """Writes `path`, and beside it the predictions as .npz, which `compare_results` reads."""
     predictions.save(predictions_path(path))
     write_json(path, result)
@@ -65,12 +65,12 @@ def compare_results(a: Path, b: Path, seed: int = 0) -> dict[str, Any]:
     Raises:
         UserError: a file is missing, or the results are of different tasks.
     """
-    ours, theirs = matched(*(Predictions.load(predictions_path(path)) for path in (a, b)))
+    ours, theirs = matched(*(load_scored(predictions_path(path)) for path in (a, b)))
     named = {side: read_json(path, "result") for side, path in (("a", a), ("b", b))}
     gain = difference(ours, theirs, seed)
     return {
         "metric": ours.metric,
-        "clips": len(ours.target),
+        "clips": len(ours.keys),
         **{
             side: {"path": str(path), "checkpoint": named[side]["checkpoint"], ours.metric: named[side][ours.metric]}
             for side, path in (("a", a), ("b", b))

@@ -22,6 +22,7 @@ from avpretrain.errors import UserError
 from avpretrain.evaluation import intervals
 from avpretrain.evaluation.extract import Reading, extract, longest_clip
 from avpretrain.evaluation.frozen import Embedder, FrozenEncoder, Pooling, Side, input_for
+from avpretrain.evaluation.predictions import Ranks, difference
 from avpretrain.evaluation.probe import random_encoder
 from avpretrain.evaluation.results import origin
 from avpretrain.models.diffmavil import DiffMAViL
@@ -84,6 +85,7 @@ class Retrieved:
     """A result, and the embeddings behind it."""
 
     result: dict[str, Any]
+    predictions: Ranks
     model: DiffMAViL
     clips: ClipSet
     rows: list[int]
@@ -115,18 +117,22 @@ def run_retrieval(checkpoint: Path, shards: tuple[str, ...], cfg: RetrievalConfi
     sides = {
         name: (found.features[f"{name} audio"][usable], found.features[f"{name} video"][usable]) for name in models
     }
-    measured = {name: _both_directions(*pair, cfg.seed) for name, pair in sides.items()}
+    keys = tuple(clips.clip(wanted[i]).key for i in usable)
+    ranked = {name: Ranks(keys, ranks(a_ND, v_ND), ranks(v_ND, a_ND)) for name, (a_ND, v_ND) in sides.items()}
+    ours = ranked.pop("encoder")
+    baselines = {name: _both_directions(theirs, cfg.seed) | _ahead(ours, theirs, cfg.seed)
+                 for name, theirs in ranked.items()}  # fmt: skip
     result = {
         "task": "retrieval",
         "label": cfg.split,
-        **measured.pop("encoder"),
-        "baselines": {**measured, "chance": _chance(len(usable))},
+        **_both_directions(ours, cfg.seed),
+        "baselines": {**baselines, "chance": _chance(len(usable))},
         "gallery": len(usable),
         "left_out": len(wanted) - len(usable),
         "retrieval": asdict(cfg),
         **origin(checkpoint, model, clips, shards, cfg.seed),
     }
-    return Retrieved(result, model, clips, [wanted[i] for i in usable], seconds, *sides["encoder"])
+    return Retrieved(result, ours, model, clips, [wanted[i] for i in usable], seconds, *sides["encoder"])
 
 
 def _both_sides(models: dict[str, DiffMAViL]) -> dict[str, Embedder]:
@@ -135,10 +141,10 @@ def _both_sides(models: dict[str, DiffMAViL]) -> dict[str, Embedder]:
     return {f"{name} {side}": FrozenEncoder(model, side, Pooling()) for name, model in models.items() for side in sides}
 
 
-def _both_directions(audio_ND: Tensor, video_ND: Tensor, seed: int) -> dict[str, Any]:
+def _both_directions(ranked: Ranks, seed: int) -> dict[str, Any]:
     """Scores of either direction, and as the headline recall at 1, averaged over the two."""
     directions: dict[str, Any] = {}
-    rank = {"audio_to_video": ranks(audio_ND, video_ND), "video_to_audio": ranks(video_ND, audio_ND)}
+    rank = {"audio_to_video": ranked.audio_to_video_N, "video_to_audio": ranked.video_to_audio_N}
     for direction, rank_N in rank.items():
         estimates = {
             name: intervals.estimate(score, len(rank_N), seed) for name, score in scores(rank_N, len(rank_N)).items()
@@ -147,9 +153,14 @@ def _both_directions(audio_ND: Tensor, video_ND: Tensor, seed: int) -> dict[str,
             **{name: found["value"] for name, found in estimates.items()},
             "cis": {name: found["ci"] for name, found in estimates.items()},
         }
-    hits_N = np.mean([rank_N <= 1 for rank_N in rank.values()], axis=0)
-    both = intervals.estimate(lambda weight_RN: weight_RN @ hits_N / weight_RN.sum(axis=1), len(hits_N), seed)
-    return {"metric": "recall_at_1", "recall_at_1": both["value"], "ci": both["ci"], **directions}
+    both = intervals.estimate(ranked.statistic(ranked.metric), len(ranked.keys), seed)
+    return {"metric": ranked.metric, ranked.metric: both["value"], "ci": both["ci"], **directions}
+
+
+def _ahead(ours: Ranks, theirs: Ranks, seed: int) -> dict[str, Any]:
+    """Headline of ours less theirs, paired by clip."""
+    gain = difference(ours, theirs, seed)
+    return {"difference": gain["value"], "difference_ci": gain["ci"]}
 
 
 def _chance(gallery: int) -> dict[str, Any]:

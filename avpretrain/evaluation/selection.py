@@ -97,6 +97,11 @@ def across_parts(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {"across_folds": intervals.across([part["test_score"] for part in parts])} if len(parts) > 1 else {}
 
 
+def at_edge(parts: Sequence[Mapping[str, Any]], method: Method) -> list[str]:
+    """Names of the parts whose setting is the first or the last that was tried: a better one may lie beyond."""
+    return [part["name"] for part in parts if part[method.setting] in (method.grid[0], method.grid[-1])]
+
+
 def majority(task: Task, parts: Sequence[Parts]) -> Predictions:
     """What always answering the training clips' class frequencies gets."""
     scores = []

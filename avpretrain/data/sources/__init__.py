@@ -15,8 +15,9 @@ from avpretrain.data.sources.base import Item, Listing
 from avpretrain.errors import UserError
 
 SourceName = Literal[
-    "folder", "huggingface", "audioset", "vggsound", "esc50", "esc10", "speechcommands", "fsdd", "grid"
-]
+    "folder", "huggingface", "audioset", "vggsound", "esc50", "esc10", "speechcommands", "fsdd", "grid",
+    "folder_speech", "grid_speech",
+]  # fmt: skip
 SOURCES: dict[str, str] = {
     "folder": "folder:find",
     "huggingface": "huggingface:find",
@@ -27,6 +28,8 @@ SOURCES: dict[str, str] = {
     "speechcommands": "speechcommands:find",
     "fsdd": "fsdd:find",
     "grid": "grid:find",
+    "folder_speech": "speech:find",
+    "grid_speech": "speech:find_grid",
 }
 """Name of a source to the module and function that find its files."""
 
