@@ -234,19 +234,17 @@ def test_sigterm_leaves_a_checkpoint_and_no_process(tmp_path: Path, shards: str)
     process = psutil.Popen([*command, *overrides], stderr=subprocess.PIPE)
     try:
         metrics = out / "runs" / "mavil-s0" / "metrics.jsonl"
-        deadline = time.monotonic() + 120
         while not (metrics.is_file() and metrics.read_text()):
             assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
+            time.sleep(0.1)
         children = process.children(recursive=True)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=90) == 130
+        assert process.wait() == 130
     finally:
         if process.poll() is None:
             process.kill()
     assert children
-    assert not psutil.wait_procs(children, timeout=10)[1]
+    assert not psutil.wait_procs(children, timeout=120)[1]
     assert list_checkpoints(out / "runs" / "mavil-s0" / "checkpoints")
     assert not (out / "cells").exists()
 

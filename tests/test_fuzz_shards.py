@@ -99,7 +99,7 @@ def test_every_damaged_file_is_used_or_skipped(wreckage: Path, tmp_path: Path, t
     files = sorted(path.name for path in wreckage.iterdir())
     assert len(files) >= 200
     clips = TranscodeConfig(transcode=transcode, clip_seconds=1.0)
-    cfg = ShardConfig(clips=clips, limits=Limits(max_hours=0.1), workers=2, timeout=60.0)
+    cfg = ShardConfig(clips=clips, limits=Limits(max_hours=0.1), workers=2, timeout=300.0)
     report = make_shards(wreckage, tmp_path / "set", cfg)
     skipped = {done.path: done.reason for done in report.skipped}
     used = {report.manifest.clip(row).source for row in range(len(report.manifest))}
@@ -116,7 +116,7 @@ def test_every_damaged_file_is_used_or_skipped(wreckage: Path, tmp_path: Path, t
 @pytest.mark.slow
 def test_the_loader_reads_everything_that_was_kept(wreckage: Path, tmp_path: Path) -> None:
     clips = TranscodeConfig(transcode="copy", clip_seconds=1.0, need="any")
-    make_shards(wreckage, tmp_path / "set", ShardConfig(clips=clips, workers=2, timeout=60.0))
+    make_shards(wreckage, tmp_path / "set", ShardConfig(clips=clips, workers=2, timeout=300.0))
     kept = ClipSet([str(tmp_path / "set")], "all")
     small = InputConfig(audio_frames=64, video_frames=2, video_size=32)
     batches = list(eval_loader(kept, small, range(len(kept)), batch_size=16, num_workers=0))

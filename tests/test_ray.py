@@ -40,7 +40,7 @@ def test_ray_writes_the_same_shards(cluster: object, tmp_path: Path) -> None:
 def test_a_crash_on_ray_takes_only_its_task(cluster: object) -> None:
     from avpretrain.data.ray_engine import run_on_ray
 
-    outcomes = list(run_on_ray(act, ["a", "segfault", "b"], workers=0, timeout=30.0))
+    outcomes = list(run_on_ray(act, ["a", "segfault", "b"], workers=0, timeout=300.0))
     assert sorted(outcomes, key=lambda o: o.task) == [
         Outcome("a", None),
         Outcome("b", None),

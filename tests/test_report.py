@@ -356,7 +356,7 @@ def in_browser(page: Path, width: int, dark: bool) -> dict[str, Any]:
         f"--blink-settings=preferredColorScheme={0 if dark else 1}", "--enable-logging=stderr", "--dump-dom",
         probed.as_uri(),
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "CONSOLE" not in done.stderr
     found = re.search("RESULT(.*)END", done.stdout)
     assert found, done.stdout[-500:]

@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import random
-import subprocess
-import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from avpretrain.data.verify import verify
+from tests.forks import Forker, forker
 from tests.media_files import write_media
 
 KILLS = 20
 
 
-def start(src: Path, out: Path) -> subprocess.Popen[bytes]:
-    options = ["--clip-seconds", "1", "--shard-clips", "7", "--workers", "2", "--short-side", "0"]
-    command = [sys.executable, "-m", "avpretrain", "shards", str(src), str(out), *options]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
-
-
-def finish(process: subprocess.Popen[bytes]) -> None:
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == 0, said.decode()
+OPTIONS = ["--clip-seconds", "1", "--shard-clips", "7", "--workers", "2", "--short-side", "0"]
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -43,70 +34,57 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def straight(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forker]:
+    with forker(tmp_path_factory.mktemp("logs"), "avpretrain.commands.shards") as forks:
+        yield forks
+
+
+@pytest.fixture(scope="module")
+def straight(source: Path, forks: Forker, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What an undisturbed run writes."""
     out = tmp_path_factory.mktemp("straight") / "set"
-    finish(start(source, out))
+    forks.run("shards", source, out, *OPTIONS)
     return out
 
 
-def entries(folder: Path) -> int:
-    """Files and folders below a folder that may be changing."""
-    return sum(len(folders) + len(files) for _, folders, files in os.walk(folder))
-
-
-def kill_after(process: subprocess.Popen[bytes], out: Path, changes: int) -> bool:
-    """Kills once the number of files has changed so many times, or says that the run ended before that."""
-    seen, last = 0, entries(out)
-    while seen < changes and process.poll() is None:
-        now = entries(out)
-        seen, last = seen + (now != last), now
-        time.sleep(0.0005)
-    alive = process.poll() is None
-    process.kill()
-    process.communicate()
-    return alive
-
-
 @pytest.mark.slow
-def test_killed_twenty_times_it_ends_the_same(source: Path, straight: Path, tmp_path: Path) -> None:
+def test_killed_twenty_times_it_ends_the_same(source: Path, straight: Path, forks: Forker, tmp_path: Path) -> None:
     """Kills after a random number of steps of the work, whatever the speed of the machine."""
     rng = random.Random(0)
     kills = ends = 0
     while kills < KILLS:
         killed = tmp_path / f"{ends}/set"
-        if kill_after(start(source, killed), killed, rng.randint(0, 20)):
+        if forks.start("shards", source, killed, *OPTIONS).kill_after(killed, rng.randint(0, 20)):
             kills += 1
         else:  # it came to its end in spite of the kills before: compare, and begin anew
             assert contents(killed) == contents(straight)
             ends += 1
-    finish(start(source, killed))
+    forks.run("shards", source, killed, *OPTIONS)
     assert contents(killed) == contents(straight)
     assert verify(killed) == []
 
 
 @pytest.mark.parametrize("stage", ["parts", "shards", "commit"])
-def test_killed_at_each_stage(source: Path, straight: Path, tmp_path: Path, stage: str) -> None:
+def test_killed_at_each_stage(source: Path, straight: Path, forks: Forker, tmp_path: Path, stage: str) -> None:
     """Waits until the stage's first file appears, then kills."""
     killed = tmp_path / "set"
-    process = start(source, killed)
+    process = forks.start("shards", source, killed, *OPTIONS)
     watched = {"parts": ".work/parts/*/*.json", "shards": "*.tar", "commit": ".work/commit*/*"}[stage]
     while process.poll() is None and not any(killed.glob(watched)):
         time.sleep(0.001)
     process.kill()
-    process.communicate()
-    finish(start(source, killed))
+    forks.run("shards", source, killed, *OPTIONS)
     assert contents(killed) == contents(straight)
 
 
-def test_a_commit_cut_short_is_completed(source: Path, straight: Path, tmp_path: Path) -> None:
+def test_a_commit_cut_short_is_completed(source: Path, straight: Path, forks: Forker, tmp_path: Path) -> None:
     """The state between the moves of a commit: some files in place, some not."""
     killed = tmp_path / "set"
-    finish(start(source, killed))
+    forks.run("shards", source, killed, *OPTIONS)
     for moved in (["dataset.json"], ["manifest.arrow", "sources.csv"], ["skipped.csv", "missing.csv", "dataset.json"]):
         (killed / ".work/commit").mkdir(parents=True)
         (killed / ".work/created_with.json").write_text('{"half": 1}')
         for name in moved:
             (killed / name).rename(killed / ".work/commit" / name)
-        finish(start(source, killed))
+        forks.run("shards", source, killed, *OPTIONS)
         assert contents(killed) == contents(straight)
