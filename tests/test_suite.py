@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from avpretrain.cli import run
-from avpretrain.config import presets_dir
+from avpretrain.configfile import presets_dir
 from avpretrain.errors import UsageError, UserError
 from avpretrain.evaluation.probe import ProbeConfig, random_encoder, run_probe
 from avpretrain.evaluation.suite import SuiteConfig, jobs_of, load_suite
