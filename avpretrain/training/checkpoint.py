@@ -68,7 +68,7 @@ def take_snapshot(
     """Copies weights and optimiser state to the CPU; every rank must call it, all but rank 0 get empty ones."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     weights = get_model_state_dict(model, options=options)
-    state: Any = get_optimizer_state_dict(model, optimizer, options=options)["state"]
+    state: Any = get_optimizer_state_dict(model, optimizer, options=options).get("state", {})  # {} off rank 0
     flat = {f"{name}.{key}": value for name, slots in state.items() for key, value in slots.items()}
     return Snapshot(progress, _owned(weights), _owned(flat), config)
 
