@@ -1,9 +1,6 @@
 """The probe from files to files, as the command line runs it."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +12,7 @@ from avpretrain.errors import UserError
 from avpretrain.evaluation.probe import ProbeConfig, random_encoder, run_probe
 from avpretrain.evaluation.results import compare_results, result_path
 from avpretrain.provenance import versions
+from tests.launch import on_ranks
 from tests.tiny_datasets import Spec, make_dataset
 from tests.tiny_models import tiny
 
@@ -141,11 +139,7 @@ def test_two_ranks_find_what_one_finds(
     out = tmp_path / "two.json"
     args = [str(checkpoint), data, "--label", "class", "--batch-size", "5"]
     alone = probed(capsys, *args, "--out", tmp_path / "one.json")
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2",
-               "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
-               str(ROOT / "eval" / "linear_probe.py"), *args, "--num-workers", "1", "--out", str(out)]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
+    on_ranks(2, ROOT / "eval" / "linear_probe.py", *args, "--num-workers", "1", "--out", out)
     found = json.loads(out.read_text())
     for result in (found, alone):
         del result["probe"]["num_workers"], result["commit"]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import multiprocessing
 import os
 import random
 import shutil
@@ -13,7 +11,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,6 +24,8 @@ from avpretrain.models.diffmavil import DiffMAViL
 from avpretrain.training.checkpoint import CheckpointWriter, find_weights, list_checkpoints, load_model
 from avpretrain.training.loop import train
 from avpretrain.training.metrics import read_metrics
+from tests.forks import forker
+from tests.launch import on_ranks
 from tests.tiny_runs import final_state, same_bits, tiny_config, tiny_data
 
 
@@ -97,49 +96,34 @@ def test_another_config_or_other_data_in_the_same_folder_is_refused(data: Path, 
         train(tiny_config(data, tmp_path / "full"))
 
 
+def _write_config(cfg: TrainConfig, path: Path) -> Path:
+    path.write_text(yaml.safe_dump(to_dict(cfg)))
+    return path
+
+
 # --- killed ----------------------------------------------------------------------------------------------------------
 
 
-def _train_quietly(cfg: TrainConfig) -> None:
-    sys.stderr = sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123
-    train(cfg)
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[multiprocessing.context.ForkServerContext]:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.test_training"])
-    yield context
-
-
 @pytest.mark.slow
-def test_sigkill_at_twenty_random_moments(
-    server: multiprocessing.context.ForkServerContext, data: Path, straight: Path, tmp_path: Path
-) -> None:
-    """Checkpoints at every step, so that many kills fall into the writing of one."""
+def test_sigkill_at_twenty_random_moments(data: Path, straight: Path, tmp_path: Path) -> None:
+    """Checkpoints at every step, and moments counted in changes of their files: many kills fall into the writing."""
     cfg = tiny_config(data, tmp_path / "run", run={"checkpoint_every": 4})
+    config = _write_config(cfg, tmp_path / "config.yaml")
+    checkpoints = cfg.run_dir / "checkpoints"
     rng = random.Random(0)
     kills = halfway = 0
-    while kills < 20:
-        process = server.Process(target=_train_quietly, args=(cfg,))
-        process.start()
-        deadline = time.monotonic() + 60
-        checkpoints = tmp_path / "run" / "checkpoints"
-        had = len(list_checkpoints(checkpoints))
-        while len(list_checkpoints(checkpoints)) == had and process.is_alive() and time.monotonic() < deadline:
-            time.sleep(0.005)
-        time.sleep(rng.uniform(0, 0.12))
-        process.kill()
-        process.join()
-        kills += 1
-        halfway += bool(list(checkpoints.glob(".*.tmp")))
-        if process.exitcode == 0:  # it had ended before the kill: begin anew, the kills go on
-            assert same_bits(final_state(straight), final_state(tmp_path / "run"))
-            shutil.rmtree(tmp_path / "run")
+    with forker(tmp_path, "avpretrain.commands.train", "avpretrain.training.loop") as forks:
+        while kills < 20:
+            if forks.start("train", config).kill_after(checkpoints, rng.randint(1, 20)):
+                kills += 1
+                halfway += bool(list(checkpoints.glob(".*.tmp")))
+            else:  # it came to its end in spite of the kills before: compare, and begin anew
+                assert same_bits(final_state(straight), final_state(cfg.run_dir))
+                shutil.rmtree(cfg.run_dir)
     assert halfway, "no kill fell into the writing of a checkpoint; the test proves less than it says"
     assert train(cfg).finished
-    assert same_bits(final_state(straight), final_state(tmp_path / "run"))
-    assert not list((tmp_path / "run" / "checkpoints").glob(".*.tmp"))
+    assert same_bits(final_state(straight), final_state(cfg.run_dir))
+    assert not list(checkpoints.glob(".*.tmp"))
 
 
 def test_preemption_saves_and_hands_the_signals_back(data: Path, tmp_path: Path) -> None:
@@ -166,17 +150,19 @@ def test_preemption_saves_and_hands_the_signals_back(data: Path, tmp_path: Path)
 def test_a_signal_to_the_whole_job_finds_the_loaders_alive(data: Path, tmp_path: Path) -> None:
     """Schedulers signal every process of a job, and loader processes that died of it would leave the loop waiting."""
     cfg = tiny_config(data, tmp_path / "run", data={"num_workers": 2}, schedule={"samples": 1_000_000})
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(to_dict(cfg)))
-    command = [sys.executable, "-m", "avpretrain.train", str(tmp_path / "config.yaml")]
+    command = [sys.executable, "-m", "avpretrain.train", str(_write_config(cfg, tmp_path / "config.yaml"))]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, text=True
     )
     metrics = tmp_path / "run" / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while not (metrics.is_file() and metrics.stat().st_size) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    os.killpg(process.pid, signal.SIGTERM)
-    said, complained = process.communicate(timeout=60)
+    try:
+        while not (metrics.is_file() and metrics.stat().st_size):
+            assert process.poll() is None, process.communicate()[1]
+            time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGTERM)
+        said, complained = process.communicate()
+    finally:
+        process.kill()
     assert process.returncode == 0, complained[-2000:]
     assert "stopped by SIGTERM" in said and "the same command goes on from there" in said
     assert list_checkpoints(tmp_path / "run" / "checkpoints")
@@ -250,14 +236,12 @@ def test_weights_that_are_not_there_or_do_not_fit(straight: Path, tmp_path: Path
 def test_a_hang_becomes_an_error_with_a_stack(tmp_path: Path) -> None:
     code = (
         "import time\nfrom avpretrain.training.guards import Watchdog\n"
-        "def stuck():\n    time.sleep(60)\n"
+        "def stuck():\n    time.sleep(3600)\n"
         "with Watchdog(0.5):\n    stuck()\n"
     )
-    started = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "stuck" in done.stderr
-    assert time.monotonic() - started < 50
 
 
 def test_the_writer_keeps_its_error_for_the_next_call(tmp_path: Path) -> None:
@@ -275,37 +259,50 @@ def test_the_writer_keeps_its_error_for_the_next_call(tmp_path: Path) -> None:
 # --- ranks -----------------------------------------------------------------------------------------------------------
 
 
-def _launch(cfg: TrainConfig, folder: Path, ranks: int) -> None:
-    """Trains under `accelerate launch`, as users do."""
-    path = folder / "config.yaml"
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(to_dict(dataclasses.replace(cfg, output_dir=str(folder / "run")))))
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(ranks),
-               "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
-               "-m", "avpretrain.train", str(path), "--debug"]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+def _learnt(run_dir: Path) -> dict[str, torch.Tensor]:
+    """Final weights and optimiser state, without the weights that learn nothing: the biases of keys.
+
+    Softmax does not see what is added to all keys alike, so their gradient is zero but for rounding. Adam divides that
+    by its own size: each step moves them by up to the learning rate, in a direction that the order of sums decides.
+    """
+    state = final_state(run_dir)
+    for name, value in state.items():
+        if name.endswith(".qkv.bias"):
+            query, _, value_ = value.chunk(3)
+            state[name] = torch.cat([query, value_])
+        elif name.endswith(".kv.bias"):
+            state[name] = value.chunk(2)[1]
+    return state
+
+
+def _assert_close(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    """Within 1e-6 everywhere (2.4e-7 was measured), but for a handful of weights: one whose gradient came near zero in
+    some step fares as the biases of keys do in all steps (one did, and was 7e-6 off).
+    """
+    assert a.keys() == b.keys()
+    apart = {name: (b[name] - value).abs() for name, value in a.items()}
+    far = {name: f"{int((x > 1e-6).sum())}, up to {float(x.max()):.1e}" for name, x in apart.items() if x.max() > 1e-6}
+    assert sum(int((x > 1e-6).sum()) for x in apart.values()) <= 5, far
+    assert all(x.max() <= 1e-4 for x in apart.values()), far
 
 
 @pytest.mark.slow
 def test_two_ranks_train_as_one(data: Path, straight: Path, tmp_path: Path) -> None:
     """Same global batches, losses and weights to float tolerance; checkpoints move between one rank and two."""
-    cfg = tiny_config(data, tmp_path / "one")
-    _launch(cfg, tmp_path / "two", ranks=2)
-    one, two = read_metrics(straight), read_metrics(tmp_path / "two" / "run")
+    cfg = tiny_config(data, tmp_path / "run")
+    on_ranks(2, "-m", "avpretrain.train", _write_config(cfg, tmp_path / "config.yaml"), "--debug")
+    assert json.loads((cfg.run_dir / "run.json").read_text())["ranks"] == 2
+    one, two = read_metrics(straight), read_metrics(cfg.run_dir)
     assert [line["seen"] for line in one] == [line["seen"] for line in two]
     for a, b in zip(one, two, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
-    for name, value in final_state(straight).items():
-        assert torch.allclose(value, final_state(tmp_path / "two" / "run")[name], atol=1e-5, rtol=1e-3), name
+    _assert_close(_learnt(straight), _learnt(cfg.run_dir))
 
-    moved = tmp_path / "two" / "run"
-    for checkpoint in list_checkpoints(moved / "checkpoints")[2:]:
+    for checkpoint in list_checkpoints(cfg.run_dir / "checkpoints")[2:]:
         shutil.rmtree(checkpoint)
-    shutil.rmtree(moved / "model")
-    assert train(dataclasses.replace(cfg, output_dir=str(moved))).finished
-    for name, value in final_state(straight).items():
-        assert torch.allclose(value, final_state(moved)[name], atol=1e-5, rtol=1e-3), name
+    shutil.rmtree(cfg.run_dir / "model")
+    assert train(cfg).finished
+    _assert_close(_learnt(straight), _learnt(cfg.run_dir))
 
 
 def test_ranks_that_can_not_share_a_batch_are_refused(data: Path, tmp_path: Path) -> None:

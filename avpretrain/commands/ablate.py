@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json as json_format
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import tyro
 from rich.console import Console
 from rich.table import Table
 
 from avpretrain.cli import parse
+from avpretrain.commands.config_first import ConfigArguments, first_and_rest
 from avpretrain.config import TrainConfig
 from avpretrain.configfile import to_dict
 from avpretrain.efficiency.ablate import OF_A_CELL, Ablation, Cell, cells_of, load_ablation
@@ -47,10 +47,9 @@ The same command again runs what is missing or failed. Exit status 1 when a cell
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments:
+class Arguments(ConfigArguments):
     """What follows the matrix's name."""
 
-    config: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
     base: str | None = None
     """Where all variants start, in place of the matrix's."""
     out: Path | None = None
@@ -69,12 +68,10 @@ class Arguments:
 
 def run(args: Sequence[str]) -> None:
     """Runs the matrix as the command line says."""
-    if not args or args[0] in ("-h", "--help"):
-        print(HELP)
+    found = first_and_rest(args, HELP)
+    if found is None:
         return
-    name, *rest = args
-    if name.startswith("-"):
-        raise UsageError("the matrix comes first: avpretrain ablate MATRIX --data.shards SHARDS --out DIR")
+    name, rest = found
     ablation = load_ablation(name, _base(rest))
     given = parse(Arguments, rest, f"avpretrain ablate {name}", Arguments(config=ablation.base))
     for key in OF_A_CELL:

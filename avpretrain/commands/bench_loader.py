@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import tyro
 from rich.console import Console
 from rich.progress import Progress
 
-from avpretrain.cli import parse
-from avpretrain.config import TrainConfig
-from avpretrain.configfile import load_config, to_dict
+from avpretrain.commands.config_first import ConfigArguments, read
+from avpretrain.configfile import to_dict
 from avpretrain.errors import UsageError
 from avpretrain.files import write_json
 
@@ -36,10 +34,9 @@ takes   two to three times as long as decoding N clips, each round
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments:
+class Arguments(ConfigArguments):
     """What follows the config's name."""
 
-    config: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
     clips: int = 2000
     """Clips in each part and round."""
     rounds: int = 3
@@ -54,13 +51,9 @@ class Arguments:
 
 def run(args: Sequence[str]) -> None:
     """Measures as the command line says."""
-    if not args or args[0] in ("-h", "--help"):
-        print(HELP)
+    given = read(Arguments, args, HELP)
+    if given is None:
         return
-    name, *rest = args
-    if name.startswith("-"):
-        raise UsageError("the config comes first: avpretrain bench loader CONFIG --data.shards FOLDER")
-    given = parse(Arguments, rest, f"avpretrain bench loader {name}", Arguments(config=load_config(name)))
     if not given.config.data.shards:
         raise UsageError("no data: give --data.shards FOLDER (made by avpretrain shards)")
     if min(given.clips, given.rounds) < 1:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Annotated
+from dataclasses import dataclass
 
-import tyro
 from rich.console import Console
 from rich.table import Table
 
-from avpretrain.cli import parse
-from avpretrain.config import TrainConfig
+from avpretrain.commands.config_first import ConfigArguments, read
 from avpretrain.configfile import load_config
 from avpretrain.efficiency.flops import RunCost, as_json, mavil_of, run_cost, samples_of
 from avpretrain.efficiency.numbers import flops, percent
@@ -32,10 +29,9 @@ takes   a second
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments:
+class Arguments(ConfigArguments):
     """What follows the config's name."""
 
-    config: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
     clips: int | None = None
     """Clips in the training split, for the totals of the run."""
     against: str | None = None
@@ -46,13 +42,9 @@ class Arguments:
 
 def run(args: Sequence[str]) -> None:
     """Counts as the command line says."""
-    if not args or args[0] in ("-h", "--help"):
-        print(HELP)
+    given = read(Arguments, args, HELP)
+    if given is None:
         return
-    name, *rest = args
-    if name.startswith("-"):
-        raise UsageError("the config comes first: avpretrain flops CONFIG [--clips N] [--section.field VALUE ...]")
-    given = parse(Arguments, rest, f"avpretrain flops {name}", Arguments(config=load_config(name)))
     if given.clips is not None and given.clips < 1:
         raise UsageError(f"--clips must be at least 1, got {given.clips}")
     cfg, samples = given.config, samples_of(given.config, given.clips)

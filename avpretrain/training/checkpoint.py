@@ -81,7 +81,7 @@ def take_snapshot(
     """
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     weights = get_model_state_dict(model, options=options)
-    state: Any = get_optimizer_state_dict(model, optimizer, options=options).get("state", {})
+    state: Any = get_optimizer_state_dict(model, optimizer, options=options).get("state", {})  # {} off rank 0
     flat = {f"{name}.{key}": value for name, slots in state.items() for key, value in slots.items()}
     return Snapshot(progress, _owned(weights), _owned(flat), config, measures or {})
 
