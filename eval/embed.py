@@ -1,6 +1,6 @@
-"""Vectors of audio and video files.
+"""Vectors of audio and video files, shared among GPUs.
 
-python eval/embed.py CKPT FILES... --out x.npz [options of `avpretrain embed`]
+accelerate launch eval/embed.py CKPT FILES... --out x.npz [options of `avpretrain embed`]
 """
 
 import sys

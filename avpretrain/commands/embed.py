@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from rich.console import Console
 from rich.progress import track
 from tyro.conf import Positional, arg
@@ -27,7 +29,8 @@ def main(
     """Turn audio and video files of any length into vectors.
 
     Reads a checkpoint and media files. Writes one table: columns path, modality, start, end (seconds), embedding. Takes
-    about a second a minute of sound for a small encoder on a CPU. Files that can't be read are named and left out.
+    about a second a minute of sound for a small encoder on a CPU; ranks share the files. Those that can't be read are
+    named and left out.
 
     Args:
         ckpt: A run folder, a checkpoint, or a folder with model.safetensors and config.json.
@@ -40,23 +43,23 @@ def main(
         raise UsageError("no files to embed; name them after the checkpoint")
     if out.suffix not in (".npz", ".parquet"):
         raise UsageError(f"--out must end in .npz or .parquet, got {out}")
-    model = load_model(ckpt).to(_device())
+    state = PartialState()
+    model = load_model(ckpt).to(state.device)
     console = Console(stderr=True)
-    rows: list[Row] = []
-    failed = 0
-    for path in track(files, "embed", console=console, transient=True):
+    mine: list[tuple[int, list[Row] | None]] = []
+    numbered = list(enumerate(files))[state.process_index :: state.num_processes]
+    for number, path in track(numbered, "embed", console=console, transient=True, disable=not state.is_main_process):
         try:
-            rows += embed_file(model, path, modality, per)
+            mine.append((number, embed_file(model, path, modality, per)))
         except DecodeError as error:
-            failed += 1
+            mine.append((number, None))
             console.print(f"left out: {path}: {error}", highlight=False, soft_wrap=True, markup=False)
+    found = dict(gather_object(mine))
+    rows = [row for number in sorted(found) for row in found[number] or ()]
+    failed = sum(done is None for done in found.values())
     if not rows:
         raise UserError(f"none of the {len(files)} files could be embedded; the reasons stand above")
+    if not state.is_main_process:
+        return
     write_rows(out, rows)
     console.print(f"{len(rows)} embeddings of {len(files) - failed} files: {out}", highlight=False, soft_wrap=True)
-
-
-def _device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -51,6 +51,8 @@ class Run:
     probes: tuple[Probe, ...]
     pictures: tuple[Path, ...]
     """Reconstructions, in order of clips seen."""
+    results: tuple[Path, ...] = ()
+    """Pictures that evaluations drew (--pictures), in order of their names."""
 
     @property
     def last(self) -> Line:
@@ -123,6 +125,7 @@ def read_run(path: str | Path) -> Run:
         lines=lines,
         probes=tuple(p for f in sorted((folder / "eval").glob("*.json")) for p in _probe(f, int(lines[-1]["seen"]))),
         pictures=tuple(sorted((folder / "reconstructions").glob("*.png"))),
+        results=tuple(sorted((folder / "eval").glob("*.png"))),
     )
 
 

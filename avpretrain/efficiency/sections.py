@@ -104,6 +104,19 @@ def reconstructions(comparison: Comparison) -> Section | None:
     return Section("pictures", "Reconstructions", figures(items, "pictures"), note)
 
 
+def results(comparison: Comparison) -> Section | None:
+    """What evaluations drew of each group's first run that has any: confusions, classes, maps, retrieved clips."""
+    items = []
+    for group in comparison.groups:
+        for path in next((run.results for run in group.runs if run.results), ()):
+            task = path.stem.replace("_", " ").replace("-", ", ")
+            items.append(figure(group.name, picture(path, f"{task} by {group.name}"), task))
+    if not items:
+        return None
+    note = "On test clips; drawn by the verbs probe and retrieve with --pictures."
+    return Section("results", "Evaluations in pictures", figures(items, "pictures"), note)
+
+
 def config_table(comparison: Comparison) -> Section | None:
     """Keys on which the configs differ: of each group, or of each run where groups share a name."""
     names = [group.name for group in comparison.groups]
@@ -156,6 +169,7 @@ SECTIONS: tuple[Callable[[Comparison], Section | None], ...] = (
     losses,
     schedules,
     reconstructions,
+    results,
     spectra,
     config_table,
     provenance,

@@ -46,6 +46,8 @@ class Entry:
     """Of fine-tuning."""
     epochs: int = 0
     """Of fine-tuning; 0 = the recipe's."""
+    max_seconds: float = 0.0
+    """Of fine-tuning: window of longer clips, to which shorter ones are filled up; 0 = the recipe's."""
 
     def __post_init__(self) -> None:
         if not self.name:

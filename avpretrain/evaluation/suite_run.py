@@ -105,10 +105,10 @@ def probe_options(job: Job, cfg: SuiteConfig) -> ProbeConfig:
 def finetune_options(job: Job, cfg: SuiteConfig) -> FinetuneConfig:
     """A task's options as fine-tuning: the recipe, with what the task says."""
     recipe = RECIPES[job.entry.recipe]
-    epochs = job.entry.epochs or recipe.epochs
+    epochs, seconds = job.entry.epochs or recipe.epochs, job.entry.max_seconds or recipe.max_seconds
     return replace(
-        recipe, modality=job.modality, folds=job.entry.folds, epochs=epochs, num_workers=cfg.num_workers,
-        warmup_epochs=recipe.warmup_epochs * epochs / recipe.epochs, seed=cfg.seed,
+        recipe, modality=job.modality, folds=job.entry.folds, epochs=epochs, max_seconds=seconds, seed=cfg.seed,
+        warmup_epochs=recipe.warmup_epochs * epochs / recipe.epochs, num_workers=cfg.num_workers,
     )  # fmt: skip
 
 
