@@ -1,0 +1,20 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from avpretrain.cli import main
+
+
+@pytest.mark.slow
+def test_the_demo_runs_from_scenes_to_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["demo", str(tmp_path / "demo"), "--clips", "24"])
+    said = capsys.readouterr().out
+    assert f"report: {tmp_path / 'demo' / 'report.html'}" in said
+    table = said.splitlines()
+    start = next(i for i, line in enumerate(table) if line.startswith("run "))
+    names = [line.split()[0] for line in table[start : start + 5]]
+    assert names == ["run", "mavil", "diffmavil", "best", "diffmavil"]
+    for name in ("mavil", "diffmavil"):
+        assert (tmp_path / "demo" / name / "eval" / "linear_probe_class_audio.json").exists()
