@@ -62,20 +62,26 @@ def test_out_of_memory_names_the_batch_and_the_mend(
     assert "lower schedule.batch.size" in said
 
 
+@pytest.mark.parametrize(
+    ("window", "says"),
+    [(3, "clips could not be read, more than data.max_bad_share 0.05 allows"), (2, "16 clips in a row could not be")],
+    ids=["replaced from its window", "alone in its window"],
+)
 def test_a_shard_that_vanishes_is_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, window: int, says: str
 ) -> None:
     """Its clips are replaced and counted until they are more than a run may lose."""
-    cfg = tiny_config(tiny_data(tmp_path / "shards"), tmp_path / "run", schedule={"samples": 1000})
+    data = {"shuffle_window": window, "num_workers": 0}
+    cfg = tiny_config(tiny_data(tmp_path / "shards"), tmp_path / "run", data=data, schedule={"samples": 1000})
     clips = ClipSet(cfg.data.shards)
-    later = Order(clips.shard_sizes, cfg.data.shuffle_window, cfg.seed).shards(0)[3]  # none of the first window
+    later = Order(clips.shard_sizes, window, cfg.seed).shards(0)[3]  # none of the first window
     _, shard = clips.shard_of(clips.shard_starts[later])
 
     def vanish(step: Step) -> None:
         (tmp_path / "shards" / shard.name).unlink(missing_ok=True)
 
     said = last_words(cfg, tmp_path, capsys, monkeypatch, vanish)
-    assert "clips could not be read, more than data.max_bad_share 0.05 allows" in said
+    assert says in said
     assert shard.name in said
 
 

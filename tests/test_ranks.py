@@ -6,7 +6,6 @@ import dataclasses
 import os
 import signal
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -111,7 +110,13 @@ def test_launches_that_would_train_apart_are_refused(
 ) -> None:
     for name, value in env.items():
         monkeypatch.setenv(name, value)
-    accelerator: Any = SimpleNamespace(num_processes=1, distributed_type=DistributedType(kind), is_fsdp2=fsdp2)
+
+    class Launched(Accelerator):
+        num_processes, distributed_type, is_fsdp2 = 1, DistributedType(kind), fsdp2
+
+        def __init__(self) -> None: ...
+
+    accelerator = Launched()
     if not says:
         check_ranks(accelerator, multiple=4)
         return
@@ -142,9 +147,10 @@ def check_like_one_rank(run: Path, straight: Path) -> None:
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-3)
     moved, stayed = final_state(run), final_state(straight)
     assert moved.keys() == stayed.keys()
-    for name, value in stayed.items():
-        if not name.startswith("optimizer."):
-            assert (moved[name] - value).norm() <= 1e-3 * value.norm() + 1e-4, name
+    # All weights at once: keys' biases have no gradient but rounding, which Adam makes as large as any other.
+    weights = [name for name in stayed if not name.startswith("optimizer.")]
+    ours_P, theirs_P = (torch.cat([state[name].flatten() for name in weights]) for state in (moved, stayed))
+    assert (ours_P - theirs_P).norm() <= 1e-4 * theirs_P.norm()
 
 
 @pytest.mark.slow
