@@ -75,7 +75,7 @@ def get_scene_embeddings(audio: Tensor, model: HearModel) -> Tensor:
     """
     x_BFM = _spectrogram(audio, model)
     steps = clip_steps(x_BFM.shape[1], model.patch)
-    x_BFM = filled(x_BFM, steps * model.patch, model.model.cfg.input)
+    x_BFM = filled(x_BFM, steps * model.patch)
     return step_vectors(model.model, "audio", x_BFM, steps).mean(dim=1)
 
 

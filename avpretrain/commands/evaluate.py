@@ -6,14 +6,14 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from accelerate import PartialState
 from rich.console import Console
 from tyro.conf import Positional, arg
 
 from avpretrain.errors import UserError
-from avpretrain.evaluation.frozen import Pooling
+from avpretrain.evaluation.frozen import Pooling, PoolingKind
 from avpretrain.evaluation.suite import Job, SuiteConfig, jobs_of, load_suite
 from avpretrain.evaluation.suite_run import prepare_data, run_suite
 from avpretrain.evaluation.suite_table import markdown
@@ -31,7 +31,7 @@ def main(
     out: Path,
     packs: Path | None = None,
     only: tuple[str, ...] = (),
-    pooling: Literal["mean", "cls", "mean_cls"] = "mean",
+    pooling: PoolingKind = "mean",
     layers: int = 1,
     seed: int = 0,
     batch_size: int = 32,
@@ -52,7 +52,7 @@ def main(
         out: Folder of the results.
         packs: Folder of the files of the data sets; else what the environment variable AVPRETRAIN_REAL_DATA names.
         only: Names of data sets; none = all of the list.
-        pooling: Of probes: the mean over patches, the class token, or both.
+        pooling: Of probes: the mean over patches, the class token, both, or bands (see avpretrain probe --help).
         layers: Of probes: last layers of the encoder whose vectors are concatenated.
         seed: Of the random encoder, fine-tuning and the intervals.
         batch_size: Clips at a time; changes nothing but speed, except in fine-tuning, which takes its recipe's.

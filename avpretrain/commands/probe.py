@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional, arg
 
-from avpretrain.evaluation.frozen import Modality, Pooling
+from avpretrain.evaluation.frozen import Modality, Pooling, PoolingKind
 from avpretrain.evaluation.probe import ProbeConfig, run_probe
 from avpretrain.evaluation.results import compare_results, result_path, save_result
 
@@ -23,7 +23,7 @@ def main(
     label: str,
     modality: Modality = "audio",
     classifier: Literal["linear", "knn"] = "linear",
-    pooling: Literal["mean", "cls", "mean_cls"] = "mean",
+    pooling: PoolingKind = "mean",
     layers: int = 1,
     folds: str = "",
     max_seconds: float = 30.0,
@@ -48,7 +48,8 @@ def main(
         label: Name of the label; clips without it are left out.
         modality: What the encoder hears or sees.
         classifier: linear: logistic regression; knn: nearest neighbours.
-        pooling: One vector a clip: the mean over its patches, the class token, or both.
+        pooling: One vector a clip: the mean over its patches, the class token, both; or bands: of sound, the mean over
+            time of each band of patches, one after the other.
         layers: Last layers of the encoder whose vectors are concatenated.
         folds: Label that names official folds, for cross-validation.
         max_seconds: Of longer clips the middle is taken.

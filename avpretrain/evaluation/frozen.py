@@ -3,8 +3,8 @@
 B clips, F spectrogram frames, M mel bins, T video frames, S steps (patches along time), G places (patches of one step),
 P values a patch, D width, E layers.
 
-A clip is encoded on the patches that hold it and no others: padding would dilute short clips. One that is longer than
-what the model was trained on is cut into windows.
+A clip is encoded on the patches that hold it and no others, and a last patch that it fills in part holds its last frame
+for the rest: padding would dilute short clips. A clip longer than what the model was trained on is cut into windows.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from avpretrain.models.patches import patchify_audio, patchify_video
 
 Modality = Literal["audio", "video", "both"]
 Side = Literal["audio", "video"]
+PoolingKind = Literal["mean", "cls", "mean_cls", "bands"]
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,9 @@ Embedder = Callable[[ClipBatch], Tensor]
 class Pooling:
     """How a clip's tokens become one vector."""
 
-    kind: Literal["mean", "cls", "mean_cls"] = "mean"
-    """Mean over patches (MAViL), the class token, or both in turn."""
+    kind: PoolingKind = "mean"
+    """Mean over patches (MAViL), the class token, both in turn; or `bands`: for sound the mean over time of each band
+    of patches, one band after the other (Niizumi et al. 2022), for picture the mean."""
     layers: int = 1
     """Last layers of the encoder whose vectors are concatenated."""
 
@@ -150,20 +152,32 @@ class FrozenEncoder(nn.Module):
         for row, frames in enumerate(frames_B.tolist()):
             if frames:
                 rows_by_steps.setdefault(clip_steps(frames, patch), []).append(row)
-        out_BD = x.new_zeros(len(x), self._width)
+        out_BD = x.new_zeros(len(x), self._width(side))
         for steps, rows in rows_by_steps.items():
-            out_BD[rows] = self._pool(*encode_steps(self.model, side, x[rows], steps, self.pooling.layers))
+            part = held(x, frames_B, rows, steps * patch)
+            out_BD[rows] = self._pool(side, *encode_steps(self.model, side, part, steps, self.pooling.layers))
         return out_BD
 
-    @property
-    def _width(self) -> int:
-        return self.model.cfg.width * self.pooling.layers * (2 if self.pooling.kind == "mean_cls" else 1)
+    def _width(self, side: Side) -> int:
+        bands = self.model.audio_encoder.grid[1] if side == "audio" else 1
+        times = {"mean_cls": 2, "bands": bands}.get(self.pooling.kind, 1)
+        return self.model.cfg.width * self.pooling.layers * times
 
-    def _pool(self, tokens_BESGD: Tensor, cls_BED: Tensor | None) -> Tensor:
+    def _pool(self, side: Side, tokens_BESGD: Tensor, cls_BED: Tensor | None) -> Tensor:
+        if self.pooling.kind == "bands" and side == "audio":
+            return tokens_BESGD.mean(dim=2).flatten(1)
         parts = [] if self.pooling.kind == "cls" else [tokens_BESGD.mean(dim=(2, 3))]
-        if self.pooling.kind != "mean" and cls_BED is not None:
+        if self.pooling.kind in ("cls", "mean_cls") and cls_BED is not None:
             parts.append(cls_BED)
         return torch.cat(parts, dim=-1).flatten(1)
+
+
+def held(x: Tensor, frames_B: Tensor, rows: list[int], frames: int) -> Tensor:
+    """The first `frames` of some rows of [B, F, ...]; what lies after a clip's end repeats its last frame."""
+    index_B = torch.tensor(rows, device=x.device)
+    place_F = torch.arange(frames, device=x.device)
+    place_BF = torch.minimum(place_F, frames_B[index_B].to(x.device)[:, None] - 1)
+    return x[index_B[:, None], place_BF]
 
 
 def mean_log_mel(batch: ClipBatch) -> Tensor:

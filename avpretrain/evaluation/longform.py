@@ -50,10 +50,9 @@ def spectrogram(waveform_BS: Tensor, input: InputConfig) -> Tensor:
     return (torch.cat(parts, dim=1) - input.audio_mean) / (2 * input.audio_std)
 
 
-def filled(x_BFM: Tensor, frames: int, input: InputConfig) -> Tensor:
-    """A spectrogram cut or filled to `frames`, with what `Features` puts after the end of a sound."""
-    silence = -(input.audio_mean or 0.0) / (2 * (input.audio_std or 1.0))
-    return F.pad(x_BFM[:, :frames], (0, 0, 0, max(0, frames - x_BFM.shape[1])), value=silence)
+def filled(x_BFM: Tensor, frames: int) -> Tensor:
+    """A spectrogram cut to `frames`, or its last frame repeated up to there, as a probe has it."""
+    return F.pad(x_BFM[:, :frames].mT, (0, max(0, frames - x_BFM.shape[1])), mode="replicate").mT
 
 
 @torch.no_grad()
@@ -119,7 +118,7 @@ def _sound_rows(model: DiffMAViL, source: Source, per: Per) -> list[Row]:
     x_1FM = spectrogram(torch.from_numpy(pcm_S.astype(np.float32) / 32768)[None].to(device), input)
     patch = model.cfg.audio.patch[0]
     steps = clip_steps(x_1FM.shape[1], patch)
-    vectors_SD = step_vectors(model, "audio", filled(x_1FM, steps * patch, input), steps)[0]
+    vectors_SD = step_vectors(model, "audio", filled(x_1FM, steps * patch), steps)[0]
     spans = windows(steps, model.audio_encoder.grid[0])
     return _rows(source.path, "audio", vectors_SD, spans, patch * 0.01, len(pcm_S) / input.sample_rate, per)
 

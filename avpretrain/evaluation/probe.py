@@ -147,8 +147,8 @@ class _Found:
 def _features(model: DiffMAViL, clips: ClipSet, tasks: Sequence[Task], cfgs: Sequence[ProbeConfig]) -> _Found:
     """Features of all clips asked: the checkpoint's, and with `baselines` a random one's and those of no encoder."""
     cfg = cfgs[0]
-    if cfg.pool.kind != "mean" and not model.cfg.cls_token:
-        raise UserError(f"pooling '{cfg.pool.kind}' needs a class token, which this model has not; use mean")
+    if "cls" in cfg.pool.kind and not model.cfg.cls_token:
+        raise UserError(f"pooling '{cfg.pool.kind}' needs a class token, which this model has not; use mean or bands")
     depth = min(model.cfg.audio.depth, model.cfg.video.depth)
     if not 1 <= cfg.pool.layers <= depth:
         raise UserError(f"the encoder has {depth} layers, so --layers must lie in 1 to {depth}, got {cfg.pool.layers}")

@@ -128,7 +128,7 @@ def jobs_of(suite: Suite, cfg: SuiteConfig) -> list[Job]:
         if name not in suite.data:
             raise UsageError(f"no data set '{name}' in the list; there are: {', '.join(suite.data)}")
     jobs = [
-        Job(entry, modality, method, cfg.out / f"{_stem(entry, modality, method)}.json")
+        Job(entry, modality, method, cfg.out / f"{_stem(entry, modality, method, cfg.pool)}.json")
         for entry in sorted(suite.tasks, key=lambda entry: list(suite.data).index(entry.data))
         if not cfg.only or entry.data in cfg.only
         for method in entry.methods
@@ -141,6 +141,9 @@ def jobs_of(suite: Suite, cfg: SuiteConfig) -> list[Job]:
     return jobs
 
 
-def _stem(entry: Entry, modality: Modality, method: Method) -> str:
+def _stem(entry: Entry, modality: Modality, method: Method, pool: Pooling) -> str:
     name = re.sub(r"[^a-z0-9]+", "_", entry.name.lower()).strip("_")
-    return f"{name}_{method}" if method == "retrieve" else f"{name}_{modality}_{method}"
+    if method == "retrieve":
+        return f"{name}_{method}"
+    own = "" if method == "finetune" or pool == Pooling() else f"_{pool.kind}{pool.layers}"
+    return f"{name}_{modality}_{method}{own}"

@@ -69,10 +69,18 @@ def _probes(found: Sequence[tuple[Job, Result]]) -> str:
         others, plain = result["baselines"], PLAIN_NAMES[job.modality]
         shown = [_value(others[name]) for name in ("random_encoder", plain)]
         ahead = [_gain(others[name]) for name in ("random_encoder", plain)]
-        rows.append([*_head(job, result), _KIND[job.method], _value(result), *shown,
+        rows.append([*_head(job, result), _probe(job, result), _value(result), *shown,
                      _value(others["majority_class"], ci=False), *ahead])  # fmt: skip
     none = "No encoder: mean log-mel for sound, mean frame of 8 by 8 pixels for picture, both for both."
     return f"{_table(headings, rows, 4)}\n\n{none}"
+
+
+def _probe(job: Job, result: Result) -> str:
+    """'linear probe', and how its features were pooled where that is not the mean of the last layer."""
+    pool = result["probe"]["pool"]
+    kind = "" if pool["kind"] == "mean" else f", {pool['kind'].replace('_', ' and ')}"
+    layers = "" if pool["layers"] == 1 else f", {pool['layers']} layers"
+    return f"{_KIND[job.method]}{kind}{layers}"
 
 
 def _finetuning(found: Sequence[tuple[Job, Result]]) -> str:
