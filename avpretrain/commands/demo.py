@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +15,7 @@ from rich.console import Console
 from tyro.conf import Positional, arg
 
 from avpretrain import cli
+from avpretrain.errors import UserError
 
 
 def main(
@@ -33,18 +39,58 @@ def main(
     common = ["--data.shards", str(shards), "--seed", str(seed), "--run.preview-every", "1000000"]  # one, at the end
     synth = ["synth", str(scenes), "--clips", str(clips), "--seed", str(seed), "--test-share", "0.25", "--size", "96"]
     cut = ["shards", str(scenes), str(shards), "--clip-seconds", "0", "--short-side", "64"]
-    steps = [("1/5 render scenes", synth), ("2/5 cut them into shards", cut)]
-    for name, run_dir in runs.items():
-        arguments = ["train", f"tiny_{name}", "--name", name, "--output-dir", str(run_dir), *common]
-        steps.append((f"3/5 pretrain {name}", arguments))
-    for name, run_dir in runs.items():
-        steps.append((f"4/5 probe {name}", ["probe", str(run_dir), str(shards), "--label", "class"]))
-    steps.append(("5/5 report", ["report", *map(str, runs.values()), "--out", str(report)]))
+    trainings = [
+        ["train", f"tiny_{name}", "--name", name, "--output-dir", str(run_dir), *common]
+        for name, run_dir in runs.items()
+    ]
+    probes = [["probe", str(run_dir), str(shards), "--label", "class"] for run_dir in runs.values()]
+    page = ["report", *map(str, runs.values()), "--out", str(report)]
+    titles = ("render scenes", "cut them into shards", "pretrain", "probe", "report")
     started = time.perf_counter()
-    for title, (verb, *arguments) in steps:
-        console.rule(f"[bold]{title}[/]  avpretrain {verb} {' '.join(arguments)}", align="left")
-        cli.run(verb, arguments)
+    for number, (title, commands) in enumerate(zip(titles, ([synth], [cut], trainings, probes, [page]), strict=True)):
+        for verb, *arguments in commands:
+            console.rule(f"[bold]{number + 1}/5 {title}[/]  avpretrain {verb} {' '.join(arguments)}", align="left")
+            if commands is not trainings:
+                cli.run(verb, arguments)
+        if commands is trainings:
+            _train(trainings)
+            if not all((run_dir / "model").exists() for run_dir in runs.values()):
+                return  # told to stop; each run has said how it goes on
     from avpretrain.efficiency.report import summary_table
 
     print(summary_table(list(runs.values())))
     print(f"report: {report.resolve()}  ({(time.perf_counter() - started) / 60:.1f} min)")
+
+
+def _train(commands: Sequence[Sequence[str]]) -> None:
+    """Both runs, one after the other on a GPU; on a CPU side by side, each on its share of the cores.
+
+    Models this small gain nothing from a second thread, and side by side their wall clocks compare as well as in turn.
+
+    Raises:
+        UserError: a run failed; it has said why.
+    """
+    import torch
+
+    cores = os.cpu_count() or 1
+    if torch.cuda.is_available() or cores < len(commands):
+        for verb, *arguments in commands:
+            cli.run(verb, arguments)
+        return
+    env = os.environ | {"OMP_NUM_THREADS": str(cores // len(commands))}
+    processes = [subprocess.Popen([sys.executable, "-m", "avpretrain", *command], env=env) for command in commands]
+
+    def pass_on(number: int, _frame: object) -> None:
+        for process in processes:
+            process.send_signal(number)
+
+    old = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        codes = [process.wait() for process in processes]
+    finally:
+        for process in processes:
+            process.terminate()  # does nothing to one that has ended
+        for number, handler in old.items():
+            signal.signal(number, handler)
+    if any(codes):
+        raise UserError("a pretraining run of the demo failed, as said above; the same command goes on from there")
