@@ -251,7 +251,7 @@ def test_command_prints_tables(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["tiny_difmavil"], "did you mean 'tiny_diffmavil'"),
         (["tiny_mavil", "--clips", "0"], "--clips must be at least 1"),
-        (["tiny_mavil", "--clips", "1"], "raise schedule.epochs"),
+        (["tiny_mavil", "--clips", "1", "--schedule.epochs", "2"], "raise schedule.epochs"),
         (["--json", "tiny_mavil"], "the config comes first"),
     ],
 )
@@ -282,7 +282,7 @@ def test_ledger_counts_every_variant_under_every_accounting() -> None:
             saving["masking 0.8 to 0.9 alone", accounting], abs=0.01
         )
         assert saving["diffmavil, both cross, half decoded", accounting] > saving["diffmavil, both cross", accounting]
-    same = run_cost(load_config("tiny_diffmavil"), 2560).saving(run_cost(load_config("tiny_mavil"), 2560))
+    same = run_cost(load_config("tiny_diffmavil"), 64 * 20).saving(run_cost(load_config("tiny_mavil"), 64 * 20))
     assert saving["diffmavil", "encode 2, decode 1"] == pytest.approx(same)
 
 

@@ -176,7 +176,7 @@ def test_split_is_exact_and_in_order() -> None:
 def test_split_merges_a_stop_that_is_no_valid_config() -> None:
     """Decoding a part of the patches can't be combined with the windows that the baseline's decoder has."""
     base = load_config("tiny_mavil")
-    windows = DecoderConfig(width=64, depth=2, heads=2, window=(2, 2))
+    windows = DecoderConfig(width=64, depth=2, heads=2, window=(5, 2))
     part = DecoderConfig(width=32, depth=2, heads=2, decode_ratio=0.5)
 
     def with_decoder(decoder: DecoderConfig) -> Any:
