@@ -30,6 +30,7 @@ takes   minutes (recipe small, 1,000 clips) to days (as2m), twice unless --no-ba
 --recipe RECIPE  {", ".join(RECIPES)}; default small
 --out FILE       file of the result
 --compare FILE   an earlier result; prints the paired difference to it
+--pictures       also draw confusion matrix and bars by class, as PNG beside the result
 --json           print the result as JSON
 
 'avpretrain finetune CKPT DATA --recipe RECIPE --help' lists every field with the recipe's value."""
@@ -47,6 +48,8 @@ class Arguments:
     """File of the result."""
     compare: Path | None = None
     """An earlier result; prints the paired difference to it."""
+    pictures: bool = False
+    """Also draw confusion matrix and bars by class, as PNG beside the result."""
     json: bool = False
     """Print the result as JSON."""
     config: Annotated[FinetuneConfig, arg(name="")] = field(default_factory=FinetuneConfig)
@@ -74,6 +77,11 @@ def run(args: Sequence[str]) -> None:
     path = result_path(Path(ckpt), given.out, outcome.result["task"], given.label, given.config.modality)
     if path:
         save_result(path, outcome.result, outcome.predictions)
+    if path and given.pictures:
+        from avpretrain.evaluation.pictures import draw_results
+
+        title = f"{given.label} from {given.config.modality}, {outcome.result['task'].replace('_', ' ')}"
+        draw_results(outcome.predictions, None, title, path.with_suffix(""))
     comparison = compare_results(path, given.compare, given.config.seed) if path and given.compare else None
     if given.json:
         extra = {"comparison": comparison} if comparison else {}

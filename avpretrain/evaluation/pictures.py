@@ -36,15 +36,16 @@ def save(figure: Figure, path: Path) -> None:
         figure.savefig(temporary, format="png", dpi=130, bbox_inches="tight", facecolor="white")
 
 
-def draw_results(predictions: Predictions, features_ND: Tensor, title: str, stem: Path) -> list[Path]:
+def draw_results(predictions: Predictions, features_ND: Tensor | None, title: str, stem: Path) -> list[Path]:
     """Writes STEM-confusion.png (single-label tasks), STEM-classes.png and STEM-map.png.
 
     Args:
-        features_ND: of the test clips, in the order of `predictions`.
+        features_ND: of the test clips, in the order of `predictions`; none = no map.
     """
     drawn: dict[str, Figure] = {"classes": class_bars(predictions, title)}
     if predictions.target.ndim == 1:
         drawn["confusion"] = confusion_matrix(predictions, title)
+    if predictions.target.ndim == 1 and features_ND is not None:
         drawn["map"] = embedding_map(features_ND, predictions.target.astype(np.int64), predictions.classes, title)
     paths = [stem.with_name(f"{stem.name}-{name}.png") for name in drawn]
     for figure, path in zip(drawn.values(), paths, strict=True):
