@@ -42,7 +42,7 @@ def main(
     Reads a checkpoint, a list of tasks (a YAML file, or the preset results or results_finetune) and sharded data sets.
     Writes OUT/NAME.json and .npz for each task, and OUT/table.md over all of them. Data sets that --shards lacks are
     first sharded from --packs; those found in neither are left out and named. Takes a pass of two encoders over each
-    data set and modality: for the preset results and an encoder of width 256 about 15 minutes on two CPU cores. The
+    data set and modality: for the preset results and an encoder of width 96 six minutes on a CPU. The
     same command again runs only what has no result of the same weights, data, options and commit.
 
     Args:
