@@ -14,9 +14,9 @@ import yaml
 from torch import Tensor
 
 from avpretrain import cli
-from avpretrain.config import TrainConfig
+from avpretrain.config import RatioConfig, ScheduleConfig, TrainConfig
 from avpretrain.configfile import to_dict
-from avpretrain.efficiency.bench_step import checkpointing_price, with_checkpointing
+from avpretrain.efficiency.bench_step import Phase, StepBench, bench_steps, checkpointing_price, with_checkpointing
 from avpretrain.efficiency.components import COMPONENTS, component_seconds
 from avpretrain.models.diffmavil import DiffMAViL
 from avpretrain.training.bare_step import BareStep, random_batch
@@ -94,6 +94,32 @@ def test_price_of_checkpointing_is_a_ratio_phase_by_phase() -> None:
     }
     price = checkpointing_price(variants)
     assert price == {"a": [{**row, "seconds_times": 1.5, "memory_times": 0.4}, {**row, "seconds_times": 1.5}]}
+
+
+def test_a_shared_phase_is_measured_once_and_one_too_large_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[Phase] = []
+
+    def measure(bench: StepBench, phase: Phase, warmup: int = 5, repeats: int = 20) -> dict[str, Any]:
+        measured.append(phase)
+        if phase.audio_ratio == 0.8:
+            raise torch.OutOfMemoryError
+        return {**dataclasses.asdict(phase), "seconds": 1.0, "clips_per_second": 1.0, "flops_per_second": 1.0,
+                "peak_memory_bytes": 1}  # fmt: skip
+
+    monkeypatch.setattr(StepBench, "measure", measure)
+    monkeypatch.setattr(StepBench, "components", lambda *args: {})
+    falls = RatioConfig(kind="linear", start=0.9, end=0.8, levels=3)
+    plain = TrainConfig(model=tiny())
+    moving = dataclasses.replace(plain, schedule=ScheduleConfig(audio_mask_ratio=falls, video_mask_ratio=falls))
+    kept: list[int] = []
+    answer = bench_steps(
+        {"a": plain, "b": moving, "c": moving}, 4, 1, lambda _: None, lambda a: kept.append(len(a["variants"]))
+    )
+    assert [phase.audio_ratio for phase in measured] == [0.8, 0.9, 0.85]
+    assert answer["variants"]["b"] == answer["variants"]["c"]
+    assert answer["variants"]["a"] == [{"batch_size": 4, "audio_ratio": 0.8, "video_ratio": 0.8, "out_of_memory": True}]
+    assert kept == [1, 2, 3]
+    assert answer["matmul_peak_after"] > 0
 
 
 def test_command_measures_split_price_and_waiting(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,7 +20,7 @@ from avpretrain.errors import UsageError
 from avpretrain.files import write_json
 
 HELP = """\
-usage: avpretrain bench step CONFIG [CONFIG ...] [--batch-size N] [--repeats N] [--checkpointing-price]
+usage: avpretrain bench step CONFIG [CONFIG ...] [--batch-size N] [--repeats N] [--ledger] [--checkpointing-price]
                              [--data.shards FOLDER [--data.num-workers N]] [--out FILE] [--json]
 
 Measures training steps of one or several configs in one run, in each phase of their curriculum: seconds, clips/s,
@@ -27,7 +28,7 @@ FLOP/s by the analytic count, the share of the matmul peak measured on the same 
 by component (patches, encoders, fusion, decoders, masks + noise + losses, optimizer; forward and backward together).
 
 reads   presets or YAML files; no data (clips are noise), unless --data.shards is given
-writes  nothing, or with --out the JSON that --json prints
+writes  nothing, or with --out the JSON that --json prints, anew after each config
 takes   on a GPU about half a minute a phase with compilation, a few seconds without
 
 --batch-size N  clips on this device where the masking ratio has reached its end (128); other phases follow the
@@ -35,6 +36,8 @@ takes   on a GPU about half a minute a phase with compilation, a few seconds wit
 --repeats N     timed steps a phase (15)
 --compile / --no-compile
                 overrides the configs
+--ledger        measure, after the configs, all variants of `avpretrain ledger` at the size of the first; a phase that
+                several share is measured once
 --checkpointing-price
                 measure each config without and with activation checkpointing, and say what it costs and saves
 --data.shards FOLDER
@@ -50,6 +53,7 @@ class Arguments:
     batch_size: int = 128
     repeats: int = 15
     compile: bool | None = None
+    ledger: bool = False
     checkpointing_price: bool = False
     data: DataConfig = field(default_factory=DataConfig)
     out: Path | None = None
@@ -65,6 +69,10 @@ def run(args: Sequence[str]) -> None:
     if not given.configs or given.batch_size < 1 or given.repeats < 1:
         raise UsageError("give at least one config, and a batch size and repeats of at least 1: bench step CONFIG ...")
     configs = {name: _config(name, given.compile) for name in given.configs}
+    if given.ledger:
+        from avpretrain.efficiency.ledger import variants_of
+
+        configs |= variants_of(configs[given.configs[0]])
     answer = measure(configs, given)
     if given.out is not None:
         write_json(given.out, answer)
@@ -82,11 +90,12 @@ def measure(configs: dict[str, TrainConfig], given: Arguments) -> dict[str, Any]
         console.print(line, highlight=False, soft_wrap=True)
 
     measured = with_checkpointing(configs) if given.checkpointing_price else configs
-    answer = bench_steps(measured, given.batch_size, given.repeats, say)
+    keep = partial(write_json, given.out) if given.out else lambda _: None
+    answer = bench_steps(measured, given.batch_size, given.repeats, say, keep)
     if given.checkpointing_price:
         answer["activation_checkpointing"] = checkpointing_price(answer["variants"])
     if given.data.shards:
-        answer["loader"] = {name: _waiting(cfg, given) for name, cfg in configs.items()}
+        answer["loader"] = {name: _waiting(configs[name], given) for name in given.configs}
         for name, row in answer["loader"].items():
             say(f"{name}  fed from shards: {row['clips_per_second']:.4g} clips/s, {row['wait_share']:.1%} waiting")
     return answer

@@ -111,32 +111,60 @@ def phases(cfg: TrainConfig, batch_size: int) -> list[Phase]:
 
 
 def bench_steps(
-    configs: Mapping[str, TrainConfig], batch_size: int, repeats: int, say: Callable[[str], None]
+    configs: Mapping[str, TrainConfig],
+    batch_size: int,
+    repeats: int,
+    say: Callable[[str], None],
+    keep: Callable[[dict[str, Any]], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Measures every phase of every config in one run, with the matmul peak before and after.
 
+    A phase that an earlier config shares (equal model, execution, masking ratios and batch) is measured once. One that
+    does not fit the memory has `out_of_memory` in place of figures.
+
     Args:
         say: takes a line of progress.
+        keep: takes the answer so far after each config, so that a run cut short loses one config at most.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     peak = matmul_peak(device)
     say(f"matmul peak {peak / 1e12:.4g} TFLOP/s")
-    variants: dict[str, list[dict[str, Any]]] = {name: [] for name in configs}
+    answer = {"matmul_peak": peak, "matmul_peak_after": None, "repeats": repeats, "variants": {}, **environment()}
+    done: dict[tuple[Any, ...], dict[str, Any]] = {}
     for name, cfg in configs.items():
-        bench = StepBench(cfg, device)
+        bench: StepBench | None = None
+        rows = answer["variants"][name] = []
         for phase in phases(cfg, batch_size):
-            measured = bench.measure(phase, repeats=repeats)
-            measured["share_of_peak"] = measured["flops_per_second"] / peak
-            measured["components"] = bench.components(phase, min(repeats, 5))
-            variants[name].append(measured)
-            say(
-                f"{name}  batch {phase.batch_size}  ratio {phase.audio_ratio:g}/{phase.video_ratio:g}  "
-                f"{measured['seconds'] * 1e3:.1f} ms  {measured['clips_per_second']:.4g} clips/s  "
-                f"{measured['share_of_peak']:.1%} of peak  {measured['peak_memory_bytes'] / 2**30:.1f} GiB"
-            )
-        del bench
-    again = matmul_peak(device)
-    return {"matmul_peak": peak, "matmul_peak_after": again, "repeats": repeats, "variants": variants, **environment()}
+            key = (cfg.model, cfg.run.compile, cfg.run.activation_checkpointing, cfg.run.precision, phase)
+            if key not in done:
+                bench = bench or StepBench(cfg, device)
+                done[key] = _measure_phase(bench, phase, repeats, peak)
+            rows.append(done[key])
+            at = f"batch {phase.batch_size}  ratio {phase.audio_ratio:g}/{phase.video_ratio:g}"
+            say(f"{name}  {at}  {_said(done[key])}")
+        keep(answer)
+    answer["matmul_peak_after"] = matmul_peak(device)
+    return answer
+
+
+def _measure_phase(bench: StepBench, phase: Phase, repeats: int, peak: float) -> dict[str, Any]:
+    try:
+        measured = bench.measure(phase, repeats=repeats)
+        measured["components"] = bench.components(phase, min(repeats, 5))
+    except torch.OutOfMemoryError:
+        bench.bare.optimizer.zero_grad(set_to_none=True)
+        return {**dataclasses.asdict(phase), "out_of_memory": True}
+    measured["share_of_peak"] = measured["flops_per_second"] / peak
+    return measured
+
+
+def _said(measured: Mapping[str, Any]) -> str:
+    if measured.get("out_of_memory"):
+        return "out of memory"
+    return (
+        f"{measured['seconds'] * 1e3:.1f} ms  {measured['clips_per_second']:.4g} clips/s  "
+        f"{measured['share_of_peak']:.1%} of peak  {measured['peak_memory_bytes'] / 2**30:.1f} GiB"
+    )
 
 
 CHECKPOINTED = "+activation_checkpointing"
@@ -162,6 +190,8 @@ def checkpointing_price(variants: Mapping[str, list[dict[str, Any]]]) -> dict[st
     price: dict[str, list[dict[str, float]]] = {}
     for name, rows in variants.items():
         for plain, checkpointed in zip(rows, variants.get(name + CHECKPOINTED, []), strict=False):
+            if plain.get("out_of_memory") or checkpointed.get("out_of_memory"):
+                continue
             row = {key: plain[key] for key in ("batch_size", "audio_ratio", "video_ratio")}
             row["seconds_times"] = checkpointed["seconds"] / plain["seconds"]
             if plain["peak_memory_bytes"]:  # not known of a CPU

@@ -63,6 +63,12 @@ class Entry:
     """Share of MAViL's hours under the same accounting."""
 
 
+def variants_of(base: TrainConfig) -> dict[str, TrainConfig]:
+    """Every variant at the size and with the views of `base`, by name."""
+    mavil = mavil_of(base)
+    return {name: with_changes(mavil, keys) for name, keys in VARIANTS.items()}
+
+
 def ledger(base: TrainConfig, clips: int, bench: Bench | None = None) -> list[Entry]:
     """Every variant at the size of `base` under every accounting.
 
@@ -75,8 +81,7 @@ def ledger(base: TrainConfig, clips: int, bench: Bench | None = None) -> list[En
     """
     entries = []
     for accounting, views in ACCOUNTINGS.items():
-        mavil = with_changes(mavil_of(base), views)
-        configs = {name: with_changes(mavil, keys) for name, keys in VARIANTS.items()}
+        configs = variants_of(with_changes(base, views))
         costs = {name: run_cost(cfg, samples_of(base, clips)) for name, cfg in configs.items()}
         times = {name: predict(bench, configs[name], cost) if bench else None for name, cost in costs.items()}
         entries += [
