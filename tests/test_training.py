@@ -22,6 +22,7 @@ from avpretrain.configfile import to_dict
 from avpretrain.errors import UsageError, UserError
 from avpretrain.models.diffmavil import DiffMAViL
 from avpretrain.training.checkpoint import CheckpointWriter, find_weights, list_checkpoints, load_model
+from avpretrain.training.guards import Preemption, sparing_children
 from avpretrain.training.loop import train
 from avpretrain.training.metrics import read_metrics
 from tests.forks import forker
@@ -124,6 +125,20 @@ def test_sigkill_at_twenty_random_moments(data: Path, straight: Path, tmp_path: 
     assert train(cfg).finished
     assert same_bits(final_state(straight), final_state(cfg.run_dir))
     assert not list(checkpoints.glob(".*.tmp"))
+
+
+def test_signals_to_a_whole_job_spare_the_compilers_processes() -> None:
+    with Preemption().listening() as preemption:
+        with sparing_children():
+            child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+            signal.raise_signal(signal.SIGTERM)
+            assert preemption.received is None
+        assert preemption.received == "SIGTERM"
+    child.send_signal(signal.SIGTERM)
+    with pytest.raises(subprocess.TimeoutExpired):
+        child.wait(0.5)
+    child.kill()
+    child.wait()
 
 
 def test_preemption_saves_and_hands_the_signals_back(data: Path, tmp_path: Path) -> None:

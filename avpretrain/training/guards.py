@@ -45,6 +45,20 @@ class Preemption:
                 signal.signal(number, handler)
 
 
+@contextmanager
+def sparing_children() -> Iterator[None]:
+    """Processes started in the block never get the signals of preemption; this process gets them at the block's end.
+
+    Schedulers and `timeout` signal every process of a job, those in which torch.compile compiles too, and a step whose
+    compiler is dead waits for ever. They start at the first step and inherit which signals are blocked.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR1})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class Watchdog:
     """Ends a rank that has not finished a step for `seconds`, after printing the stack of each of its threads.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -24,7 +25,7 @@ from avpretrain.models.diffmavil import DiffMAViL
 from avpretrain.schedules import Step, plan, total_samples
 from avpretrain.training.build import check_ranks, make_accelerator, make_optimizer, prepare_model, whole_model
 from avpretrain.training.checkpoint import CheckpointWriter, Progress, Snapshot, best_checkpoint, restore, take_snapshot
-from avpretrain.training.guards import FiniteGuard, Preemption, Watchdog, memory_advice
+from avpretrain.training.guards import FiniteGuard, Preemption, Watchdog, memory_advice, sparing_children
 from avpretrain.training.memory_probe import with_measured_memory
 from avpretrain.training.metrics import MetricsLog, ProgressBar
 from avpretrain.training.preview import Preview
@@ -57,7 +58,8 @@ def train(cfg: TrainConfig, stop_at: int | None = None) -> Outcome:
     clips = ClipSet(cfg.data.shards, cfg.data.split, cfg.data.cache_dir)
     cfg = resolve(cfg, clips)
     check_ranks(accelerator, cfg.schedule.batch.multiple)
-    cfg = with_measured_memory(cfg, accelerator)
+    with sparing_children():
+        cfg = with_measured_memory(cfg, accelerator)
     trainer = Trainer(cfg, accelerator, clips)
     with Preemption().listening() as preemption, Watchdog(cfg.run.hang_timeout) as watchdog:
         return trainer.run(preemption, watchdog, stop_at)
@@ -108,9 +110,9 @@ class Trainer:
         stopped_by = None
         with self.bar:
             for step, raw, waited in self._batches(steps):
-                with memory_advice(
-                    step.batch_size, self.accelerator.num_processes, (step.audio_ratio, step.video_ratio)
-                ):
+                spared = sparing_children() if step is steps[0] else contextlib.nullcontext()
+                ratios = step.audio_ratio, step.video_ratio
+                with memory_advice(step.batch_size, self.accelerator.num_processes, ratios), spared:
                     self._step(step, raw, waited)
                 watchdog.alive()
                 last = step is steps[-1] or (stop_at is not None and self.progress.seen >= stop_at)
