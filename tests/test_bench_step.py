@@ -127,7 +127,7 @@ def test_command_measures_split_price_and_waiting(tmp_path: Path, capsys: pytest
     cfg = tiny_config(shards, tmp_path / "run")
     cfg = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, shards=()))
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(to_dict(cfg)))
-    args = ["--batch-size", "4", "--repeats", "1", "--json", "--checkpointing-price"]
+    args = ["--batch-size", "4", "--repeats", "1", "--json", "--checkpointing-price", "--compile", "False"]
     fed = ["--data.shards", str(shards), "--data.num-workers", "0"]
     cli.main(["bench", "step", str(tmp_path / "c.yaml"), *args, *fed, "--debug"])
     answer = json.loads(capsys.readouterr().out)

@@ -34,7 +34,7 @@ takes   on a GPU about half a minute a phase with compilation, a few seconds wit
 --batch-size N  clips on this device where the masking ratio has reached its end (128); other phases follow the
                 config's batch rule
 --repeats N     timed steps a phase (15)
---compile / --no-compile
+--compile True|False
                 overrides the configs
 --ledger        measure, after the configs, all variants of `avpretrain ledger` at the size of the first; a phase that
                 several share is measured once
@@ -68,12 +68,11 @@ def run(args: Sequence[str]) -> None:
     given = parse(Arguments, args, "avpretrain bench step", Arguments())
     if not given.configs or given.batch_size < 1 or given.repeats < 1:
         raise UsageError("give at least one config, and a batch size and repeats of at least 1: bench step CONFIG ...")
-    configs = {name: _config(name, given.compile) for name in given.configs}
-    if given.ledger:
-        from avpretrain.efficiency.ledger import variants_of
-
-        configs |= variants_of(configs[given.configs[0]])
-    answer = measure(configs, given)
+    chosen = [_config(name, given.compile) for name in given.configs]
+    names = [cfg.name for cfg in chosen]
+    if len(set(names)) < len(names):
+        raise UsageError(f"two configs have one name: {', '.join(names)}; rename a file")
+    answer = measure({cfg.name: cfg for cfg in chosen}, given)
     if given.out is not None:
         write_json(given.out, answer)
     if given.json:
@@ -83,19 +82,21 @@ def run(args: Sequence[str]) -> None:
 def measure(configs: dict[str, TrainConfig], given: Arguments) -> dict[str, Any]:
     """Steps of every config, what checkpointing costs them, and how long they wait for data, as asked for."""
     from avpretrain.efficiency.bench_step import bench_steps, checkpointing_price, with_checkpointing
+    from avpretrain.efficiency.ledger import variants_of
 
     console = Console(stderr=True)
 
     def say(line: str) -> None:
         console.print(line, highlight=False, soft_wrap=True)
 
-    measured = with_checkpointing(configs) if given.checkpointing_price else configs
+    others = variants_of(next(iter(configs.values()))) if given.ledger else {}
+    measured = {**(with_checkpointing(configs) if given.checkpointing_price else configs), **others}
     keep = partial(write_json, given.out) if given.out else lambda _: None
     answer = bench_steps(measured, given.batch_size, given.repeats, say, keep)
     if given.checkpointing_price:
         answer["activation_checkpointing"] = checkpointing_price(answer["variants"])
     if given.data.shards:
-        answer["loader"] = {name: _waiting(configs[name], given) for name in given.configs}
+        answer["loader"] = {name: _waiting(cfg, given) for name, cfg in configs.items()}
         for name, row in answer["loader"].items():
             say(f"{name}  fed from shards: {row['clips_per_second']:.4g} clips/s, {row['wait_share']:.1%} waiting")
     return answer

@@ -32,8 +32,8 @@ def main(
     """Renders synthetic scenes: balls of five materials that bounce, roll and collide, heard as they are seen.
 
     Reads nothing. Writes OUT/clips/*.mp4 (H.264 and 16 kHz AAC), OUT/labels.csv and OUT/synth.json. The same seed and
-    settings give the same bytes, and a longer run keeps the clips of a shorter one; if interrupted, run it again to go
-    on. Takes about a tenth of a second a clip and CPU core at the default size.
+    settings give the same bytes on one machine, and a longer run keeps the clips of a shorter one; if interrupted, run
+    it again to go on. Takes about a tenth of a second a clip and CPU core at the default size.
 
     Args:
         out: Folder to write; new, empty, or made by this command with the same settings.

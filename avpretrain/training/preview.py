@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +49,8 @@ class Preview:
     def show(self, model: DiffMAViL, accelerator: Accelerator, step: Step, seen: int) -> tuple[float, str]:
         """Writes `reconstructions/NNNNNNNNNNNN.png`; returns R@1 and a line for the console."""
         batch = self.batch(accelerator.device)
-        with accelerator.autocast():
+        compiled = self.cfg.run.compile  # not for these few clips: each new shape would cost tens of seconds
+        with accelerator.autocast(), torch.compiler.set_stance("force_eager") if compiled else nullcontext():
             picture = model.reconstruct(batch, step.audio_ratio, step.video_ratio)
             audio_BD = model.audio_encoder.pool(model.encode_audio(batch.audio_BFM))
             video_BD = model.video_encoder.pool(model.encode_video(batch.video_BTCHW))
