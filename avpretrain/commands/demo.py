@@ -25,7 +25,7 @@ def main(
 ) -> None:
     """Run the whole pipeline, small: synthetic scenes, shards, MAViL and DiffMAViL, linear probes, report.
 
-    Reads nothing. Writes scenes, shards, two runs and report.html into OUT. Takes minutes on two CPU cores;
+    Reads nothing. Writes scenes, shards, two runs and report.html into OUT. Takes five minutes on two CPU cores;
     the same command again goes on where it was interrupted.
 
     Args:

@@ -1,4 +1,4 @@
-"""Synthetic scenes as mp4 files: sound that follows from what is seen, with labels; the same seed gives the same bytes on one machine.
+"""Synthetic scenes as mp4 files, with labels: sound follows from what is seen; on one machine a seed fixes every byte.
 
 Every clip is a pure function of (settings, index), so a data set can grow without changing the clips it has, and a run
 that was interrupted goes on where it stopped. Class, material, size, tempo and everything that distracts from them are
