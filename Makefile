@@ -10,7 +10,7 @@ demo: $(VENV)/.installed
 	$(BIN)/avpretrain demo $(DEMO)
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 check: $(VENV)/.installed
 	$(BIN)/ruff format --check .

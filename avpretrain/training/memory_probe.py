@@ -88,6 +88,8 @@ def with_measured_memory(cfg: TrainConfig, accelerator: Accelerator, peak: Peak 
     rows = broadcast_object_list(there)[0]
     if rows is None:
         if peak is None and accelerator.device.type == "cuda":
+            takes = "minutes, since it compiles each" if cfg.run.compile else "seconds"
+            accelerator.print(f"measuring the memory of steps, two batches a pair of masking ratios: takes {takes}")
             peak = DevicePeak(cfg, accelerator.device)
         measured = () if peak is None else measure(cfg, accelerator.num_processes, peak)
         rows = broadcast_object_list([measured])[0]
