@@ -150,13 +150,14 @@ def test_preemption_saves_and_hands_the_signals_back(data: Path, tmp_path: Path)
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGTERM)
 
+    handler = signal.getsignal(signal.SIGTERM)
     thread = threading.Thread(target=signal_once_it_trains, daemon=True)
     thread.start()
     outcome = train(cfg)
     thread.join()
     assert (outcome.finished, outcome.stopped_by) == (False, "SIGTERM")
     assert int(list_checkpoints(tmp_path / "run" / "checkpoints")[-1].name) == outcome.progress.seen
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) == handler
     further = train(cfg, stop_at=outcome.progress.seen + 1)
     assert further.progress.seen > outcome.progress.seen
 
