@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import dataclasses
 import json
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from avpretrain.cli import main
+from avpretrain.configfile import load_config
 from avpretrain.efficiency.bench_features import bench_features
+from avpretrain.efficiency.bench_loader import Bench, run_loader
 from avpretrain.efficiency.bench_manifest import measure_manifest, write_rows
 from avpretrain.modelconfig import InputConfig
 from tests.tiny_datasets import Spec, make_dataset
@@ -52,6 +56,18 @@ def test_loader_bench_counts_and_writes_what_it_prints(
     assert answer["bare_decode_clips_per_second"] > 0
     assert second["loader"]["memory_end"]["children"], "the loader processes are counted"
     assert set(answer["milliseconds_a_clip"]) == {"order", "read", "decode_audio", "decode_video", "collate"}
+
+
+def test_a_batch_counts_with_the_time_it_took(root: Path) -> None:
+    cfg = load_config("tiny_mavil")
+    data = dataclasses.replace(cfg.data, shards=(str(root),), num_workers=0)
+    batch = dataclasses.replace(cfg.schedule.batch, size=8)
+    bench = Bench(dataclasses.replace(cfg, data=data, schedule=dataclasses.replace(cfg.schedule, batch=batch)), clips=8)
+    measured = run_loader(bench, lambda batch: time.sleep(0.2))
+    assert measured["clips"] == 8
+    assert measured["seconds"] >= 0.2
+    assert measured["clips_per_second"] <= 8 / 0.2
+    assert 0 <= measured["wait_share"] < 1
 
 
 def test_bench_refuses_what_it_can_not_do(capsys: pytest.CaptureFixture[str]) -> None:

@@ -145,14 +145,14 @@ def run_loader(
     started = asked = time.perf_counter()
     start_memory = end_memory = memory()
     for number, batch in enumerate(batches):
-        arrived = time.perf_counter()
-        if number == bench.warmup:
-            started, start_memory, waited = arrived, memory(), 0.0
+        waited += time.perf_counter() - asked
         each(batch)
         if number >= bench.warmup:
-            waited += (arrived - asked) * (number > bench.warmup)
             delivered, failed = delivered + len(batch), failed + batch.failed
             progress(delivered)
+        if number == bench.warmup - 1:
+            start_memory, waited = memory(), 0.0
+            started = time.perf_counter()
         asked = time.perf_counter()
         if number == len(steps) - 1:  # the loader processes are still there
             end_memory = memory()
