@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from avpretrain.data.features import IMAGENET_MEAN, IMAGENET_STD, Features, cent
 from avpretrain.draws import sample_seed
 from avpretrain.errors import UsageError
 from avpretrain.modelconfig import InputConfig
+from tests.real_data import REAL_DATA, needs_real_data
 
 INPUT = InputConfig(
     audio_frames=64, mels=128, video_frames=3, video_fps=2.0, video_size=24, audio_mean=-7.0, audio_std=4.0
@@ -42,11 +42,8 @@ def kaldi(waveform_S: Tensor, mels: int = 128) -> Tensor:
 
 
 def real_sounds() -> list[Path]:
-    if "AVPRETRAIN_REAL_DATA" not in os.environ:
-        pytest.skip("AVPRETRAIN_REAL_DATA names no folder of real recordings")
-    root = Path(os.environ["AVPRETRAIN_REAL_DATA"])
-    sounds = [path for name in ("esc10", "fsdd") for path in sorted((root / name).rglob("*.flac"))[::60]]
-    assert sounds, f"no sound in {root}"
+    sounds = [path for name in ("esc10", "fsdd") for path in sorted((REAL_DATA / name).rglob("*.flac"))[::60]]
+    assert sounds, f"no sound in {REAL_DATA}"
     return sounds
 
 
@@ -99,6 +96,7 @@ def test_log_mel_equals_kaldi_on_noise_and_tones(mels: int) -> None:
         assert_equal_to_kaldi(wave - wave.mean(), mels)
 
 
+@needs_real_data
 def test_log_mel_equals_kaldi_on_real_recordings() -> None:
     for path in real_sounds():
         wave, rate = soundfile.read(path, dtype="float32")

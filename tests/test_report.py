@@ -342,6 +342,9 @@ window.addEventListener("load", () => {
 </script></body>"""
 
 
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+
+
 def in_browser(page: Path, width: int, dark: bool) -> dict[str, Any]:
     """What a script finds in the page as Chromium shows it."""
     html = page.read_text().replace(
@@ -350,7 +353,7 @@ def in_browser(page: Path, width: int, dark: bool) -> dict[str, Any]:
     probed = page.with_name("probed.html")
     probed.write_text(html.replace("</body>", PROBE_SCRIPT, 1))
     command = [
-        shutil.which("chromium") or "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
+        str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
         "--disable-background-networking", "--disable-component-update", "--disable-sync",
         f"--user-data-dir={page.parent / f'browser-{width}-{dark}'}", f"--window-size={width},1200",
         f"--blink-settings=preferredColorScheme={0 if dark else 1}", "--enable-logging=stderr", "--dump-dom",
@@ -365,7 +368,7 @@ def in_browser(page: Path, width: int, dark: bool) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium on PATH")
+@pytest.mark.skipif(CHROMIUM is None, reason="needs a real browser: install Chromium or Chrome and put it on PATH")
 def test_page_works_in_a_browser(pair: list[Path]) -> None:
     write_probe(pair[0], 0.6, modality="video")
     page = pair[0].parent / "report.html"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from avpretrain.data.shards import ShardConfig, make_shards
 from avpretrain.data.sources import SOURCES, Item, Listing, SourceName, find_items
 from avpretrain.errors import UserError
 from tests.media_files import write_media
+from tests.real_data import REAL_DATA, needs_real_data
 
 
 def lay(root: Path, files: dict[str, str | None]) -> Path:
@@ -242,10 +242,7 @@ def test_segments_missing_files_and_labels_reach_the_shards(tmp_path: Path) -> N
     assert (tmp_path / "out/missing.csv").read_text() == "name\nbbbbbbbbbbb_000000\n"
 
 
-REAL = os.environ.get("AVPRETRAIN_REAL_DATA")
-
-
-@pytest.mark.skipif(REAL is None, reason="AVPRETRAIN_REAL_DATA does not name the folder of real data")
+@needs_real_data
 @pytest.mark.parametrize(
     ("pack", "splits"),
     [
@@ -257,13 +254,13 @@ REAL = os.environ.get("AVPRETRAIN_REAL_DATA")
     ],
 )
 def test_real_packs_are_complete(pack: str, splits: dict[str, int]) -> None:
-    listing = find_items("folder", Path(str(REAL)) / pack, None)
+    listing = find_items("folder", REAL_DATA / pack, None)
     assert Counter(item.split for item in listing.items) == splits
     assert listing.missing == []
 
 
-@pytest.mark.skipif(REAL is None, reason="AVPRETRAIN_REAL_DATA does not name the folder of real data")
+@needs_real_data
 def test_real_videos_are_sharded(tmp_path: Path) -> None:
-    report = make_shards(Path(str(REAL)) / "av_misc", tmp_path / "out", ShardConfig(workers=2))
+    report = make_shards(REAL_DATA / "av_misc", tmp_path / "out", ShardConfig(workers=2))
     assert (report.manifest.info["clips"], report.skipped) == (5, [])
     assert -10 < report.manifest.info["log_mel"]["mean"] < -2

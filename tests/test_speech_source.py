@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from avpretrain.data.sources.speech import WINDOW_SECONDS, stretches
 from avpretrain.data.transcode import TranscodeConfig
 from avpretrain.errors import UserError
 from tests.media_files import write_media
+from tests.real_data import REAL_DATA, needs_real_data
 
 WORDS = "0.000-0.950:sil;0.950-1.180:bin;1.180-1.360:blue;1.360-2.120:at;2.120-2.980:sil"
 
@@ -70,12 +70,9 @@ def test_windows_become_clips_with_sound_and_picture(tmp_path: Path) -> None:
         assert clip.video_length and clip.audio_length
 
 
-REAL = os.environ.get("AVPRETRAIN_REAL_DATA")
-
-
-@pytest.mark.skipif(REAL is None, reason="AVPRETRAIN_REAL_DATA does not name the folder of real data")
+@needs_real_data
 def test_real_talkers_are_cut_about_evenly() -> None:
-    listing = find_items("folder_speech", Path(str(REAL)) / "grid_av", None)
+    listing = find_items("folder_speech", REAL_DATA / "grid_av", None)
     kinds = Counter((item.split, item.labels["speech"]) for item in listing.items)
     assert len(listing.missing) == 9  # clips of other talkers that have no alignment
     for split, least in (("train", 1000), ("val", 100), ("test", 100)):
