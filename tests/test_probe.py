@@ -10,7 +10,14 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from avpretrain.data.manifest import Clip
 from avpretrain.errors import UserError
-from avpretrain.evaluation.labels import Task, carve, cross_validation_parts, official_parts, read_task
+from avpretrain.evaluation.labels import (
+    Task,
+    carve,
+    cross_validation_parts,
+    made_folds,
+    official_parts,
+    read_task,
+)
 from avpretrain.evaluation.logistic import fit_path
 from avpretrain.evaluation.selection import METHODS, evaluate, select
 
@@ -118,6 +125,26 @@ def test_folds_test_every_clip_once() -> None:
     for part in parts:
         assert set(part.fit) | set(part.val) | set(part.test) == set(range(60))
         assert not set(part.test) & (set(part.fit) | set(part.val))
+
+
+def test_made_folds_keep_files_together_and_are_as_large() -> None:
+    task = read_task(((i, clip(f"k{i}", {"name": f"c{i % 3}"}, f"v{i // 4}.mp4"), "train") for i in range(200)), "name")
+    folds = made_folds(task, 5)
+    assert [folds.count(str(fold)) for fold in range(1, 6)] == [40] * 5
+    assert all(len(set(folds[i : i + 4])) == 1 for i in range(0, 200, 4))
+    backwards = read_task(
+        ((i, clip(f"k{i}", {"name": f"c{i % 3}"}, f"v{i // 4}.mp4"), "test") for i in range(199, -1, -1)), "name"
+    )
+    assert made_folds(backwards, 5) == folds[::-1], "order and splits of the clips do not matter"
+
+
+@pytest.mark.parametrize(
+    ("count", "says"),
+    [(0, "at least 3 folds"), (2, "at least 3 folds"), (31, "31 folds need as many files, and 30 have")],
+)
+def test_folds_that_can_not_be_made(count: int, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        made_folds(read_task(rows(30, ("train",)), "name"), count)
 
 
 def test_probe_reads_what_is_there_and_no_more() -> None:

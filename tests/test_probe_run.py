@@ -95,6 +95,11 @@ def test_folds_test_every_clip(data: str, checkpoint: Path, capsys: pytest.Captu
     assert result["across_folds"]["mean"] == pytest.approx(sum(scores) / 4)
 
 
+def test_folds_can_be_made(data: str, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = probed(capsys, checkpoint, data, "--label", "class", "--folds", "5", "--classifier", "knn")
+    assert [(part["name"], part["test"]) for part in result["parts"]] == [(f"fold {i}", 8) for i in range(1, 6)]
+
+
 def test_several_labels_are_scored_by_map(data: str, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result = probed(capsys, checkpoint, data, "--label", "tags", "--no-baselines")
     assert result["metric"] == "map"

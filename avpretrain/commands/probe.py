@@ -51,7 +51,7 @@ def main(
         pooling: One vector a clip: the mean over its patches, the class token, both; or bands: of sound, the mean over
             time of each band of patches, one after the other.
         layers: Last layers of the encoder whose vectors are concatenated.
-        folds: Label that names official folds, for cross-validation.
+        folds: Cross-validate: over official folds, by the name of their label, or over so many made here, by a number.
         max_seconds: Of longer clips the middle is taken.
         baselines: Also probe a random encoder and features without learning.
         seed: Of the random encoder and the intervals.

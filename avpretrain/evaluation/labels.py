@@ -141,7 +141,7 @@ def official_parts(task: Task) -> Parts:
             there = ", ".join(sorted(set(task.splits)))
             raise UserError(
                 f"no clip with label '{task.label}' is in a {name} split (splits: {there}); "
-                "shard the data with a split column, or give --folds LABEL for cross-validation"
+                "shard the data with a split column, or cross-validate with --folds 5 or --folds LABEL"
             )
     if len(val):
         return Parts("official", train, val, test, val_is_training=False)
@@ -153,7 +153,7 @@ def cross_validation_parts(task: Task, folds: Sequence[str]) -> list[Parts]:
     """One part for each fold as the test set, in the folds' order; the next fold validates, and joins the final fit.
 
     Args:
-        folds: each clip's official fold.
+        folds: each clip's fold.
 
     Raises:
         UserError: there are fewer than three folds.
@@ -171,6 +171,28 @@ def cross_validation_parts(task: Task, folds: Sequence[str]) -> list[Parts]:
     return parts
 
 
+def made_folds(task: Task, count: int) -> list[str]:
+    """A fold from 1 to `count` for each clip, of a set without official ones: its files by hash, dealt out in turn.
+
+    Clips of one file share a fold.
+
+    Raises:
+        UserError: there are fewer than three folds, or fewer files than folds.
+    """
+    if count < 3:
+        raise UserError(f"cross-validation needs at least 3 folds, got --folds {count}")
+    ranked = _by_hash(task.groups)
+    if len(ranked) < count:
+        raise UserError(f"{count} folds need as many files, and {len(ranked)} have the label '{task.label}'")
+    fold = {name: str(place % count + 1) for place, name in enumerate(ranked)}
+    return [fold[name] for name in task.groups]
+
+
+def _by_hash(names: Iterable[str]) -> list[str]:
+    """Each name once, in an order that tells nothing of them."""
+    return sorted(set(names), key=lambda name: hashlib.sha256(name.encode()).digest())
+
+
 def carve(train: Ints, groups: Sequence[str], share: float = VALIDATION_SHARE) -> tuple[Ints, Ints]:
     """Training clips in two: the rest, and a validation part of about `share`, chosen by a hash of each clip's file.
 
@@ -184,7 +206,7 @@ def carve(train: Ints, groups: Sequence[str], share: float = VALIDATION_SHARE) -
     names = [groups[i] for i in train]
     if len(set(names)) < 10:
         names = [f"{name}:{i}" for name, i in zip(names, train, strict=True)]
-    ranked = sorted(set(names), key=lambda name: hashlib.sha256(name.encode()).digest())
+    ranked = _by_hash(names)
     chosen = set(ranked[: max(1, round(share * len(ranked)))])
     is_val = np.array([name in chosen for name in names])
     return train[~is_val], train[is_val]

@@ -27,7 +27,7 @@ from avpretrain.evaluation.frozen import (
     input_for,
     sides_of,
 )
-from avpretrain.evaluation.labels import Parts, Task, cross_validation_parts, official_parts, read_task
+from avpretrain.evaluation.labels import Parts, Task, cross_validation_parts, made_folds, official_parts, read_task
 from avpretrain.evaluation.predictions import Predictions, beside
 from avpretrain.evaluation.results import origin
 from avpretrain.evaluation.selection import METHODS, across_parts, at_edge, evaluate, majority
@@ -47,7 +47,7 @@ class ProbeConfig:
     classifier: Literal["linear", "knn"] = "linear"
     pool: Pooling = field(default_factory=Pooling)
     folds: str = ""
-    """Label that names official folds; empty = the data set's splits."""
+    """Label that names official folds, or how many to make; empty = the data set's splits."""
     max_seconds: float = 30.0
     """Of longer clips the middle is taken."""
     baselines: bool = True
@@ -82,9 +82,11 @@ def all_clips(shards: tuple[str, ...], label: str) -> tuple[ClipSet, Task]:
 
 
 def parts_of(clips: ClipSet, task: Task, folds: str) -> list[Parts]:
-    """The official split, or one part for each value of the label `folds`."""
+    """The official split, or one part for each value of the label `folds`, or as many parts as the number it is."""
     if not folds:
         return [official_parts(task)]
+    if folds.isdecimal():
+        return cross_validation_parts(task, made_folds(task, int(folds)))
     names = [clips.clip(int(row)).label_dict.get(folds) for row in task.rows_N]
     if not all(isinstance(name, str) and name for name in names):
         raise UserError(f"--folds {folds}: not every clip with label '{task.label}' has one fold")

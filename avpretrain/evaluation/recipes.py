@@ -62,7 +62,7 @@ class FinetuneConfig:
     max_seconds: float = 10.24
     """Clips are trained on by windows of at most this; their middle is evaluated."""
     folds: str = ""
-    """Label that names official folds; empty = the data set's splits."""
+    """Label that names official folds, or how many to make; empty = the data set's splits."""
     baselines: bool = True
     """Also train the same architecture from scratch, with the same budget."""
     num_workers: int = 2

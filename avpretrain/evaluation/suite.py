@@ -37,7 +37,7 @@ class Entry:
     label: str = ""
     """What to learn; retrieval needs none."""
     folds: str = ""
-    """Label that names official folds; empty = the data set's splits."""
+    """Label that names official folds, or how many to make; empty = the data set's splits."""
     modalities: tuple[Modality, ...] = ("audio",)
     methods: tuple[Method, ...] = ("linear",)
     split: str = "test"
