@@ -179,7 +179,7 @@ def test_runs_skips_what_is_done_and_survives_failures(
     tmp_path: Path, shards: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     variants = {"diffmavil": DIFFMAVIL, "broken": {"data.split": "nowhere"}}
-    matrix = write_matrix(tmp_path, variants, seeds=[4], probes=[{"label": "class"}])
+    matrix = write_matrix(tmp_path, variants, seeds=[4], probes=[{"label": "class", "folds": "3"}])
     out = tmp_path / "out"
     arguments = ["ablate", str(matrix), "--data.shards", shards, "--out", str(out), "--jobs", "2"]
     with pytest.raises(SystemExit) as stop:
@@ -222,6 +222,8 @@ def _check_done_cell(out: Path) -> None:
     assert set(found["spectrum"]["methods"]) == {"one_step", "sampled"}
     assert found["spectrum"]["clips"] == 6
     assert "torch" in cell["versions"]
+    probe = json.loads((out / "runs" / "diffmavil-s4" / "eval" / "linear_probe_class_audio.json").read_text())
+    assert [part["name"] for part in probe["parts"]] == ["fold 1", "fold 2", "fold 3"]
     assert str(out) not in json.dumps(cell)
 
 

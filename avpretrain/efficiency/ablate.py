@@ -36,6 +36,8 @@ class ProbeSpec:
     classifier: Literal["linear", "knn"] = "linear"
     data: tuple[str, ...] = ()
     """Sharded data sets; none = those of the training."""
+    folds: str = ""
+    """Label that names official folds, or how many to make; empty = the data set's splits."""
 
     def __post_init__(self) -> None:
         if not self.label:

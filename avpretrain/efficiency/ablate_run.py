@@ -37,6 +37,7 @@ def stages(cell: Cell, settings: AblationConfig) -> list[tuple[str, list[str]]]:
     found = [("train", ["train", str(cell.config_file)])]
     for spec in settings.probes:
         named = ["--label", spec.label, "--modality", spec.modality, "--classifier", spec.classifier]
+        named += ["--folds", spec.folds] if spec.folds else []
         result = ["--out", str(cell.run / "eval" / f"{spec.task}.json")]
         found.append((spec.task, ["probe", run, *(spec.data or own.shards), *named, *common, *result]))
     if settings.retrieval:
