@@ -83,6 +83,8 @@ def fit_path(x_ND: Tensor, target: Tensor, classes: int, l2s: Sequence[float]) -
         target: int64 [N] class indices, or [N, C] zeros and ones where a clip may have several.
         l2s: weights of the squared norm beside the mean loss; from large to small is fastest: each starts at the last.
     """
+    if x_ND.numel() * classes < SMALL:  # a GPU waits for its launches, and for whoever shares it
+        x_ND, target = x_ND.cpu(), target.cpu()
     x_ND = x_ND.double()
     mean_D, scale_D = x_ND.mean(dim=0), x_ND.std(dim=0, correction=0)
     scale_D = torch.where(scale_D > 1e-9 * mean_D.abs() + 1e-12, scale_D, 1.0)  # a constant feature tells nothing
