@@ -6,10 +6,12 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 
 from avpretrain.data.decode import DecodeError, decode_audio, decode_video
+from avpretrain.data.encode import ClipEncoder, prepare
 from avpretrain.data.media import Limits, Segment
 from avpretrain.data.transcode import SAMPLE_RATE, ClipMedia, Need, TranscodeConfig, cut
 from tests.media_files import write_media
@@ -55,6 +57,27 @@ def test_any_container_becomes_the_same_clips(tmp_path: Path, name: str, options
         np.testing.assert_allclose(beeps(clip), [0.0, 1.0], atol=0.08)
 
 
+def test_equal_frames_give_equal_bytes() -> None:
+    """A textured picture that drifts: with x264's macroblock tree, AVX-512 wrote one encoding in 150 differently."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[0:124, 0:140]
+    picture = 128 + 60 * np.sin(x / 9) + 50 * np.cos(y / 13 + x / 31) + 40 * ((x // 17 + y // 11) % 2)
+    rgb = picture[..., None] + np.array([0, 10, -20])
+    shots = [rgb[i : i + 64, i : i + 80] + rng.normal(0, 1, (64, 80, 3)) for i in range(24)]
+    frames = [
+        prepare(av.VideoFrame.from_ndarray(shot.clip(0, 255).astype(np.uint8), "rgb24"), 64, 1.0) for shot in shots
+    ]
+    found = set()
+    for size in rng.integers(1, 2_000_000, 300):
+        between = rng.bytes(size)  # so that the encoder finds other memory each time
+        encoder = ClipEncoder(Fraction(8), gop=4, crf=23)
+        for frame in frames:
+            encoder.add(frame)
+        found.add(encoder.finish())
+        del between
+    assert len(found) == 1
+
+
 def test_copied_clips_begin_at_key_frames_with_their_sound(tmp_path: Path) -> None:
     path = write_media(tmp_path / "a.mp4", 7.0, bframes=2, gop=12)
     clips = clips_of(path, "both", transcode="copy")
@@ -71,7 +94,7 @@ def test_streams_that_begin_late_stay_in_step(tmp_path: Path) -> None:
     late_sound = clips_of(write_media(tmp_path / "a.mp4", 4.0, audio_delay=0.5), "both")[0]
     np.testing.assert_allclose(beeps(late_sound), [0.5, 1.5], atol=0.05)
     late_picture = clips_of(write_media(tmp_path / "b.mp4", 4.0, video_delay=0.5), "both")[0]
-    np.testing.assert_allclose(shown(late_picture, [0.0, 1.0, 1.75]), [0.0, 0.5, 1.25], atol=0.15)
+    np.testing.assert_allclose(shown(late_picture, [0.0, 1.0, 1.75]), [0.0, 0.5, 1.25], atol=0.2)
     np.testing.assert_allclose(beeps(late_picture), [0.0, 1.0], atol=0.05)
 
 

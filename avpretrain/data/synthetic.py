@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avpretrain import __version__
+from avpretrain.data.encode import REPEATABLE
 from avpretrain.data.scenes.picture import Frame
 from avpretrain.data.scenes.scene import CLIPS_DIR, SAMPLE_RATE, SceneSettings, describe, scene_frames, scene_sound
 from avpretrain.errors import UsageError, UserError
@@ -39,7 +40,7 @@ def write_mp4(path: Path, frames: Iterable[Frame], fps: int, sound_S: NDArray[np
     first = next(frames)
     options = {"fflags": "+bitexact", "movflags": "+faststart"}
     with atomic_path(path) as temporary, av.open(str(temporary), "w", format="mp4", options=options) as container:
-        video = container.add_stream("libx264", rate=fps, options={"preset": "veryfast", "crf": "20", "threads": "1"})
+        video = container.add_stream("libx264", rate=fps, options={"preset": "veryfast", "crf": "20", **REPEATABLE})
         video.height, video.width, video.pix_fmt = *first.shape[:2], "yuv420p"
         video.gop_size, video.max_b_frames = fps, 0
         audio = container.add_stream(
