@@ -192,7 +192,9 @@ def test_runs_skips_what_is_done_and_survives_failures(
     assert (failed["status"], failed["stage"]) == ("failed", "train")
     assert "nowhere" in failed["error"]
     assert "Failed: broken-s4: train" in (out / "table.md").read_text()
-    assert "diffmavil" in (out / "report.html").read_text()
+    page = (out / "report.html").read_text()
+    assert "diffmavil" in page
+    assert "Several cells shared the machine: compare FLOPs, not wall clock." in page
 
     written = (out / "cells" / "diffmavil-s4.json").stat().st_mtime_ns
     cli.main([*arguments, "--only", "diffmavil", "--json"])

@@ -125,7 +125,7 @@ def _run(ablation: Ablation, cells: Sequence[Cell], given: Arguments) -> None:
 
 def _conclude(ablation: Ablation, cells: Sequence[Cell], given: Arguments) -> list[str]:
     """Writes what the cells say together; names of those that failed."""
-    from avpretrain.efficiency.ablate_summary import markdown, notes, summary, table
+    from avpretrain.efficiency.ablate_summary import markdown, notes, summary, table, warnings
     from avpretrain.efficiency.report import write_report
 
     out = cells[0].out
@@ -136,7 +136,7 @@ def _conclude(ablation: Ablation, cells: Sequence[Cell], given: Arguments) -> li
         temporary.write_text(markdown(found))
     done = [cell.run for cell in cells if records[cell.name]["status"] == "done"]
     if done:
-        write_report(done, out / "report.html")
+        write_report(done, out / "report.html", warnings(found))
     if given.json:
         print(json_format.dumps(found, indent=2))
     elif done:
