@@ -37,6 +37,7 @@ VARIANTS: dict[str, Mapping[str, Any]] = {
     "diffmavil, both cross, 0.95 to 0.8": DIFFUSED | BOTH_CROSS | _curriculum(0.95, 0.8) | ADAPTIVE,
     "diffmavil, both cross, half decoded": DIFFUSED | BOTH_CROSS | HALF | _curriculum(0.9, 0.8) | ADAPTIVE,
     "fast: as before, 0.95 to 0.85": DIFFUSED | BOTH_CROSS | HALF | _curriculum(0.95, 0.85) | ADAPTIVE,
+    "rising: both cross, half decoded, 0.85 to 0.95": BOTH_CROSS | HALF | _curriculum(0.85, 0.95),
 }
 """Name to the config keys that differ from MAViL's."""
 
