@@ -2,19 +2,23 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
+import sys
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
 from avpretrain.batch import RawBatch
 from avpretrain.config import DataConfig
 from avpretrain.data.clips import ClipSet, Sample, window_starts
-from avpretrain.data.dataset import check_bad_share, eval_loader, train_loader
+from avpretrain.data.dataset import check_bad_share, eval_loader, process_context, train_loader
 from avpretrain.data.manifest import MANIFEST_NAME, write_manifest
 from avpretrain.errors import UsageError, UserError
 from avpretrain.modelconfig import InputConfig
@@ -320,3 +324,29 @@ def _counted(read: Callable[..., Sample], reads: list[int]) -> Callable[..., Sam
         return read(self, row, *args)
 
     return counting
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux, where loader processes are forked from a server")
+def test_loader_processes_ignore_sigterm_and_can_be_ended(root: Path) -> None:
+    """A signal to the whole job must not take the loaders away from a loop that is waiting for them."""
+    before = {p.pid for p in psutil.Process().children(recursive=True)}
+    batches = train_loader(config(root, num_workers=2, prefetch=1), INPUT, 0, plan([4] * 40))
+    for _ in range(2):
+        next(batches)
+    loaders = [p for p in psutil.Process().children(recursive=True) if p.pid not in before and p.ppid() != os.getpid()]
+    assert len(loaders) == 2
+    for loader in loaders:
+        loader.terminate()
+    assert len(list(batches)) == 38
+    assert not psutil.wait_procs(loaders, timeout=20)[1]
+
+    process = process_context().Process(target=_sleep_without_heed)
+    process.start()
+    process.terminate()
+    process.join(timeout=60)
+    assert process.exitcode == -signal.SIGKILL
+
+
+def _sleep_without_heed() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    time.sleep(600)

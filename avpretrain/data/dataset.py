@@ -6,6 +6,8 @@ B clips, T frames, H height, W width, C colours, S waveform samples.
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.context
+import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from multiprocessing.context import BaseContext
@@ -161,7 +163,28 @@ def _processes(num_workers: int, prefetch: int) -> dict[str, Any]:
     common["generator"] = torch.Generator()  # so that the global generator is left alone
     if num_workers:
         common |= {"prefetch_factor": prefetch, "multiprocessing_context": process_context()}
+        common["worker_init_fn"] = _pay_no_heed
     return common
+
+
+def _pay_no_heed(worker: int) -> None:
+    """In a loader process: SIGTERM is ignored, though torch has just given it a handler that dies of it.
+
+    A signal to a whole job reaches loaders too, and the training process needs them until it has saved.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+if sys.platform == "linux":
+
+    class _LoaderProcess(multiprocessing.context.ForkServerProcess):
+        """Ended by SIGKILL where DataLoader would send SIGTERM."""
+
+        def terminate(self) -> None:
+            self.kill()
+
+    class _LoaderContext(multiprocessing.context.ForkServerContext):
+        Process = _LoaderProcess
 
 
 def process_context() -> BaseContext:
@@ -171,7 +194,7 @@ def process_context() -> BaseContext:
     """
     if sys.platform != "linux":
         return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
+    context = _LoaderContext()
     context.set_forkserver_preload(["__main__", "avpretrain.data.loader_server"])
     return context
 

@@ -2,7 +2,7 @@
 
 A preemption signal often reaches every process of a job. The training process answers it, and needs its loaders until
 it has saved: so they, and their server, pay no heed. They end with it: the server when its pipe closes, they with the
-server.
+server. (For SIGTERM torch gives loader processes a handler of its own; `dataset` takes it away again.)
 """
 
 import signal
