@@ -1,9 +1,9 @@
 from __future__ import annotations
 
+import multiprocessing
 import os
 import pickle
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 import torch
 
@@ -326,19 +325,20 @@ def _counted(read: Callable[..., Sample], reads: list[int]) -> Callable[..., Sam
     return counting
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux, where loader processes are forked from a server")
 def test_loader_processes_ignore_sigterm_and_can_be_ended(root: Path) -> None:
     """A signal to the whole job must not take the loaders away from a loop that is waiting for them."""
-    before = {p.pid for p in psutil.Process().children(recursive=True)}
+    before = set(multiprocessing.active_children())
     batches = train_loader(config(root, num_workers=2, prefetch=1), INPUT, 0, plan([4] * 40))
     for _ in range(2):
         next(batches)
-    loaders = [p for p in psutil.Process().children(recursive=True) if p.pid not in before and p.ppid() != os.getpid()]
+    loaders = set(multiprocessing.active_children()) - before
     assert len(loaders) == 2
     for loader in loaders:
-        loader.terminate()
+        os.kill(loader.pid or 0, signal.SIGTERM)
     assert len(list(batches)) == 38
-    assert not psutil.wait_procs(loaders, timeout=20)[1]
+    for loader in loaders:
+        loader.join(timeout=60)
+        assert loader.exitcode == 0
 
     process = process_context().Process(target=_sleep_without_heed)
     process.start()

@@ -94,7 +94,7 @@ def test_streams_that_begin_late_stay_in_step(tmp_path: Path) -> None:
     late_sound = clips_of(write_media(tmp_path / "a.mp4", 4.0, audio_delay=0.5), "both")[0]
     np.testing.assert_allclose(beeps(late_sound), [0.5, 1.5], atol=0.05)
     late_picture = clips_of(write_media(tmp_path / "b.mp4", 4.0, video_delay=0.5), "both")[0]
-    np.testing.assert_allclose(shown(late_picture, [0.0, 1.0, 1.75]), [0.0, 0.5, 1.25], atol=0.2)
+    np.testing.assert_allclose(shown(late_picture, [0.0, 1.0, 1.875]), [0.0, 0.5, 1.375], atol=0.15)
     np.testing.assert_allclose(beeps(late_picture), [0.0, 1.0], atol=0.05)
 
 

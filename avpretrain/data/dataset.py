@@ -6,7 +6,6 @@ B clips, T frames, H height, W width, C colours, S waveform samples.
 from __future__ import annotations
 
 import multiprocessing
-import multiprocessing.context
 import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -175,16 +174,18 @@ def _pay_no_heed(worker: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-if sys.platform == "linux":
+_base: Any = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
 
-    class _LoaderProcess(multiprocessing.context.ForkServerProcess):
-        """Ended by SIGKILL where DataLoader would send SIGTERM."""
 
-        def terminate(self) -> None:
-            self.kill()
+class _LoaderProcess(_base.Process):
+    """Ended by SIGKILL where DataLoader would send SIGTERM."""
 
-    class _LoaderContext(multiprocessing.context.ForkServerContext):
-        Process = _LoaderProcess
+    def terminate(self) -> None:
+        self.kill()
+
+
+class _LoaderContext(type(_base)):  # type: ignore[misc]
+    Process = _LoaderProcess
 
 
 def process_context() -> BaseContext:
@@ -192,10 +193,9 @@ def process_context() -> BaseContext:
 
     On Linux they are forked from a server that has imported what they need, once for all of them.
     """
-    if sys.platform != "linux":
-        return multiprocessing.get_context("spawn")
-    context = _LoaderContext()
-    context.set_forkserver_preload(["__main__", "avpretrain.data.loader_server"])
+    context: BaseContext = _LoaderContext()
+    if sys.platform == "linux":
+        context.set_forkserver_preload(["__main__", "avpretrain.data.loader_server"])
     return context
 
 

@@ -18,7 +18,7 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 SMALL = 20_000_000
-"""Multiplications of one product, clips times features times classes, below which it runs on one thread."""
+"""Multiplications of one product, clips times features times classes, below which it runs on one thread of the CPU."""
 
 
 @dataclass(frozen=True)
