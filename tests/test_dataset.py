@@ -16,7 +16,8 @@ import torch
 
 from avpretrain.batch import RawBatch
 from avpretrain.config import DataConfig
-from avpretrain.data.clips import ClipSet, Sample, window_starts
+from avpretrain.data import dataset
+from avpretrain.data.clips import ClipSet, Encoded, Sample, window_starts
 from avpretrain.data.dataset import check_bad_share, eval_loader, process_context, train_loader
 from avpretrain.data.manifest import MANIFEST_NAME, write_manifest
 from avpretrain.errors import UsageError, UserError
@@ -310,17 +311,17 @@ def test_a_memory_cache_changes_nothing_but_the_reading(root: Path, monkeypatch:
     fits = replace(INPUT, audio_frames=400, video_frames=16)
     for input, decoded in ((fits, 22), (INPUT, 60)):
         expected = clip_hashes(train_loader(config(root), input, 7, plan()))
-        reads: list[int] = []
-        monkeypatch.setattr(ClipSet, "read", _counted(ClipSet.read, reads))
+        rows: list[int] = []
+        monkeypatch.setattr(dataset, "decode_window", _counted(dataset.decode_window, rows))
         assert clip_hashes(train_loader(config(root, memory_cache_mb=64), input, 7, plan())) == expected
         monkeypatch.undo()
-        assert len(reads) == decoded, "60 clips are seen of 22"
+        assert len(rows) == decoded, "60 clips are seen of 22"
 
 
-def _counted(read: Callable[..., Sample], reads: list[int]) -> Callable[..., Sample]:
-    def counting(self: ClipSet, row: int, *args: Any) -> Sample:
-        reads.append(row)
-        return read(self, row, *args)
+def _counted(decode: Callable[..., Sample], rows: list[int]) -> Callable[..., Sample]:
+    def counting(encoded: Encoded, *args: Any) -> Sample:
+        rows.append(encoded.index)
+        return decode(encoded, *args)
 
     return counting
 

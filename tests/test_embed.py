@@ -59,8 +59,8 @@ def test_equal_to_what_the_probe_sees(model: DiffMAViL, tmp_path: Path) -> None:
     data = ClipSet([str(make_dataset(tmp_path / "set", [Spec(seconds=3.0, size=(32, 32))]))], "all")
     encoder = FrozenEncoder(model, "both", Pooling())
     clip = extract({"x": encoder}, data, [0], Reading(input_for(model, 3.0), num_workers=0)).features["x"][0]
-    (tmp_path / "a.mp4").write_bytes(data.media(0).video)
-    (tmp_path / "a.flac").write_bytes(data.media(0).audio)
+    (tmp_path / "a.mp4").write_bytes(data.encoded(0).media.video)
+    (tmp_path / "a.flac").write_bytes(data.encoded(0).media.audio)
     (sound,) = embed_file(model, tmp_path / "a.flac", "audio", "file")
     (video,) = embed_file(model, tmp_path / "a.mp4", "video", "file")
     np.testing.assert_allclose(sound.embedding_D, clip[:48], atol=1e-4)

@@ -39,6 +39,16 @@ class Media:
 
 
 @dataclass(frozen=True, slots=True)
+class Encoded:
+    """A clip on its way to the decoder."""
+
+    index: int
+    """Its row."""
+    clip: Clip
+    media: Media
+
+
+@dataclass(frozen=True, slots=True)
 class Sample:
     """A clip's window, decoded."""
 
@@ -118,45 +128,22 @@ class ClipSet:
         part, shard = self._shards[chosen]
         return self.manifests[part].clip(self.manifests[part].shard_starts[shard] + index - self.shard_starts[chosen])
 
-    def media(self, index: int) -> Media:
-        """The encoded bytes of a clip, equal to those that were sharded.
+    def encoded(self, index: int) -> Encoded:
+        """A clip's bytes, equal to those that were sharded.
 
         Raises:
             StorageError: they can't be read, or their checksum is wrong; the message names the shard.
         """
-        return self._media(index, self.clip(index))
-
-    def _media(self, index: int, clip: Clip) -> Media:
+        clip = self.clip(index)
         store, shard = self.shard_of(index)
         while True:
             media = _fetch(store, shard.name, clip)
             try:
                 check_media(clip, media, f"{store.root}/{shard.name}")
-                return media
+                return Encoded(index, clip, media)
             except StorageError:
                 if not store.forget(shard.name, _first_byte(clip)):
                     raise
-
-    def read(
-        self,
-        index: int,
-        cfg: InputConfig,
-        seed: int,
-        at: tuple[float, float] = (0.5, 0.5),
-        short_side: int = 0,
-        modality: Modality = "both",
-    ) -> Sample:
-        """Decodes the window of a clip that a model sees.
-
-        Args:
-            at: where the windows of sound and picture lie in the room there is, from 0 (first) to 1 (last).
-            short_side: pixels; frames much larger than this are made smaller, none larger; 0 = keep.
-
-        Raises:
-            StorageError, DecodeError: the clip is damaged; the message names it.
-        """
-        clip = self.clip(index)
-        return decode_window(clip, self._media(index, clip), index, cfg, seed, at, short_side, modality)
 
 
 def check_media(clip: Clip, media: Media, shard: str) -> None:
@@ -174,16 +161,23 @@ def check_media(clip: Clip, media: Media, shard: str) -> None:
 
 
 def decode_window(
-    clip: Clip,
-    media: Media,
-    index: int,
+    encoded: Encoded,
     cfg: InputConfig,
     seed: int,
-    at: tuple[float, float],
-    short_side: int,
+    at: tuple[float, float] = (0.5, 0.5),
+    short_side: int = 0,
     modality: Modality = "both",
 ) -> Sample:
-    """As `ClipSet.read`, of a clip whose bytes are at hand."""
+    """Decodes the window of a clip that a model sees.
+
+    Args:
+        at: where the windows of sound and picture lie in the room there is, from 0 (first) to 1 (last).
+        short_side: pixels; frames much larger than this are made smaller, none larger; 0 = keep.
+
+    Raises:
+        DecodeError: the clip is damaged; the message names it.
+    """
+    clip, media = encoded.clip, encoded.media
     audio_start, video_start = window_starts(clip.duration, cfg, at)
     waveform = np.zeros(0, dtype=np.int16)
     frames = None
@@ -200,7 +194,7 @@ def decode_window(
             frames = decode_video(media.video, times, short_side if smaller else 0)
     except DecodeError as error:
         raise DecodeError(f"clip {clip.key} (from {clip.source}): {error}") from None
-    return Sample(waveform, frames, index, seed)
+    return Sample(waveform, frames, encoded.index, seed)
 
 
 def window_samples(cfg: InputConfig) -> int:

@@ -5,16 +5,15 @@ B clips, T frames, H height, W width, C colours, S waveform samples.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from avpretrain import draws
 from avpretrain.batch import RawBatch
 from avpretrain.data.clips import Sample, window_samples
+from avpretrain.data.slots import LINE, SlotBatch, Slots, bytes_of, lay_out
 from avpretrain.errors import UserError
 from avpretrain.modelconfig import InputConfig
 
@@ -38,10 +37,14 @@ def random_window(seed: int) -> tuple[float, float]:
 
 
 class Collate:
-    """Decoded clips to a batch of fixed waveform length; frames are padded to the largest of the batch."""
+    """Decoded clips to a batch of fixed waveform length; frames are padded to the largest of the batch.
+
+    In a loader process the batch lies in shared memory from the start, which saves a copy of it.
+    """
 
     def __init__(self, input: InputConfig) -> None:
         self.samples, self.frames = window_samples(input), input.video_frames
+        self.slots = Slots()
 
     def __call__(self, samples: Sequence[Sample | UserError]) -> RawBatch | UserError:
         good = [sample for sample in samples if isinstance(sample, Sample)]
@@ -49,14 +52,20 @@ class Collate:
             return next(sample for sample in samples if isinstance(sample, UserError))
         sizes = [(0, 0) if s.frames_THWC is None else s.frames_THWC.shape[1:3] for s in good]
         height, width = (max(1, *(size[axis] for size in sizes)) for axis in (0, 1))
-        waveform_BS = _shared((len(good), self.samples), torch.int16)
-        frames_BTHWC = _shared((len(good), self.frames, height, width, 3), torch.uint8)
+        shapes = (len(good), self.samples), (len(good), self.frames, height, width, 3)
+        slot = None if get_worker_info() is None else self.slots.take(bytes_of(shapes))
+        memory = torch.empty(bytes_of(shapes), dtype=torch.uint8) if slot is None else slot[LINE:]
+        waveform_BS, frames_BTHWC = lay_out(memory, shapes)
         for b, (sample, (h, w)) in enumerate(zip(good, sizes, strict=True)):
-            waveform_BS[b, : len(sample.waveform_S)] = torch.from_numpy(sample.waveform_S)
+            length = len(sample.waveform_S)
+            waveform_BS[b, :length] = torch.from_numpy(sample.waveform_S)
+            waveform_BS[b, length:] = 0
+            if (h, w) != (height, width):
+                frames_BTHWC[b] = 0
             if sample.frames_THWC is not None:
                 frames_BTHWC[b, :, :h, :w] = torch.from_numpy(sample.frames_THWC)
         reasons = tuple(reason for sample in good for reason in sample.reasons)
-        return RawBatch(
+        batch = RawBatch(
             waveform_BS=waveform_BS,
             samples_B=torch.tensor([len(s.waveform_S) for s in good]),
             frames_BTHWC=frames_BTHWC,
@@ -66,11 +75,4 @@ class Collate:
             failed=len(reasons),
             reasons=reasons,
         )
-
-
-def _shared(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Zeros; in a loader process they lie in shared memory from the start, which saves a copy of the batch."""
-    if get_worker_info() is None:
-        return torch.zeros(shape, dtype=dtype)
-    storage = torch.UntypedStorage._new_shared(math.prod(shape) * dtype.itemsize)  # as torch's own collation does
-    return torch.empty(0, dtype=dtype).set_(storage).view(shape)  # fresh pages are zero
+        return batch if slot is None else SlotBatch(**vars(batch), slot=slot)

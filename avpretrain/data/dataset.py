@@ -8,9 +8,12 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import replace
 from multiprocessing.context import BaseContext
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from avpretrain import draws
 from avpretrain.batch import RawBatch
 from avpretrain.config import DataConfig
-from avpretrain.data.clips import ClipSet, Modality, Sample
+from avpretrain.data.clips import ClipSet, Encoded, Modality, Sample, decode_window
 from avpretrain.data.collate import MAX_SKIPS, Collate, gave_up, random_window, training_short_side
 from avpretrain.data.decode import DecodeError
 from avpretrain.data.sampler import BatchPlaces, Order, Place, spread
@@ -29,7 +32,10 @@ from avpretrain.errors import UserError
 from avpretrain.modelconfig import InputConfig
 from avpretrain.schedules import Step
 
-__all__ = ["ClipSet", "Modality", "check_bad_share", "eval_loader", "train_loader"]
+At = TypeVar("At")
+Got = TypeVar("Got")
+
+__all__ = ["ClipSet", "Modality", "ahead", "check_bad_share", "eval_loader", "train_loader"]
 
 
 def train_loader(
@@ -107,27 +113,38 @@ class _TrainingClips(Dataset[Sample | UserError]):
         self.longest = min(input.audio_seconds, input.video_seconds)
         self.cache_room, self.cached = cache_bytes, dict[int, Sample]()
 
-    def __getitem__(self, place: Place) -> Sample | UserError:
+    def __getitems__(self, places: Sequence[Place]) -> list[Sample | UserError]:
+        with ThreadPoolExecutor(1) as reader:
+            coming = ahead(reader, self._fetch, places)
+            return [self._sample(place, fetched, reader) for place, fetched in zip(places, coming, strict=True)]
+
+    def _fetch(self, place: Place, skip: int = 0) -> Encoded | Sample:
+        row = self.order.row(place, skip)
+        return self.cached.get(row) or self.clips.encoded(row)
+
+    def _sample(self, place: Place, fetched: Future[Encoded | Sample], reader: Executor) -> Sample | UserError:
         seed = self.order.sample_seed(place)
-        at = random_window(seed)
         reasons: list[str] = []
         while len(reasons) < MAX_SKIPS:
-            row = self.order.row(place, skip=len(reasons))
             try:
-                sample = self.cached.get(row) or self._read(row, seed, at)
+                sample = self._decode(fetched.result(), seed)
             except (DecodeError, StorageError) as error:
                 reasons.append(str(error))
+                fetched = reader.submit(self._fetch, place, len(reasons))
             else:
-                return Sample(sample.waveform_S, sample.frames_THWC, row, seed, tuple(reasons))
+                return replace(sample, seed=seed, reasons=tuple(reasons))
         return gave_up(reasons)
 
-    def _read(self, row: int, seed: int, at: tuple[float, float]) -> Sample:
-        sample = self.clips.read(row, self.input, seed, at, self.short_side)
-        if self.cache_room > 0 and self.clips.clip(row).duration <= self.longest:
-            self.cache_room -= sample.waveform_S.nbytes + (
-                0 if sample.frames_THWC is None else sample.frames_THWC.nbytes
-            )
-            self.cached[row] = sample
+    def _decode(self, fetched: Encoded | Sample, seed: int) -> Sample:
+        kept = fetched if isinstance(fetched, Sample) else self.cached.get(fetched.index)  # since it was fetched
+        if kept is not None:
+            return kept
+        assert isinstance(fetched, Encoded)
+        sample = decode_window(fetched, self.input, seed, random_window(seed), self.short_side)
+        if self.cache_room > 0 and fetched.clip.duration <= self.longest:
+            frames = 0 if sample.frames_THWC is None else sample.frames_THWC.nbytes
+            self.cache_room -= sample.waveform_S.nbytes + frames
+            self.cached[fetched.index] = sample
         return sample
 
 
@@ -137,12 +154,36 @@ class _EvaluationClips(Dataset[Sample | UserError]):
     def __init__(self, clips: ClipSet, input: InputConfig, modality: Modality) -> None:
         self.clips, self.input, self.modality = clips, input, modality
 
-    def __getitem__(self, row: int) -> Sample | UserError:
-        seed = draws.sample_seed(0, 0, row)
+    def __getitems__(self, rows: Sequence[int]) -> list[Sample]:
+        with ThreadPoolExecutor(1) as reader:
+            coming = ahead(reader, self.clips.encoded, rows)
+            return [self._sample(row, encoded) for row, encoded in zip(rows, coming, strict=True)]
+
+    def _sample(self, row: int, encoded: Future[Encoded]) -> Sample:
+        seed, size = draws.sample_seed(0, 0, row), self.input.video_size
         try:
-            return self.clips.read(row, self.input, seed, short_side=self.input.video_size, modality=self.modality)
+            return decode_window(encoded.result(), self.input, seed, short_side=size, modality=self.modality)
         except (DecodeError, StorageError) as error:
             return Sample(np.zeros(0, np.int16), None, row, seed, (str(error),))
+
+
+READ_AHEAD = 2
+"""Clips that are read while another one is decoded."""
+
+
+def ahead(reader: Executor, fetch: Callable[[At], Got], items: Iterable[At]) -> Iterator[Future[Got]]:
+    """What `fetch` gets for each item, in order, up to `READ_AHEAD` items before it is asked for.
+
+    Args:
+        reader: one thread, since stores and orders know of no others. Reading, checksums and decoding all let go of
+            Python's lock, so a core to spare does the first two.
+    """
+    coming = deque[Future[Got]]()
+    for item in items:
+        coming.append(reader.submit(fetch, item))
+        if len(coming) > READ_AHEAD:
+            yield coming.popleft()
+    yield from coming
 
 
 def _map(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
@@ -19,7 +18,7 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from avpretrain import draws
 from avpretrain.batch import RawBatch
-from avpretrain.data.clips import ClipSet, Media, Sample, check_media, decode_window
+from avpretrain.data.clips import ClipSet, Encoded, Media, Sample, check_media, decode_window
 from avpretrain.data.collate import MAX_SKIPS, Collate, gave_up, random_window, training_short_side
 from avpretrain.data.decode import DecodeError
 from avpretrain.data.manifest import Clip
@@ -35,16 +34,6 @@ BUFFER = 256
 """Encoded clips that are mixed, in each loader process."""
 FIRST_FILL = 32
 """Clips in the buffer before the first one is taken, so that training starts soon."""
-
-
-@dataclass(frozen=True, slots=True)
-class Encoded:
-    """A clip on its way to the decoder."""
-
-    row: int
-    epoch: int
-    clip: Clip
-    media: Media
 
 
 class ShardStream(IterableDataset[RawBatch | UserError]):
@@ -93,9 +82,9 @@ class ShardStream(IterableDataset[RawBatch | UserError]):
     def _samples(self, unit: int) -> Iterator[Sample | UserError]:
         """Decoded clips without end; damaged ones are passed over and noted on the next good one."""
         reasons: list[str] = []
-        for item in self._mixed(unit):
+        for epoch, item in self._mixed(unit):
             try:
-                sample = self._decode(item)
+                sample = self._decode(epoch, item)
             except (DecodeError, StorageError) as error:
                 reasons.append(str(error))
                 if len(reasons) >= MAX_SKIPS:
@@ -104,20 +93,19 @@ class ShardStream(IterableDataset[RawBatch | UserError]):
             yield Sample(sample.waveform_S, sample.frames_THWC, sample.index, sample.seed, tuple(reasons))
             reasons = []
 
-    def _decode(self, item: Encoded | StorageError) -> Sample:
+    def _decode(self, epoch: int, item: Encoded | StorageError) -> Sample:
         if isinstance(item, StorageError):
             raise item
-        check_media(item.clip, item.media, self._name(item.row))
-        seed = draws.sample_seed(self.order.seed, item.epoch, item.row)
-        short_side = training_short_side(self.input)
-        return decode_window(item.clip, item.media, item.row, self.input, seed, random_window(seed), short_side)
+        check_media(item.clip, item.media, self._name(item.index))
+        seed = draws.sample_seed(self.order.seed, epoch, item.index)
+        return decode_window(item, self.input, seed, random_window(seed), training_short_side(self.input))
 
     def _name(self, row: int) -> str:
         store, shard = self.clips.shard_of(row)
         return f"{store.root}/{shard.name}"
 
-    def _mixed(self, unit: int) -> Iterator[Encoded | StorageError]:
-        """The clips of this process's shards, epoch after epoch, from the shard at which the run stands."""
+    def _mixed(self, unit: int) -> Iterator[tuple[int, Encoded | StorageError]]:
+        """Epoch and clip, of this process's shards, epoch after epoch, from the shard at which the run stands."""
         behind = self.seen // self.units
         for epoch in count():
             shards = self.order.shards(epoch)[unit :: self.units]
@@ -125,9 +113,9 @@ class ShardStream(IterableDataset[RawBatch | UserError]):
                 behind -= self.clips.shard_sizes[shards.pop(0)]
             behind = 0 if shards else behind
             mix = shuffle(BUFFER, initial=FIRST_FILL, rng=random.Random(f"{self.order.seed} {epoch} {unit}"))
-            yield from mix(item for shard in shards for item in self._shard(shard, epoch))
+            yield from mix((epoch, item) for shard in shards for item in self._shard(shard))
 
-    def _shard(self, number: int, epoch: int) -> Iterator[Encoded | StorageError]:
+    def _shard(self, number: int) -> Iterator[Encoded | StorageError]:
         row = self.clips.shard_starts[number]
         store, shard = self.clips.shard_of(row)
         tar = io.BufferedReader(_Sequential(store, shard.name, shard.bytes))
@@ -135,7 +123,7 @@ class ShardStream(IterableDataset[RawBatch | UserError]):
         try:
             for offset, members in enumerate(group_by_keys(tar_file_expander(source))):
                 clip = self.clips.clip(row + offset)
-                yield Encoded(row + offset, epoch, clip, _media(clip, members))
+                yield Encoded(row + offset, clip, _media(clip, members))
         except Exception as error:  # tarfile and webdataset raise many kinds on damage
             yield StorageError(f"{self._name(row)} is damaged: {' '.join(str(a) for a in error.args[:1])}")
 

@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -14,12 +14,11 @@ import psutil
 import torch
 
 from avpretrain.config import DataConfig, TrainConfig
-from avpretrain.data.clips import ClipSet, Media, decode_window
+from avpretrain.data.clips import ClipSet, Encoded, decode_window
 from avpretrain.data.collate import Collate, random_window, training_short_side
 from avpretrain.data.dataset import process_context, train_loader
 from avpretrain.data.decode import DecodeError, decode_audio
 from avpretrain.data.features import Features
-from avpretrain.data.manifest import Clip
 from avpretrain.data.sampler import Order
 from avpretrain.data.storage import StorageError
 from avpretrain.efficiency.bench_step import Phase, StepBench
@@ -83,12 +82,12 @@ def _decode_only(bench: Bench, process: int) -> float:
     _together.wait(timeout=3600)
     started = time.perf_counter()
     for i in range(bench.clips // bench.workers if held else 0):
-        clip, media, row, at = held[i % len(held)]
-        decode_window(clip, media, row, input, 0, at, training_short_side(input))
+        encoded, at = held[i % len(held)]
+        decode_window(encoded, input, 0, at, training_short_side(input))
     return bench.clips // bench.workers / (time.perf_counter() - started) if held else 0.0
 
 
-def _hold(bench: Bench, process: int) -> list[tuple[Clip, Media, int, tuple[float, float]]]:
+def _hold(bench: Bench, process: int) -> list[tuple[Encoded, tuple[float, float]]]:
     """Encoded clips that decode, and the windows to take of them."""
     data = bench.cfg.data
     clips = ClipSet(data.shards, data.split, data.cache_dir)
@@ -96,14 +95,13 @@ def _hold(bench: Bench, process: int) -> list[tuple[Clip, Media, int, tuple[floa
     held, size = [], 0
     for position in range(process, len(order), bench.workers):
         place = order.place(position)
-        row = order.row(place)
         try:
-            clip, media = clips.clip(row), clips.media(row)
-            decode_window(clip, media, row, bench.cfg.model.input, 0, (0.5, 0.5), 0)
+            encoded = clips.encoded(order.row(place))
+            decode_window(encoded, bench.cfg.model.input, 0)
         except (DecodeError, StorageError):
             continue
-        held.append((clip, media, row, random_window(order.sample_seed(place))))
-        size += len(media.video) + len(media.audio)
+        held.append((encoded, random_window(order.sample_seed(place))))
+        size += len(encoded.media.video) + len(encoded.media.audio)
         if size > HELD_BYTES or len(held) >= HELD_CLIPS:
             break
     return held
@@ -226,13 +224,12 @@ def stages(data: DataConfig, input: InputConfig, seed: int, count: int = 200) ->
         row, at = order.row(place), random_window(order.sample_seed(place))
         watch.lap("order")
         try:
-            clip, media = clips.clip(row), clips.media(row)
+            encoded = clips.encoded(row)
             watch.lap("read")
-            if media.audio:
-                decode_audio(media.audio, input.sample_rate)
+            if encoded.media.audio:
+                decode_audio(encoded.media.audio, input.sample_rate)
             watch.lap("decode_audio")
-            silent = replace(media, audio=b"")
-            samples.append(decode_window(clip, silent, row, input, 0, at, training_short_side(input)))
+            samples.append(decode_window(encoded, input, 0, at, training_short_side(input), "video"))
             watch.lap("decode_video")
         except (DecodeError, StorageError):
             watch.lap("failed")

@@ -5,7 +5,8 @@ B clips, S waveform samples, F spectrogram frames, M mel bins, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,9 +17,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from avpretrain import draws
 from avpretrain.batch import AVBatch, RawBatch
-from avpretrain.data.clips import ClipSet, Modality, Sample
+from avpretrain.data.clips import ClipSet, Encoded, Modality, Sample, decode_window
 from avpretrain.data.collate import Collate, random_window, training_short_side
-from avpretrain.data.dataset import process_context
+from avpretrain.data.dataset import ahead, process_context
 from avpretrain.data.decode import DecodeError
 from avpretrain.data.storage import StorageError
 from avpretrain.evaluation.recipes import FinetuneConfig
@@ -96,11 +97,16 @@ class _Windows(Dataset[Sample]):
     def __init__(self, clips: ClipSet, input: InputConfig, modality: Modality) -> None:
         self.clips, self.input, self.modality = clips, input, modality
 
-    def __getitem__(self, place: Place) -> Sample:
-        index, row, seed = place
+    def __getitems__(self, places: Sequence[Place]) -> list[Sample]:
+        with ThreadPoolExecutor(1) as reader:
+            coming = ahead(reader, self.clips.encoded, (row for _, row, _ in places))
+            return [self._sample(place, encoded) for place, encoded in zip(places, coming, strict=True)]
+
+    def _sample(self, place: Place, encoded: Future[Encoded]) -> Sample:
+        index, _, seed = place
         at, side = random_window(seed), training_short_side(self.input)
         try:
-            sample = self.clips.read(row, self.input, seed, at, side, self.modality)
+            sample = decode_window(encoded.result(), self.input, seed, at, side, self.modality)
         except (DecodeError, StorageError) as error:
             return Sample(np.zeros(0, dtype=np.int16), None, index, seed, (str(error),))
         return replace(sample, index=index)
