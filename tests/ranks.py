@@ -11,6 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from accelerate.state import PartialState
+from accelerate.utils import DistributedType
+
 FSDP = {
     "ACCELERATE_USE_FSDP": "true",
     "FSDP_VERSION": "2",
@@ -18,7 +21,10 @@ FSDP = {
     "FSDP_RESHARD_AFTER_FORWARD": "true",
     "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
 }
-"""What `accelerate launch --use_fsdp --fsdp_version 2 --fsdp_auto_wrap_policy TRANSFORMER_BASED_WRAP` sets."""
+"""What `accelerate launch --use_fsdp --fsdp_version 2 --fsdp_auto_wrap_policy TRANSFORMER_BASED_WRAP` sets.
+
+accelerate shards on accelerators only and falls back to DDP on CPUs, so ranks with these pass for GPUs (see `_rank`).
+"""
 
 
 def run_ranks(
@@ -55,8 +61,22 @@ def _rank(env: dict[str, str], output: Path, target: Callable[..., None], args: 
     os.environ.update(env)
     sys.stdout = sys.stderr = output.open("w", buffering=1)
     try:
+        if "ACCELERATE_USE_FSDP" in env:
+            _pass_for_gpus()
         target(*args)
     except BaseException:
         traceback.print_exc()
         os._exit(1)  # the others hang in a collective call if this one waits for them
     os._exit(0)
+
+
+def _pass_for_gpus() -> None:
+    """Makes accelerate take CPU ranks for GPUs where it decides whether to shard; torch shards on either, over gloo."""
+    real = PartialState.__init__
+
+    def start(self: PartialState, *args: Any, **kwargs: Any) -> None:
+        real(self, *args, **kwargs)
+        if self.distributed_type == DistributedType.MULTI_CPU:
+            self.distributed_type = DistributedType.MULTI_GPU
+
+    PartialState.__init__ = start

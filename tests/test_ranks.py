@@ -12,6 +12,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
+from torch.distributed.tensor import DTensor
 
 from avpretrain.config import TrainConfig
 from avpretrain.data.dataset import ClipSet
@@ -98,21 +99,23 @@ def measure(cfg: TrainConfig, folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("env", "kind", "fsdp2", "says"),
+    ("env", "ranks", "kind", "fsdp2", "says"),
     [
-        ({"WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "NO", False, "made no group of them"),
-        ({}, "FSDP", False, "launch with --fsdp_version 2"),
-        ({}, "FSDP", True, ""),
+        ({"WORLD_SIZE": "2", "LOCAL_RANK": "0"}, 1, "NO", False, "made no group of them"),
+        ({}, 2, "FSDP", False, "launch with --fsdp_version 2"),
+        ({"ACCELERATE_USE_FSDP": "true"}, 2, "MULTI_CPU", False, "on GPUs only"),
+        ({"ACCELERATE_USE_FSDP": "true"}, 2, "FSDP", True, ""),
+        ({"ACCELERATE_USE_FSDP": "true"}, 1, "NO", False, ""),
     ],
 )
-def test_launches_that_would_train_apart_are_refused(
-    monkeypatch: pytest.MonkeyPatch, env: dict[str, str], kind: str, fsdp2: bool, says: str
+def test_launches_that_would_train_otherwise_than_asked_are_refused(
+    monkeypatch: pytest.MonkeyPatch, env: dict[str, str], ranks: int, kind: str, fsdp2: bool, says: str
 ) -> None:
     for name, value in env.items():
         monkeypatch.setenv(name, value)
 
     class Launched(Accelerator):
-        num_processes, distributed_type, is_fsdp2 = 1, DistributedType(kind), fsdp2
+        num_processes, distributed_type, is_fsdp2 = ranks, DistributedType(kind), fsdp2
 
         def __init__(self) -> None: ...
 
@@ -153,18 +156,49 @@ def check_like_one_rank(run: Path, straight: Path) -> None:
     assert (ours_P - theirs_P).norm() <= 1e-4 * theirs_P.norm()
 
 
+def train_sharded(cfg: TrainConfig, stop_at: int) -> None:
+    """As `train`, by ranks each of which holds half of the weights."""
+    real = Trainer._step
+
+    def step(self: Trainer, *args: Any) -> None:
+        real(self, *args)
+        weight = self.model.audio_encoder.blocks[0].mlp.fc1.weight
+        assert isinstance(weight, DTensor) and 2 * weight.to_local().numel() == weight.numel()
+
+    Trainer._step = step  # type: ignore[method-assign]
+    train(cfg, stop_at)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("env", [{}, FSDP], ids=["ddp", "fsdp"])
 def test_two_ranks_one_and_two_again(data: Path, straight: Path, tmp_path: Path, env: dict[str, str]) -> None:
     """Stopped and taken up with another number of ranks, at changes of the batch size; weights are whole throughout."""
     cfg = tiny_config(data, tmp_path / "run")
-    assert run_ranks(tmp_path / "a", train, cfg, 40, env=env) == [0, 0], said(tmp_path / "a")
+    assert run_ranks(tmp_path / "a", train_sharded if env else train, cfg, 40, env=env) == [0, 0], said(tmp_path / "a")
     first = list_checkpoints(tmp_path / "run" / "checkpoints")[-1]
     assert first.name == f"{40:012d}"
     assert train(cfg, stop_at=80).progress.seen == 80
     assert run_ranks(tmp_path / "b", train, cfg, env=env) == [0, 0], said(tmp_path / "b")
     check_like_one_rank(tmp_path / "run", straight)
     assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("env", [{}, FSDP], ids=["ddp", "fsdp"])
+def test_two_ranks_in_bf16_train_as_one(data: Path, tmp_path: Path, env: dict[str, str]) -> None:
+    """Losses within what bf16 rounds away; weights are float32 wherever they are kept."""
+    lines = []
+    for name, ranks in (("one", 1), ("two", 2)):
+        cfg = tiny_config(data, tmp_path / name, run={"precision": "bf16"})
+        of_ranks = env if ranks > 1 else {}
+        assert run_ranks(tmp_path / f"{name}_said", train, cfg, ranks=ranks, env=of_ranks) == [0] * ranks, said(
+            tmp_path / f"{name}_said"
+        )
+        lines.append(read_metrics(tmp_path / name))
+        assert {value.dtype for value in final_state(tmp_path / name).values()} == {torch.float32}
+    for a, b in zip(*lines, strict=True):
+        assert (a["step"], a["seen"], a["batch_size"]) == (b["step"], b["seen"], b["batch_size"])
+        assert a["loss"] == pytest.approx(b["loss"], rel=2e-2)
 
 
 @pytest.mark.slow

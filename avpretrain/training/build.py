@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from avpretrain.config import OptimConfig, RunConfig, TrainConfig
 from avpretrain.errors import UsageError
@@ -24,7 +25,12 @@ def make_accelerator(cfg: TrainConfig, tracked: bool = True) -> Accelerator:
     if precision is None and torch.cuda.is_available() and torch.cuda.is_bf16_supported():
         precision = "bf16"
     tracker = cfg.run.tracker if tracked and cfg.run.tracker != "none" else None
-    return Accelerator(mixed_precision=precision, log_with=tracker, project_dir=str(cfg.run_dir))
+    accelerator = Accelerator(mixed_precision=precision, log_with=tracker, project_dir=str(cfg.run_dir))
+    if accelerator.is_fsdp2 and accelerator.mixed_precision == "bf16":
+        # Weights travel in bf16, gradients in float32; inputs are cast by autocast, as without FSDP.
+        policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+        accelerator.state.fsdp_plugin.mixed_precision_policy = policy
+    return accelerator
 
 
 def check_ranks(accelerator: Accelerator, multiple: int) -> None:
@@ -34,7 +40,7 @@ def check_ranks(accelerator: Accelerator, multiple: int) -> None:
         multiple: what batch sizes are multiples of.
 
     Raises:
-        UsageError: ranks can't share batches evenly, do not know of each other, or are sharded by the older FSDP.
+        UsageError: ranks can't share batches evenly, do not know of each other, or can't be sharded as asked.
     """
     ranks, launched = accelerator.num_processes, int(os.environ.get("WORLD_SIZE", "1"))
     if ranks == 1 and launched > 1 and "LOCAL_RANK" in os.environ:
@@ -47,7 +53,10 @@ def check_ranks(accelerator: Accelerator, multiple: int) -> None:
             f"{ranks} ranks can't share batches evenly: schedule.batch.multiple is {multiple}; make it a multiple of "
             f"{ranks}"
         )
-    if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
+    sharded = accelerator.distributed_type == DistributedType.FSDP
+    if ranks > 1 and not sharded and os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        raise UsageError("accelerate shards weights (FSDP) on GPUs only; launch without --use_fsdp")
+    if sharded and not accelerator.is_fsdp2:
         raise UsageError("FSDP is supported in its second version only; launch with --fsdp_version 2")
 
 

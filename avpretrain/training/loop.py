@@ -141,9 +141,9 @@ class Trainer:
         batch = self.features(raw.to(self.accelerator.device))
         for group in self.optimizer.param_groups:
             group["lr"] = step.lr
-        with self.accelerator.autocast():
+        with self.accelerator.autocast():  # accelerate's own does not reach a model that FSDP2 shards
             taught = None if self.teacher is None else self.teacher(batch)
-        losses: dict[str, Tensor] = self.model(batch, step.audio_ratio, step.video_ratio, taught)
+            losses: dict[str, Tensor] = self.model(batch, step.audio_ratio, step.video_ratio, taught)
         self.accelerator.backward(losses["loss"])
         limit = self.cfg.optim.clip_norm or math.inf
         grad_norm = self.accelerator.clip_grad_norm_(self.model.parameters(), limit)
