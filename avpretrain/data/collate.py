@@ -39,11 +39,12 @@ def random_window(seed: int) -> tuple[float, float]:
 class Collate:
     """Decoded clips to a batch of fixed waveform length; frames are padded to the largest of the batch.
 
-    In a loader process the batch lies in shared memory from the start, which saves a copy of it.
+    Args:
+        shared: put the batch into shared memory, which saves a copy on its way to training; none = in loader processes.
     """
 
-    def __init__(self, input: InputConfig) -> None:
-        self.samples, self.frames = window_samples(input), input.video_frames
+    def __init__(self, input: InputConfig, shared: bool | None = None) -> None:
+        self.samples, self.frames, self.shared = window_samples(input), input.video_frames, shared
         self.slots = Slots()
 
     def __call__(self, samples: Sequence[Sample | UserError]) -> RawBatch | UserError:
@@ -53,7 +54,8 @@ class Collate:
         sizes = [(0, 0) if s.frames_THWC is None else s.frames_THWC.shape[1:3] for s in good]
         height, width = (max(1, *(size[axis] for size in sizes)) for axis in (0, 1))
         shapes = (len(good), self.samples), (len(good), self.frames, height, width, 3)
-        slot = None if get_worker_info() is None else self.slots.take(bytes_of(shapes))
+        shared = get_worker_info() is not None if self.shared is None else self.shared
+        slot = self.slots.take(bytes_of(shapes)) if shared else None
         memory = torch.empty(bytes_of(shapes), dtype=torch.uint8) if slot is None else slot[LINE:]
         waveform_BS, frames_BTHWC = lay_out(memory, shapes)
         for b, (sample, (h, w)) in enumerate(zip(good, sizes, strict=True)):

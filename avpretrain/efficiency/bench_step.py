@@ -81,7 +81,7 @@ class StepBench:
         return split
 
     def measure(self, phase: Phase, warmup: int = 5, repeats: int = 20) -> dict[str, Any]:
-        """Seconds, clips/s, FLOP/s and memory of a step at `phase`; `compile_seconds` is the first call's time."""
+        """Seconds, clips/s, FLOP/s and memory of a step at `phase`; `first_step_seconds` has compilation in it."""
         batch = random_batch(self.cfg.model.input, phase.batch_size, self.device)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
