@@ -368,7 +368,10 @@ def in_browser(page: Path, width: int, dark: bool) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="needs a real browser: install Chromium or Chrome and put it on PATH")
+@pytest.mark.skipif(
+    CHROMIUM is None,
+    reason="needs a browser, which is no Python package: put Chromium or Chrome on PATH (.ci/run installs one)",
+)
 def test_page_works_in_a_browser(pair: list[Path]) -> None:
     write_probe(pair[0], 0.6, modality="video")
     page = pair[0].parent / "report.html"

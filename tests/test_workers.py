@@ -70,7 +70,10 @@ def test_no_worker_outlives_the_run() -> None:
     assert sum("forkserver" in name for name in names) <= 1, names
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux can signal a parent's end (F_SETSIG)")
+@pytest.mark.skipif(
+    sys.platform != "linux",
+    reason="only Linux can signal a parent's end (F_SETSIG); elsewhere workers end at their next message",
+)
 def test_workers_die_with_their_parent(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     script = (

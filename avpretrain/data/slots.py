@@ -63,21 +63,27 @@ class SlotBatch(RawBatch):
         return _arrived, (self.slot.untyped_storage(), shapes, small)
 
 
-def lay_out(memory: Tensor, shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> tuple[Tensor, Tensor]:
-    """Sound (int16) and frames (uint8) of these shapes over uint8 memory of at least `bytes_of(shapes)`."""
-    wave, frames = (math.prod(shape) for shape in shapes)
-    start = -(-2 * wave // LINE) * LINE
-    return memory[: 2 * wave].view(torch.int16).view(shapes[0]), memory[start : start + frames].view(shapes[1])
+Shapes = tuple[tuple[int, ...], tuple[int, ...]]
+"""Of sound and of frames."""
 
 
-def bytes_of(shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> int:
+def lay_out(memory: Tensor, shapes: Shapes) -> tuple[Tensor, Tensor]:
+    """Sound (int16) and frames (uint8) over uint8 memory of at least `bytes_of(shapes)`."""
+    start, end = _frames_at(shapes), bytes_of(shapes)
+    wave = memory[: 2 * math.prod(shapes[0])].view(torch.int16)
+    return wave.view(shapes[0]), memory[start:end].view(shapes[1])
+
+
+def bytes_of(shapes: Shapes) -> int:
     """What `lay_out` needs."""
-    return -(-2 * math.prod(shapes[0]) // LINE) * LINE + math.prod(shapes[1])
+    return _frames_at(shapes) + math.prod(shapes[1])
 
 
-def _arrived(
-    storage: torch.UntypedStorage, shapes: tuple[tuple[int, ...], tuple[int, ...]], small: dict[str, Any]
-) -> RawBatch:
+def _frames_at(shapes: Shapes) -> int:
+    return math.ceil(2 * math.prod(shapes[0]) / LINE) * LINE
+
+
+def _arrived(storage: torch.UntypedStorage, shapes: Shapes, small: dict[str, Any]) -> RawBatch:
     whole = torch.empty(0, dtype=torch.uint8).set_(storage).numpy()
     held = whole[LINE:]
     weakref.finalize(held, _let_go, whole[:1]).atexit = False
