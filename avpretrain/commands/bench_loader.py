@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +24,8 @@ usage: avpretrain bench loader CONFIG --data.shards FOLDER [--clips N] [--rounds
 Measures how fast clips come: decoded in a bare loop (the bound) and by the full loader, in turn, and by the loader that
 feeds training steps; where the time of a loader process goes; and resident memory at the start and end of each round.
 
-reads   the shards that --data.shards names; CONFIG is a YAML file or the name of a preset
+reads   the shards that --data.shards names, decoding every clip anew whatever data.memory_cache_mb says; CONFIG is a YAML
+        file or the name of a preset
 writes  nothing, or with --out the JSON that --json prints
 takes   two to three times as long as decoding N clips, each round
 
@@ -72,7 +74,8 @@ def measure(given: Arguments) -> dict[str, Any]:
     from avpretrain.training.run import resolve
 
     clips = ClipSet(given.config.data.shards, given.config.data.split, given.config.data.cache_dir)
-    cfg = resolve(given.config, clips)
+    data = dataclasses.replace(given.config.data, memory_cache_mb=0)  # what is kept is not decoded
+    cfg = resolve(dataclasses.replace(given.config, data=data), clips)
     bench = Bench(cfg, given.clips)
     with Progress(console=Console(stderr=True), transient=True) as bar:
         line = bar.add_task("bare decode and loader", total=given.clips * given.rounds)
