@@ -24,8 +24,8 @@ usage: avpretrain bench loader CONFIG --data.shards FOLDER [--clips N] [--rounds
 Measures how fast clips come: decoded in a bare loop (the bound) and by the full loader, in turn, and by the loader that
 feeds training steps; where the time of a loader process goes; and resident memory at the start and end of each round.
 
-reads   the shards that --data.shards names, decoding every clip anew whatever data.memory_cache_mb says; CONFIG is a YAML
-        file or the name of a preset
+reads   the shards that --data.shards names, decoding every clip anew (data.memory_cache_mb counts as 0); CONFIG is a
+        YAML file or the name of a preset
 writes  nothing, or with --out the JSON that --json prints
 takes   two to three times as long as decoding N clips, each round
 
