@@ -7,11 +7,9 @@ by a hash of the paths, so that each is a random sample of the set and nothing d
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +26,7 @@ from avpretrain.data.sources import Item, Listing, SourceName, find_items
 from avpretrain.data.transcode import TranscodeConfig
 from avpretrain.data.workers import run_contained
 from avpretrain.errors import UsageError, UserError
+from avpretrain.locks import LOCK_NAME, locked
 
 Engine = Literal["processes", "ray"]
 
@@ -101,8 +100,7 @@ def make_shards(
     """
     listing = find_items(cfg.source, src, cfg.table)
     refuse_strangers(out)
-    out.mkdir(parents=True, exist_ok=True)
-    with _locked(out):
+    with locked(out, "writing shards"):
         ledger = Ledger.open(out, _created_with(cfg))
         plan, changed = _plan(src, listing, ledger, cfg)
         if plan:
@@ -124,21 +122,10 @@ def refuse_strangers(out: Path) -> None:
     """
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file; name a folder")
-    ours = not out.exists() or not any(out.iterdir()) or (out / DATASET_NAME).is_file() or (out / ".work").is_dir()
+    found = {path.name for path in out.iterdir()} - {LOCK_NAME} if out.exists() else set()
+    ours = not found or (out / DATASET_NAME).is_file() or (out / ".work").is_dir()
     if not ours and not (out / "skipped.csv").is_file():
         raise UsageError(f"{out} holds other files; name an empty or new folder, or a data set to add to")
-
-
-@contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    handle = os.open(out, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError:
-        raise UserError(f"another process is writing to {out}; wait for it") from None
-    finally:
-        os.close(handle)
 
 
 def _created_with(cfg: ShardConfig) -> dict[str, Any]:
