@@ -26,9 +26,17 @@ from avpretrain.locks import locked
 from avpretrain.models.cost import cost_of
 from avpretrain.models.diffmavil import DiffMAViL
 from avpretrain.schedules import Step, plan, total_samples
-from avpretrain.training.build import check_ranks, make_accelerator, make_optimizer, prepare_model, whole_model
+from avpretrain.training.build import (
+    check_batches,
+    check_ranks,
+    make_accelerator,
+    make_optimizer,
+    prepare_model,
+    whole_model,
+)
 from avpretrain.training.checkpoint import CheckpointWriter, Progress, Snapshot, best_checkpoint, restore, take_snapshot
 from avpretrain.training.guards import FiniteGuard, Preemption, Watchdog, memory_advice, sparing_children
+from avpretrain.training.launch import banner
 from avpretrain.training.memory_probe import with_measured_memory
 from avpretrain.training.metrics import MetricsLog, ProgressBar
 from avpretrain.training.preview import Preview
@@ -83,8 +91,9 @@ class Trainer:
         model = DiffMAViL(cfg.model)
         teacher = make_stage2(cfg, model)
         self.teacher = None if teacher is None else teacher.to(accelerator.device)
+        self.parameters = sum(p.numel() for p in model.parameters())
         if accelerator.is_main_process:
-            facts = {"parameters": sum(p.numel() for p in model.parameters()), "ranks": accelerator.num_processes}
+            facts = {"parameters": self.parameters, "ranks": accelerator.num_processes}
             open_run(cfg, clips, {**facts, "samples_total": self.total, "precision": accelerator.mixed_precision})
         accelerator.wait_for_everyone()
         optimizer = make_optimizer(model, cfg.optim)
@@ -114,6 +123,7 @@ class Trainer:
         self.log = MetricsLog(cfg.run_dir, self.progress.seen) if main else None
         self.preview = Preview(cfg) if main and cfg.run.preview_clips and self.teacher is None else None
         self.bar = ProgressBar(cfg.name, self.progress.seen, self.total, shown=main)
+        self.bar.say(banner(cfg, self.accelerator, self.plan, len(self.clips), self.parameters, self.progress.seen))
         if self.log is not None and self.log.damage:
             self.bar.say(self.log.damage)
         steps = list(dropwhile(lambda step: step.seen < self.progress.seen, self.plan))
