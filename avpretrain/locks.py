@@ -40,7 +40,9 @@ def locked(folder: Path, doing: str) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         handle = _acquire(path)
     except BlockingIOError:
-        raise UserError(f"{_holder(path)} is {doing} in {folder}; wait until it ends, or choose another folder") from None
+        raise UserError(
+            f"{_holder(path)} is {doing} in {folder}; wait until it ends, or choose another folder"
+        ) from None
     except OSError as error:
         raise UserError(f"can't write to {folder}: {error.strerror}; mend that or choose another folder") from None
     try:

@@ -39,7 +39,8 @@ def said(tmp_path: Path, options: list[str], wanted: str = "auto", **env: str) -
     """What `choose_precision` finds in a launched process."""
     script = tmp_path / "script.py"
     script.write_text(
-        "import sys\nfrom avpretrain.training.launch import choose_precision\nprint(*choose_precision(sys.argv[1]), sep='|')\n"
+        "import sys\nfrom avpretrain.training.launch import choose_precision\n"
+        "print(*choose_precision(sys.argv[1]), sep='|')\n"
     )
     done = launched(tmp_path, options, script, wanted, **env)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -155,11 +156,11 @@ def test_one_rank_launched_where_an_address_is_exported_trains(data: Path, tmp_p
 
 
 def test_a_run_says_what_it_trains_with(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    cfg = tiny_config(data, tmp_path / "run", run={"precision": "bf16"})
+    cfg = tiny_config(data, tmp_path / "run", run={"precision": "fp32"})
     train(cfg, stop_at=8)
     first = capsys.readouterr().err.splitlines()[0]
-    assert first.startswith("test: cpu, 1 rank, bf16, 20 clips (train), ")
-    assert first.endswith(" parameters, batch 4 to 8, 120 clips to see in 20 steps, not compiled")
+    assert first.startswith("test: cpu, 1 rank, fp32, 20 clips (train), ")
+    assert first.endswith(" parameters, batch 4 to 8, 120 clips to see in 25 steps, not compiled")
     train(cfg, stop_at=12)
     assert capsys.readouterr().err.splitlines()[0].endswith("not compiled; resumes at 8")
 

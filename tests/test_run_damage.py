@@ -23,6 +23,7 @@ from avpretrain.locks import LOCK_NAME, locked
 from avpretrain.training.checkpoint import list_checkpoints
 from avpretrain.training.loop import train
 from avpretrain.training.metrics import MetricsLog, read_metrics
+from tests.tiny_datasets import Spec, make_dataset
 from tests.tiny_runs import tiny_config, tiny_data
 
 OLD, BEFORE, NEWEST = (f"checkpoints/{seen:012d}" for seen in (8, 16, 24))
@@ -212,7 +213,7 @@ def test_what_a_kill_leaves_behind_is_no_other_folder(data: Path, straight: dict
     (folder / LOCK_NAME).write_text("1 elsewhere\n")
     assert train(config(data, folder)).finished
     assert outcome(folder) == straight
-    assert not [p for p in folder.rglob(".*")]
+    assert not list(folder.rglob(".*"))
 
 
 # --- one writer ------------------------------------------------------------------------------------------------------
@@ -251,7 +252,7 @@ def test_a_second_training_in_a_folder_is_refused(data: Path, straight: dict[str
 def test_a_refused_run_leaves_no_folder(data: Path, tmp_path: Path) -> None:
     cfg = config(data, tmp_path / "new" / "run")
     schedule = dataclasses.replace(cfg.schedule, samples=1)
-    with pytest.raises(UsageError, match="lower schedule.batch.size"):
+    with pytest.raises(UsageError, match=r"lower schedule\.batch\.size"):
         train(dataclasses.replace(cfg, schedule=schedule))
     assert not (tmp_path / "new" / "run").exists()
 
@@ -266,3 +267,24 @@ def test_the_lock_is_gone_with_its_block(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="can't write to"), locked(tmp_path / "file", "training"):
         pass
+
+
+# --- the same run ----------------------------------------------------------------------------------------------------
+
+
+def test_mechanics_may_change_on_resume(data: Path, stopped: Path, straight: dict[str, str], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(stopped, folder)
+    cfg = config(data, folder)
+    mechanics = dataclasses.replace(cfg.data, memory_cache_mb=64, prefetch=1, max_bad_share=0.5)
+    assert train(dataclasses.replace(cfg, data=mechanics)).finished
+    assert outcome(folder) == straight
+
+
+def test_data_that_changed_are_said_to_have(stopped: Path, tmp_path: Path) -> None:
+    """Their log-mel statistics, which the config holds, have changed too; that is not what is wrong."""
+    other = make_dataset(tmp_path / "other", [Spec(seconds=1.0, size=(32, 40), pitch=7) for _ in range(20)])
+    with pytest.raises(
+        UsageError, match=r"was trained on other data: fingerprint \w{12} there, \w{12} \(20 clips\) here"
+    ):
+        train(config(other, stopped))

@@ -87,8 +87,8 @@ def _say(report: ShardReport, out: Path) -> None:
             print(f"  {count} x {reason}")
     if report.away:
         print(
-            f"{len(report.away)} files could not be read this time, e.g. {report.away[0].path} {report.away[0].reason}; "
-            "run the same command again to try them"
+            f"{len(report.away)} files could not be read this time, e.g. {report.away[0].path} "
+            f"{report.away[0].reason}; run the same command again to try them"
         )
     if listing.missing:
         print(f"missing {len(listing.missing)} files ({listing.present:.1%} of the set is present; see missing.csv)")

@@ -28,7 +28,6 @@ from avpretrain.data.transcode import SAMPLE_RATE, ClipMedia, Need, TranscodeCon
 from avpretrain.data.workers import Beat
 from avpretrain.errors import UserError
 
-
 MOMENTS = (1.0, 2.0, 4.0)
 """Seconds after which a file that can't be read is tried again."""
 FOR_A_MOMENT = frozenset(
@@ -115,8 +114,8 @@ def _require_source(task: Task, error: AwayError) -> None:
         next(task.root.iterdir(), None)
     except OSError as gone:
         raise UserError(
-            f"the source folder {task.root} can't be read any more: {gone.strerror}; nothing is lost: mend that and run "
-            "again to go on"
+            f"the source folder {task.root} can't be read any more: {gone.strerror}; nothing is lost: mend that and "
+            "run again to go on"
         ) from error
 
 
@@ -130,7 +129,9 @@ def _clips(task: Task) -> Iterator[ClipMedia]:
     try:
         yield from cut(task.root / task.item.path, task.item.segment, task.need, task.cfg, task.limits)
     except (DecodeError, OSError, MemoryError) as error:
-        reason = str(error) if isinstance(error, DecodeError) else getattr(error, "strerror", None) or type(error).__name__
+        reason = (
+            str(error) if isinstance(error, DecodeError) else getattr(error, "strerror", None) or type(error).__name__
+        )
         raise away(error) or DecodeError(reason) from None
 
 
@@ -143,9 +144,9 @@ def away(error: BaseException) -> AwayError | None:
     while cause is not None:
         if isinstance(cause, MemoryError) and not isinstance(cause, av.FFmpegError):
             return AwayError("needs more memory than there is", moment=False)
-        if isinstance(cause, OSError) and not isinstance(cause, av.FFmpegError):
-            if cause.errno in FOR_A_MOMENT | FOR_LONGER:
-                return AwayError(f"can't be read: {cause.strerror}", cause.errno in FOR_A_MOMENT)
+        genuine = isinstance(cause, OSError) and not isinstance(cause, av.FFmpegError)
+        if genuine and cause.errno in FOR_A_MOMENT | FOR_LONGER:
+            return AwayError(f"can't be read: {cause.strerror}", cause.errno in FOR_A_MOMENT)
         cause = cause.__cause__ or cause.__context__
     return None
 

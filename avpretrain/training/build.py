@@ -31,7 +31,9 @@ def make_accelerator(cfg: TrainConfig, tracked: bool = True) -> Accelerator:
     check_accumulation()
     if tracked:
         check_tracker(cfg.run.tracker)
-    precision, _ = choose_precision(cfg.run.precision)
+    precision: str | None = choose_precision(cfg.run.precision)[0]
+    if cfg.run.precision == "auto" and precision == "no":
+        precision = None  # what the environment says, or "no"
     tracker = cfg.run.tracker if tracked and cfg.run.tracker != "none" else None
     accelerator = Accelerator(mixed_precision=precision, log_with=tracker, project_dir=str(cfg.run_dir))
     if accelerator.is_fsdp2 and accelerator.mixed_precision == "bf16":

@@ -105,8 +105,8 @@ def check_accumulation() -> None:
     )
     if steps not in (None, "1"):
         raise UsageError(
-            f"accelerate is asked for gradient accumulation over {steps} steps, which would divide gradients by {steps} "
-            "and accumulate nothing: a contrastive loss needs its whole batch in one step; leave "
+            f"accelerate is asked for gradient accumulation over {steps} steps, which would divide gradients by "
+            f"{steps} and accumulate nothing: a contrastive loss needs its whole batch in one step; leave "
             "gradient_accumulation_steps out, and for large batches take more GPUs or --run.activation-checkpointing"
         )
 
@@ -132,8 +132,8 @@ def check_launched_ranks(ranks: int) -> None:
         if "MASTER_ADDR" not in before:
             raise UsageError(
                 "accelerate launch was asked for several ranks and started only one; on GPUs add --multi_gpu, on CPUs "
-                "launch with ACCELERATE_USE_CPU=true torchrun --nproc-per-node RANKS -m avpretrain.train ..., and for one "
-                "rank give --num_processes 1"
+                "launch with ACCELERATE_USE_CPU=true torchrun --nproc-per-node RANKS -m avpretrain.train ..., and for "
+                "one rank give --num_processes 1"
             )
 
 

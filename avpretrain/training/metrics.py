@@ -61,8 +61,8 @@ class MetricsLog:
             aside = self.path.with_name(DAMAGED_NAME)
             self.path.replace(aside)
             self.damage = (
-                f"{self.path} is damaged in line {bad}: it is cut there, and lacks what was logged from {last} to {seen} "
-                f"clips; as it was, it is kept as {aside.name}"
+                f"{self.path} is damaged in line {bad}: it is cut there, and lacks what was logged from {last} to "
+                f"{seen} clips; as it was, it is kept as {aside.name}"
             )
         with atomic_path(self.path) as temporary:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from avpretrain.config import TrainConfig
-from avpretrain.configfile import from_dict, to_dict
+from avpretrain.configfile import from_dict, to_dict, what_is_learnt
 from avpretrain.data.clips import ClipSet
 from avpretrain.data.sampler import Order
 from avpretrain.errors import UsageError, UserError
@@ -38,16 +38,6 @@ def resolve(cfg: TrainConfig, clips: ClipSet) -> TrainConfig:
         audio_std=std if inputs.audio_std is None else inputs.audio_std,
     )
     return dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, input=inputs))
-
-
-def what_is_learnt(cfg: TrainConfig) -> dict[str, Any]:
-    """The config without the mechanics: two runs that agree here learn the same."""
-    values = to_dict(cfg)
-    for key in ("output_dir", "name", "run"):
-        values.pop(key)
-    for key in ("num_workers", "prefetch", "shards", "max_bad_share", "cache_dir"):
-        values["data"].pop(key, None)
-    return values
 
 
 def differences(a: dict[str, Any], b: dict[str, Any], path: str = "") -> dict[str, tuple[Any, Any]]:
@@ -192,9 +182,7 @@ def resume_point(cfg: TrainConfig) -> tuple[Path | None, list[str]]:
         if aside.exists():
             shutil.rmtree(aside, ignore_errors=True)
         checkpoint.rename(aside)
-        said.append(
-            f"checkpoint {checkpoint.name} is damaged ({fault}) and is passed over; it is kept as {aside.name}"
-        )
+        said.append(f"checkpoint {checkpoint.name} is damaged ({fault}) and is passed over; it is kept as {aside.name}")
     if said and intact is None:
         said.append("no checkpoint is intact, so the run begins anew")
     return intact, said
