@@ -144,8 +144,8 @@ def away(error: BaseException) -> AwayError | None:
     while cause is not None:
         if isinstance(cause, MemoryError) and not isinstance(cause, av.FFmpegError):
             return AwayError("needs more memory than there is", moment=False)
-        genuine = isinstance(cause, OSError) and not isinstance(cause, av.FFmpegError)
-        if genuine and cause.errno in FOR_A_MOMENT | FOR_LONGER:
+        genuine = cause.errno if isinstance(cause, OSError) and not isinstance(cause, av.FFmpegError) else None
+        if isinstance(cause, OSError) and genuine in FOR_A_MOMENT | FOR_LONGER:
             return AwayError(f"can't be read: {cause.strerror}", cause.errno in FOR_A_MOMENT)
         cause = cause.__cause__ or cause.__context__
     return None

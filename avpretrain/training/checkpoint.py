@@ -233,7 +233,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     counts = (progress.seen, progress.step, progress.failed_clips)
     if not all(type(n) in (int, float) for n in numbers) or not all(type(n) is int for n in counts):
         raise damaged
-    if min(dataclasses.astuple(progress)) < 0 or (progress.seen == 0) != (progress.step == 0):
+    if min(dataclasses.astuple(progress)) < 0 or progress.step > progress.seen:
         raise damaged
     if f"{progress.seen:012d}" != checkpoint.name:
         raise UserError(f"it is the checkpoint at {progress.seen} clips under another name")
