@@ -8,9 +8,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from avpretrain.modelconfig import ModelConfig, require
+
+MECHANICS = "mechanics"
+"""Mark of fields that say how a run is carried out, not what is learnt. Resuming, grouping and comparing runs do not
+look at them: `configfile.what_is_learnt` leaves them out."""
+
+
+def mechanics(default: Any) -> Any:
+    """A field with that mark and a default."""
+    return field(default=default, metadata={MECHANICS: True})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,26 +52,26 @@ class AugmentConfig:
 class DataConfig:
     """Where clips come from and how they are read."""
 
-    shards: tuple[str, ...] = ()
-    """Folders or URLs written by `avpretrain shards`; several are read as one set."""
+    shards: tuple[str, ...] = mechanics(())
+    """Folders or URLs written by `avpretrain shards`; several are read as one set. What counts is what they hold."""
     split: str = "train"
     """Which split to train on; clips without a split count as 'train'; 'all' takes every clip."""
     mode: Literal["random", "stream"] = "random"
     """random: each clip by its offset, in an order that resumes anywhere; stream: whole shards from end to end, where
     random access is dear; resumes at the start of a shard."""
-    cache_dir: str = ""
+    cache_dir: str = mechanics("")
     """Folder that keeps what was read from remote shards; empty = nothing but their manifests is kept."""
-    memory_cache_mb: int = 0
+    memory_cache_mb: int = mechanics(0)
     """MiB of decoded clips that each loader process keeps: of clips that fit the model's input, since longer ones are
     cut anew in every epoch. For small sets, where decoding would cost more than the model; 0 = none."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
-    num_workers: int = 2
+    num_workers: int = mechanics(2)
     """Processes that decode, for each rank; 0 decodes in the training process."""
-    prefetch: int = 4
+    prefetch: int = mechanics(4)
     """Batches each worker prepares ahead."""
     shuffle_window: int = 16
     """Shards that are read, and shuffled into one another, at a time."""
-    max_bad_share: float = 0.05
+    max_bad_share: float = mechanics(0.05)
     """A run stops once more than this share of clips (and at least 20) failed to decode."""
 
     def __post_init__(self) -> None:
@@ -175,7 +184,7 @@ class RunConfig:
     """Size of that batch; 0 = no previews."""
     tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto = bf16 on a GPU that has it, else fp32."""
+    """auto = as the launcher was asked, else bf16 on a GPU that computes in it, else fp32."""
     compile: bool = False
     """torch.compile: pays after minutes, on a GPU."""
     activation_checkpointing: bool = False
@@ -209,8 +218,8 @@ class Stage2Config:
 class TrainConfig:
     """Everything a pretraining run is made of; written, resolved, into its output folder."""
 
-    name: str = "avpretrain"
-    output_dir: str = ""
+    name: str = mechanics("avpretrain")
+    output_dir: str = mechanics("")
     """Folder of the run; empty = runs/NAME."""
     seed: int = 0
     data: DataConfig = field(default_factory=DataConfig)
@@ -218,7 +227,7 @@ class TrainConfig:
     stage2: Stage2Config = field(default_factory=Stage2Config)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
-    run: RunConfig = field(default_factory=RunConfig)
+    run: RunConfig = field(default_factory=RunConfig, metadata={MECHANICS: True})
 
     @property
     def run_dir(self) -> Path:

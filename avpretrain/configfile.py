@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar, Union
 
 import yaml
 
-from avpretrain.config import TrainConfig
+from avpretrain.config import MECHANICS, TrainConfig
 from avpretrain.errors import UsageError
 
 T = TypeVar("T")
@@ -77,6 +77,23 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
 def to_dict(config: Any) -> dict[str, Any]:
     """The inverse of `from_dict`, in plain JSON types."""
     return typing.cast(dict[str, Any], json.loads(json.dumps(dataclasses.asdict(config))))
+
+
+def what_is_learnt(config: Any) -> dict[str, Any]:
+    """`to_dict` without the fields that are marked as mechanics: two runs that agree here, on the same data, learn the
+    same.
+    """
+    return _without_mechanics(config, to_dict(config))
+
+
+def _without_mechanics(config: Any, values: dict[str, Any]) -> dict[str, Any]:
+    kept = {}
+    for field in dataclasses.fields(config):
+        if not field.metadata.get(MECHANICS):
+            value = getattr(config, field.name)
+            nested = dataclasses.is_dataclass(value)
+            kept[field.name] = _without_mechanics(value, values[field.name]) if nested else values[field.name]
+    return kept
 
 
 def presets_dir() -> Path:

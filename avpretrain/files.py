@@ -24,11 +24,22 @@ def atomic_path(path: Path) -> Iterator[Path]:
     temporary = holder / path.name
     try:
         yield temporary
-        if path.is_dir():
+        if path.is_dir() or (temporary.is_dir() and path.exists()):
             path.rename(holder / "replaced")
         temporary.replace(path)
     finally:
         shutil.rmtree(holder, ignore_errors=True)
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """What `atomic_path` leaves in a folder when the process is killed: nobody's but an unfinished writer's."""
+    return sorted(path for path in folder.glob(".*.*.tmp") if path.is_dir()) if folder.is_dir() else []
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Removes `leftovers`; nobody else may be writing there."""
+    for path in leftovers(folder):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def write_json(path: Path, value: Any) -> None:

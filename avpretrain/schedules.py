@@ -110,7 +110,7 @@ def plan(cfg: ScheduleConfig, optim: OptimConfig, total: int, cost: Cost) -> Ite
     if first > total:
         raise UsageError(
             f"the run is {total} clips long, but its first batch holds {first}; "
-            "raise schedule.epochs or lower schedule.batch.size"
+            f"raise schedule.{'epochs' if cfg.samples is None else 'samples'} or lower schedule.batch.size"
         )
     index = seen = 0
     while seen < total:

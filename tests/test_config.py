@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from avpretrain.config import TrainConfig
-from avpretrain.configfile import find_config, from_dict, load_config, presets_dir, to_dict
+from avpretrain.configfile import find_config, from_dict, load_config, presets_dir, to_dict, what_is_learnt
 from avpretrain.errors import UsageError
 from avpretrain.modelconfig import ModelConfig
 
@@ -90,3 +90,22 @@ def test_files_that_are_not_configs(tmp_path: Path) -> None:
 def test_the_model_config_is_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         ModelConfig().width = 3  # type: ignore[misc]
+
+
+def test_mechanics_are_marked_where_they_are_defined() -> None:
+    """One mark decides what resuming, grouping and comparing look at."""
+    cfg = load_config("tiny_mavil")
+    mechanical = {"shards": ("x",), "cache_dir": "x", "memory_cache_mb": 7, "num_workers": 9, "prefetch": 9}
+    other = dataclasses.replace(
+        cfg,
+        name="x",
+        output_dir="x",
+        data=dataclasses.replace(cfg.data, **mechanical, max_bad_share=0.5),
+        run=dataclasses.replace(cfg.run, precision="fp32", log_every=3),
+    )
+    assert what_is_learnt(other) == what_is_learnt(cfg)
+    assert {"run", "name", "output_dir"}.isdisjoint(what_is_learnt(cfg))
+    assert set(what_is_learnt(cfg)["data"]) == {"split", "mode", "augment", "shuffle_window"}
+    for change in ({"shuffle_window": 3}, {"split": "all"}, {"mode": "stream"}):
+        learns = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, **change))
+        assert what_is_learnt(learns) != what_is_learnt(cfg)

@@ -10,7 +10,7 @@ from avpretrain.cli import main
 
 @pytest.mark.slow
 def test_the_demo_runs_from_scenes_to_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main(["demo", str(tmp_path / "demo"), "--clips", "24"])
+    main(["demo", str(tmp_path / "demo"), "--clips", "56"])
     said = capsys.readouterr().out
     assert f"report: {tmp_path / 'demo' / 'report.html'}" in said
     assert json.loads((tmp_path / "demo" / "demo.json").read_text())["seconds"] > 0

@@ -204,15 +204,13 @@ def test_nothing_usable_is_an_error_that_lists_the_files(tmp_path: Path) -> None
 
 
 def test_two_writers_do_not_meet(source: Path, tmp_path: Path) -> None:
-    import fcntl
+    from avpretrain.locks import locked
 
-    handle = os.open(tmp_path, os.O_RDONLY)
-    fcntl.flock(handle, fcntl.LOCK_EX)
-    try:
-        with pytest.raises(UserError, match="another process"):
-            shard(source, tmp_path)
-    finally:
-        os.close(handle)
+    with locked(tmp_path, "writing shards"), pytest.raises(UserError, match=rf"process {os.getpid()} on .* is writing"):
+        shard(source, tmp_path)
+    (tmp_path / ".lock").write_text("1 elsewhere")  # as a kill leaves it
+    assert shard(source, tmp_path).manifest.info["clips"]
+    assert not (tmp_path / ".lock").exists()
 
 
 def test_copies_keep_the_picture(source: Path, tmp_path: Path) -> None:

@@ -67,6 +67,7 @@ def _facts(report: ShardReport) -> dict[str, object]:
         **{name: info[name] for name in ("name", "clips", "hours", "bytes", "fingerprint")},
         "added_files": report.added,
         "skipped": dict(Counter(done.reason for done in report.skipped).most_common()),
+        "away_files": len(report.away),
         "changed_files": len(report.changed),
         "missing_files": len(report.listing.missing),
         "present_share": report.listing.present,
@@ -84,6 +85,11 @@ def _say(report: ShardReport, out: Path) -> None:
         print(f"skipped {len(report.skipped)} files (see {out / 'skipped.csv'}):")
         for reason, count in Counter(done.reason for done in report.skipped).most_common(5):
             print(f"  {count} x {reason}")
+    if report.away:
+        print(
+            f"{len(report.away)} files could not be read this time, e.g. {report.away[0].path} "
+            f"{report.away[0].reason}; run the same command again to try them"
+        )
     if listing.missing:
         print(f"missing {len(listing.missing)} files ({listing.present:.1%} of the set is present; see missing.csv)")
     if listing.ignored:

@@ -31,12 +31,14 @@ class Joiner:
         self.pending_bytes = 0
         self.pending_split = ""
         self.skipped: list[Done] = []
+        self.away: list[Done] = []
+        """Files that can't be read in this run."""
         self.clips = 0
         self.joined = dict(ledger.joined_parts().values())
 
     def has(self, task: Task) -> bool:
         """Whether a task needs no more work: its part is there, or joined already."""
-        return task.part.name in self.joined or task.part.with_suffix(".json").is_file()
+        return task.part.name in self.joined or any(task.part.with_suffix(s).is_file() for s in (".json", ".away"))
 
     def advance(self) -> None:
         """Takes up all parts that are next in order, and writes the shards that they fill."""
@@ -57,6 +59,9 @@ class Joiner:
         already = self.joined.get(task.part.name, 0)
         self.clips += already
         if not index.is_file():
+            if task.part.with_suffix(".away").is_file():
+                why = task.part.with_suffix(".away").read_text()
+                self.away.append(Done(task.item.path, task.item.segment, task.sign, 0, why))
             return
         content = json.loads(index.read_text())
         if content["reason"]:

@@ -112,7 +112,14 @@ class Ledger:
         _write(self.work / "shards" / f"{joined.shard.name}.json", json.dumps(content))
         self.joined.append(joined)
 
-    def commit(self, name: str, source: Mapping[str, Any], skipped: Iterable[Done], missing: Sequence[str]) -> None:
+    def commit(
+        self,
+        name: str,
+        source: Mapping[str, Any],
+        skipped: Iterable[Done],
+        missing: Sequence[str],
+        away: Iterable[Done] = (),
+    ) -> None:
         """Makes the joined shards part of the data set and clears the work away.
 
         Args:
@@ -120,6 +127,7 @@ class Ledger:
             source: what `dataset.json` says of where the clips come from.
             skipped: files that could not be used.
             missing: what the source's table names and the folder has not.
+            away: files that could not be read in this run; they are listed, and the next run tries them again.
         """
         for done in [*self._used(), *skipped]:
             self.done[done.path, done.segment] = done
@@ -138,7 +146,7 @@ class Ledger:
         _write_csv(
             staging / SKIPPED_NAME,
             ("path", "start", "end", "reason"),
-            [(d.path, *_ends(d.segment), d.reason) for d in everything if d.reason],
+            [(d.path, *_ends(d.segment), d.reason) for d in sorted([*everything, *away], key=_by_place) if d.reason],
         )
         _write_csv(staging / MISSING_NAME, ("name",), [(entry,) for entry in missing])
         staging.rename(self.work / "commit")

@@ -1,18 +1,24 @@
 """The work on one source file: its clips, cut, checked and laid down as a part, to be joined into shards.
 
 A part is two files: ID.tar, the tar members of the clips in the very bytes in which shards will hold them, and ID.json,
-which is written last: a part whose ID.json exists is complete. S samples.
+which is written last: a part whose ID.json exists is complete. A file that can't be read now, through no fault of its
+own, leaves ID.away instead, which says why and which the next run forgets. S samples.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import re
 import tarfile
+import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import av
 
 from avpretrain.data.decode import DecodeError
 from avpretrain.data.log_mel_sums import log_mel_sums
@@ -21,6 +27,33 @@ from avpretrain.data.sources.base import Item, need_of
 from avpretrain.data.transcode import SAMPLE_RATE, ClipMedia, Need, TranscodeConfig, cut
 from avpretrain.data.workers import Beat
 from avpretrain.errors import UserError
+
+MOMENTS = (1.0, 2.0, 4.0)
+"""Seconds after which a file that can't be read is tried again."""
+FOR_A_MOMENT = frozenset(
+    getattr(errno, name)
+    for name in (
+        "ENOENT", "EIO", "ESTALE", "ETIMEDOUT", "ENODEV", "ENXIO", "ENOTCONN", "EREMOTEIO", "EAGAIN", "EBUSY", "EINTR",
+        "ECONNRESET", "ECONNABORTED", "ECONNREFUSED", "EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN", "ENETUNREACH", "EMFILE",
+        "ENFILE",
+    )
+    if hasattr(errno, name)
+)  # fmt: skip
+"""Errors of a disk, a server or a process, not of a file, that may be over in a moment."""
+FOR_LONGER = frozenset((errno.EACCES, errno.EPERM, errno.ENOMEM))
+"""Such errors that last until something is changed."""
+
+
+class AwayError(Exception):
+    """A file can't be read now, through no fault of its own; the message says why.
+
+    Args:
+        moment: whether it is worth trying again at once.
+    """
+
+    def __init__(self, why: str, moment: bool) -> None:
+        super().__init__(why)
+        self.moment = moment
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,20 +78,77 @@ class Task:
 def make_part(task: Task, beat: Beat) -> None:
     """Writes the part of a file; one that can't be used leaves a part without clips that says why.
 
+    One that can't be read now is tried again for some seconds, and then leaves a part that counts for this run alone.
+
     Raises:
-        UserError: the part can't be written.
+        UserError: the part can't be written, or the whole source folder can't be read.
     """
     try:
         task.part.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            rows = _write_clips(task, beat)
-        except DecodeError as error:
-            write_part(task, [], str(error))
-        else:
-            write_part(task, rows, None)
+        for pause in (*MOMENTS, None):
+            try:
+                rows = _write_clips(task, beat)
+            except DecodeError as error:
+                return write_part(task, [], str(error))
+            except AwayError as error:
+                if pause is None or not error.moment:
+                    _require_source(task, error)
+                    return write_away(task, str(error))
+                _wait(pause, beat)
+            else:
+                return write_part(task, rows, None)
     except OSError as error:
         where = task.part.parent
         raise UserError(f"can't write to {where}: {error.strerror}; mend that and run again to go on") from None
+
+
+def _wait(seconds: float, beat: Beat) -> None:
+    for _ in range(round(4 * seconds)):
+        time.sleep(0.25)
+        beat()
+
+
+def _require_source(task: Task, error: AwayError) -> None:
+    """Raises a UserError where not one file, but the whole source folder, can't be read."""
+    try:
+        next(task.root.iterdir(), None)
+    except OSError as gone:
+        raise UserError(
+            f"the source folder {task.root} can't be read any more: {gone.strerror}; nothing is lost: mend that and "
+            "run again to go on"
+        ) from error
+
+
+def _clips(task: Task) -> Iterator[ClipMedia]:
+    """The clips of a file.
+
+    Raises:
+        DecodeError: the file can't be used.
+        AwayError: it can't be read now.
+    """
+    try:
+        yield from cut(task.root / task.item.path, task.item.segment, task.need, task.cfg, task.limits)
+    except (DecodeError, OSError, MemoryError) as error:
+        reason = (
+            str(error) if isinstance(error, DecodeError) else getattr(error, "strerror", None) or type(error).__name__
+        )
+        raise away(error) or DecodeError(reason) from None
+
+
+def away(error: BaseException) -> AwayError | None:
+    """The error of a disk, a server or memory that an exception was made of; none = the file itself is to blame.
+
+    FFmpeg's own errors are no evidence: it says "I/O error" and "out of memory" of damaged files.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, MemoryError) and not isinstance(cause, av.FFmpegError):
+            return AwayError("needs more memory than there is", moment=False)
+        genuine = cause.errno if isinstance(cause, OSError) and not isinstance(cause, av.FFmpegError) else None
+        if isinstance(cause, OSError) and genuine in FOR_A_MOMENT | FOR_LONGER:
+            return AwayError(f"can't be read: {cause.strerror}", cause.errno in FOR_A_MOMENT)
+        cause = cause.__cause__ or cause.__context__
+    return None
 
 
 def _write_clips(task: Task, beat: Beat) -> list[dict[str, Any]]:
@@ -67,7 +157,7 @@ def _write_clips(task: Task, beat: Beat) -> list[dict[str, Any]]:
     temporary = task.part.with_suffix(".tmp")
     try:
         with temporary.open("wb") as file:
-            for clip in cut(task.root / task.item.path, task.item.segment, task.need, task.cfg, task.limits):
+            for clip in _clips(task):
                 data, row = clip_members(clip, task.item, len(rows))
                 row["part_offset"] = file.tell()
                 file.write(data)
@@ -77,6 +167,14 @@ def _write_clips(task: Task, beat: Beat) -> list[dict[str, Any]]:
     finally:
         temporary.unlink(missing_ok=True)
     return rows
+
+
+def write_away(task: Task, why: str) -> None:
+    """Notes that a file can't be read in this run."""
+    task.part.parent.mkdir(parents=True, exist_ok=True)
+    temporary = task.part.with_suffix(".tmp")
+    temporary.write_text(why)
+    temporary.replace(task.part.with_suffix(".away"))
 
 
 def write_part(task: Task, rows: list[dict[str, Any]], reason: str | None) -> None:

@@ -7,11 +7,9 @@ by a hash of the paths, so that each is a random sample of the set and nothing d
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -23,13 +21,16 @@ from avpretrain.data.join import Joiner
 from avpretrain.data.ledger import Done, Ledger
 from avpretrain.data.manifest import DATASET_NAME, Manifest
 from avpretrain.data.media import Limits
-from avpretrain.data.parts import Task, make_part, part_id, signature, write_part
+from avpretrain.data.parts import Task, make_part, part_id, signature, write_away, write_part
 from avpretrain.data.sources import Item, Listing, SourceName, find_items
 from avpretrain.data.transcode import TranscodeConfig
 from avpretrain.data.workers import run_contained
 from avpretrain.errors import UsageError, UserError
+from avpretrain.locks import LOCK_NAME, locked
 
 Engine = Literal["processes", "ray"]
+MAX_AWAY = 16
+"""Files in a row that can't be read, through no fault of theirs, after which a run stops."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,6 +89,8 @@ class ShardReport:
     changed: list[str]
     """Files that changed since they were sharded; their old clips stay."""
     listing: Listing
+    away: list[Done] = field(default_factory=list)
+    """Files that could not be read in this run, through no fault of their own; the next run tries them again."""
 
 
 def make_shards(
@@ -101,19 +104,30 @@ def make_shards(
     """
     listing = find_items(cfg.source, src, cfg.table)
     refuse_strangers(out)
-    out.mkdir(parents=True, exist_ok=True)
-    with _locked(out):
+    with locked(out, "writing shards"):
         ledger = Ledger.open(out, _created_with(cfg))
         plan, changed = _plan(src, listing, ledger, cfg)
         if plan:
-            unusable = _work(plan, cfg, ledger, on_progress)
-            ledger.commit(cfg.name or out.resolve().name, _found(listing, cfg), unusable, listing.missing)
+            try:
+                unusable, away = _work(plan, cfg, ledger, on_progress)
+                ledger.commit(cfg.name or out.resolve().name, _found(listing, cfg), unusable, listing.missing, away)
+            except OSError as error:
+                reason = error.strerror or error
+                raise UserError(f"can't write to {out}: {reason}; mend that and run again to go on") from error
         else:
+            away = []
             ledger.close()
         skipped = [done for done in ledger.done.values() if done.reason]
         if not (out / DATASET_NAME).is_file():
-            raise UserError(_nothing_usable(src, skipped, out))
-        return ShardReport(manifest=Manifest(out), added=len(plan), skipped=skipped, changed=changed, listing=listing)
+            raise UserError(_nothing_usable(src, [*away, *skipped], out))
+        return ShardReport(
+            manifest=Manifest(out),
+            added=len(plan) - len(away),
+            skipped=skipped,
+            changed=changed,
+            listing=listing,
+            away=away,
+        )
 
 
 def refuse_strangers(out: Path) -> None:
@@ -124,21 +138,10 @@ def refuse_strangers(out: Path) -> None:
     """
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file; name a folder")
-    ours = not out.exists() or not any(out.iterdir()) or (out / DATASET_NAME).is_file() or (out / ".work").is_dir()
+    found = {path.name for path in out.iterdir()} - {LOCK_NAME} if out.exists() else set()
+    ours = not found or (out / DATASET_NAME).is_file() or (out / ".work").is_dir()
     if not ours and not (out / "skipped.csv").is_file():
         raise UsageError(f"{out} holds other files; name an empty or new folder, or a data set to add to")
-
-
-@contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    handle = os.open(out, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError:
-        raise UserError(f"another process is writing to {out}; wait for it") from None
-    finally:
-        os.close(handle)
 
 
 def _created_with(cfg: ShardConfig) -> dict[str, Any]:
@@ -172,22 +175,49 @@ def _place(item: Item) -> tuple[str, str]:
 
 def _work(
     tasks: Sequence[Task], cfg: ShardConfig, ledger: Ledger, on_progress: Callable[[Progress], None]
-) -> list[Done]:
-    """Makes and joins all parts; returns the files that could not be used."""
+) -> tuple[list[Done], list[Done]]:
+    """Makes and joins all parts; returns the files that could not be used, and those that can't be read now.
+
+    A file whose worker was killed for memory is tried once more at the end, alone.
+
+    Raises:
+        UserError: so many files in a row can't be read that the source seems to be away.
+    """
+    for note in (ledger.work / "parts").glob("*/*.away"):
+        note.unlink()
     joiner = Joiner(ledger, tasks, cfg.shard_mb * 1_000_000, cfg.shard_clips)
     todo = [task for task in tasks if not joiner.has(task)]
     joiner.advance()
     done = len(tasks) - len(todo)
     on_progress(Progress(done, len(tasks), joiner.clips, len(joiner.skipped)))
     workers = min(cfg.workers or os.cpu_count() or 1, max(1, len(todo)))
+    killed: list[Task] = []
+    in_a_row = 0
     for outcome in _engine(cfg.engine)(make_part, todo, workers, cfg.timeout):
+        if outcome.killed:
+            killed.append(outcome.task)
+            continue
         if outcome.failure is not None:
             write_part(outcome.task, [], outcome.failure)
         done += 1
+        note = outcome.task.part.with_suffix(".away")
+        in_a_row = in_a_row + 1 if note.is_file() else 0
+        if in_a_row == MAX_AWAY:
+            raise UserError(
+                f"{MAX_AWAY} files in a row could not be read, the last of them {outcome.task.item.path}, which "
+                f"{note.read_text()}; nothing is lost: mend that and run again to go on"
+            )
         joiner.advance()
         on_progress(Progress(done, len(tasks), joiner.clips, len(joiner.skipped)))
+    for outcome in _engine(cfg.engine)(make_part, killed, 1, cfg.timeout) if killed else ():
+        if outcome.killed:
+            write_away(outcome.task, "had its worker killed twice, as for want of memory")
+        elif outcome.failure is not None:
+            write_part(outcome.task, [], outcome.failure)
+        done += 1
+        on_progress(Progress(done, len(tasks), joiner.clips, len(joiner.skipped)))
     joiner.finish()
-    return joiner.skipped
+    return joiner.skipped, joiner.away
 
 
 def _engine(name: Engine) -> Callable[..., Iterator[Any]]:

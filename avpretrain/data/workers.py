@@ -37,6 +37,8 @@ class Outcome(Generic[T]):
 
     task: T
     failure: str | None
+    killed: bool = False
+    """Its worker got SIGKILL from outside, as from a kernel that is short of memory."""
 
 
 @dataclass(eq=False)
@@ -99,12 +101,13 @@ def _collect(pool: list[_Worker], timeout: float) -> Iterator[Outcome[Any]]:
     patience = max(0.0, min(limits) - time.monotonic()) if limits else None
     spoke = multiprocessing.connection.wait([worker.pipe for worker in awaited], patience)
     for worker in awaited:
-        failure = None
+        failure, killed = None, False
         if worker.pipe in spoke:
             try:
                 message, text = worker.pipe.recv()
             except (EOFError, OSError):
                 failure = _epitaph(worker)
+                killed = worker.process.exitcode == -signal.SIGKILL
             else:
                 worker.last_beat = time.monotonic()
                 if message == "fatal":
@@ -120,7 +123,7 @@ def _collect(pool: list[_Worker], timeout: float) -> Iterator[Outcome[Any]]:
             _end(worker)
             if worker.task is None:
                 raise UserError(f"a worker process {failure} before it had begun; try --workers 1")
-            yield Outcome(worker.task, failure)
+            yield Outcome(worker.task, failure, killed)
 
 
 def _epitaph(worker: _Worker) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from avpretrain.configfile import to_dict
+from avpretrain.configfile import to_dict, what_is_learnt
 from avpretrain.data.clips import ClipSet
 from avpretrain.efficiency.ablate import AblationConfig, Cell
 from avpretrain.efficiency.comparison import LOSSES
@@ -17,7 +17,6 @@ from avpretrain.efficiency.flops import as_json, run_cost
 from avpretrain.efficiency.runs import Run, read_run
 from avpretrain.errors import UsageError
 from avpretrain.files import read_json, write_json
-from avpretrain.training.run import what_is_learnt
 
 FORMAT = 1
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from avpretrain.config import TrainConfig
-from avpretrain.configfile import to_dict
+from avpretrain.configfile import what_is_learnt
 from avpretrain.efficiency.runs import Probe, Run, common_prefix
 
 
@@ -53,9 +53,8 @@ def grouped(runs: Sequence[Run]) -> list[Group]:
     """Runs of the same config, seeds and mechanics aside, in order of appearance."""
     found: dict[str, list[Run]] = {}
     for run in runs:
-        values = to_dict(run.config)
-        for key in ("name", "output_dir", "seed", "run", "data"):
-            values.pop(key)
+        values = what_is_learnt(run.config)
+        values.pop("seed")
         # The log-mel statistics of the same data are the same; a group is one setting on one set of data.
         key = json.dumps([values, run.info.get("data")], sort_keys=True)
         found.setdefault(key, []).append(run)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from avpretrain.config import TrainConfig
-from avpretrain.configfile import from_dict, to_dict
+from avpretrain.configfile import from_dict, to_dict, what_is_learnt
 from avpretrain.efficiency.flops import run_cost
 from avpretrain.errors import UsageError
 
@@ -114,9 +114,8 @@ def nested(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def config_differences(configs: Mapping[str, TrainConfig]) -> dict[str, dict[str, Any]]:
-    """Dotted keys on which configs differ, each with every config's value; names and folders of runs left out."""
-    every = {name: flat(to_dict(cfg)) for name, cfg in configs.items()}
+    """Dotted keys of what is learnt on which configs differ, each with every config's value."""
+    every = {name: flat(what_is_learnt(cfg)) for name, cfg in configs.items()}
     keys = dict.fromkeys(key for values in every.values() for key in values)
     rows = {key: {name: values.get(key) for name, values in every.items()} for key in keys}
-    skipped = ("name", "output_dir")
-    return {k: row for k, row in rows.items() if k not in skipped and len({str(v) for v in row.values()}) > 1}
+    return {k: row for k, row in rows.items() if len({str(v) for v in row.values()}) > 1}

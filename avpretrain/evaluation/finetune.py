@@ -41,6 +41,7 @@ from avpretrain.modelconfig import InputConfig
 from avpretrain.models.diffmavil import DiffMAViL
 from avpretrain.schedules import lr_at
 from avpretrain.training.checkpoint import load_model
+from avpretrain.training.launch import check_accumulation, check_launched_ranks, choose_precision
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,9 @@ def run_finetune(checkpoint: Path, shards: tuple[str, ...], label: str, cfg: Fin
     Raises:
         UserError: no weights, no such label, no test clips, or ranks that do not divide the batch.
     """
-    accelerator = Accelerator(mixed_precision="bf16" if torch.cuda.is_available() else "no")
+    check_accumulation()
+    accelerator = Accelerator(mixed_precision=choose_precision("auto")[0])
+    check_launched_ranks(accelerator.num_processes)
     if cfg.batch_size % accelerator.num_processes:
         raise UserError(f"batch_size {cfg.batch_size} must be a multiple of the {accelerator.num_processes} ranks")
     model = load_model(checkpoint)

@@ -18,6 +18,7 @@ from avpretrain.models.diffmavil import DiffMAViL
 from avpretrain.models.reconstruction import TeacherFeatures
 from avpretrain.training.build import make_optimizer, prepare_model
 from avpretrain.training.guards import FiniteGuard
+from avpretrain.training.launch import choose_precision
 
 
 def random_batch(inputs: InputConfig, batch_size: int, device: torch.device) -> AVBatch:
@@ -54,7 +55,9 @@ class BareStep:
         self.optimizer = make_optimizer(model, cfg.optim)
         self.guard = FiniteGuard(self.optimizer, device)
         self.model = prepare_model(model, cfg.run)
-        bf16 = cfg.run.precision == "bf16" or (cfg.run.precision == "auto" and device.type == "cuda")
+        bf16 = choose_precision(cfg.run.precision)[0] == "bf16" and (
+            cfg.run.precision == "bf16" or device.type == "cuda"
+        )
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
 
     def losses(self, batch: AVBatch, audio_ratio: float, video_ratio: float) -> dict[str, Tensor]:

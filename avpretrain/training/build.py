@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 import torch
 from accelerate import Accelerator
@@ -17,13 +18,22 @@ from avpretrain.modelconfig import ModelConfig
 from avpretrain.models.decoder import DecoderBlock
 from avpretrain.models.diffmavil import DiffMAViL
 from avpretrain.models.layers import Block
+from avpretrain.schedules import Step
+from avpretrain.training.launch import check_accumulation, check_launched_ranks, check_tracker, choose_precision
 
 
 def make_accelerator(cfg: TrainConfig, tracked: bool = True) -> Accelerator:
-    """Accelerate with this config's precision and, if `tracked`, its tracker."""
-    precision = {"fp32": "no", "bf16": "bf16"}.get(cfg.run.precision)
-    if precision is None and torch.cuda.is_available() and torch.cuda.is_bf16_supported():
-        precision = "bf16"
+    """Accelerate with this config's precision and, if `tracked`, its tracker.
+
+    Raises:
+        UsageError: the tracker is not installed, or the launcher asks for what training can't do.
+    """
+    check_accumulation()
+    if tracked:
+        check_tracker(cfg.run.tracker)
+    precision: str | None = choose_precision(cfg.run.precision)[0]
+    if cfg.run.precision == "auto" and precision == "no":
+        precision = None  # what the environment says, or "no"
     tracker = cfg.run.tracker if tracked and cfg.run.tracker != "none" else None
     accelerator = Accelerator(mixed_precision=precision, log_with=tracker, project_dir=str(cfg.run_dir))
     if accelerator.is_fsdp2 and accelerator.mixed_precision == "bf16":
@@ -48,6 +58,7 @@ def check_ranks(accelerator: Accelerator, multiple: int) -> None:
             f"{launched} ranks were launched, but accelerate made no group of them; without GPUs, set "
             "ACCELERATE_USE_CPU=true"
         )
+    check_launched_ranks(ranks)
     if multiple % ranks:
         raise UsageError(
             f"{ranks} ranks can't share batches evenly: schedule.batch.multiple is {multiple}; make it a multiple of "
@@ -58,6 +69,27 @@ def check_ranks(accelerator: Accelerator, multiple: int) -> None:
         raise UsageError("accelerate shards weights (FSDP) on GPUs only; launch without --use_fsdp")
     if sharded and not accelerator.is_fsdp2:
         raise UsageError("FSDP is supported in its second version only; launch with --fsdp_version 2")
+
+
+def check_batches(cfg: TrainConfig, steps: Sequence[Step], clips: int) -> None:
+    """Refuses batches in which clips must come twice: a contrastive loss would take a clip's copy for a negative.
+
+    Args:
+        steps: the plan of the run.
+        clips: in the training split.
+
+    Raises:
+        UsageError: a batch is larger than the split, and a contrastive loss is on.
+    """
+    largest, loss = max(step.batch_size for step in steps), cfg.model.loss
+    if largest > clips and (loss.inter or loss.intra):
+        batch = cfg.schedule.batch
+        at = "" if largest == batch.size else f" (up to {largest} by schedule.batch.rule {batch.rule})"
+        raise UsageError(
+            f"schedule.batch.size is {batch.size}{at}, but the split '{cfg.data.split}' has {clips} clips: copies of a "
+            "clip would count as its negatives; lower schedule.batch.size, add clips, or set model.loss.inter and "
+            "model.loss.intra to 0"
+        )
 
 
 def make_optimizer(model: nn.Module, cfg: OptimConfig) -> torch.optim.AdamW:

@@ -1,7 +1,7 @@
 """Checkpoints: written whole or not at all, in the background, verified on load; nothing in them is a pickle.
 
 A checkpoint is a folder named by the clips seen: `model.safetensors` and `config.json` (loadable on their own),
-`optimizer.safetensors`, and `state.json` with the progress and the SHA-256 of the other files.
+`optimizer.safetensors`, and `state.json` with the progress, the SHA-256 of the other files, and a checksum over itself.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -105,7 +106,7 @@ def write_snapshot(root: Path, snapshot: Snapshot) -> Path:
         (folder / CONFIG).write_text(json.dumps({"config": to_dict(snapshot.config)}, indent=2) + "\n")
         hashes = {name: file_sha256(folder / name) for name in (WEIGHTS, OPTIMIZER, CONFIG)}
         state = {"progress": dataclasses.asdict(snapshot.progress), "measures": snapshot.measures, "sha256": hashes}
-        write_json(folder / STATE, state)
+        write_json(folder / STATE, {**state, "checksum": _checksum(state)})
         for name in (*hashes, STATE):
             with (folder / name).open("rb") as file:
                 os.fsync(file.fileno())
@@ -147,7 +148,8 @@ class CheckpointWriter:
             best = best_checkpoint(self.root, self.best)
             for old in list_checkpoints(self.root)[: -self.keep or None] if self.keep else []:
                 if old != best:
-                    shutil.rmtree(old)
+                    gone = old.rename(old.with_name(f".{old.name}.old.tmp"))  # a kill leaves no half of it in sight
+                    shutil.rmtree(gone)
         except BaseException as error:
             self._error = error
 
@@ -172,26 +174,114 @@ class CheckpointWriter:
 
 def list_checkpoints(root: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
-    return sorted(p for p in root.glob("[0-9]*") if (p / STATE).is_file()) if root.is_dir() else []
+    return [p for p in checkpoint_folders(root) if (p / STATE).is_file()]
+
+
+def checkpoint_folders(root: Path) -> list[Path]:
+    """All that is named as a checkpoint is, complete or not, oldest first."""
+    return sorted(p for p in root.glob("[0-9]*") if p.name.isdigit()) if root.is_dir() else []
 
 
 def best_checkpoint(root: Path, measure: str) -> Path | None:
-    """The checkpoint with the best value of a measure, the later of equals; none where none has it."""
+    """The checkpoint with the best value of a measure, the later of equals; none where none has it.
+
+    One whose state is damaged is none.
+    """
     better, found = BETTER.get(measure), []
     for checkpoint in list_checkpoints(root) if better is not None else []:
-        value = read_json(checkpoint / STATE, "checkpoint state").get("measures", {}).get(measure)
+        try:
+            value = read_state(checkpoint)["measures"].get(measure)
+        except (OSError, UserError):
+            continue
         if value is not None:
             found.append((-value if better is min else value, checkpoint))
     return max(found)[1] if found else None
 
 
-def is_intact(checkpoint: Path) -> bool:
-    """Whether every file of a checkpoint has the SHA-256 that was noted when it was written."""
+def _checksum(state: dict[str, Any]) -> str:
+    """SHA-256 of a checkpoint's state without its own checksum."""
+    content = {key: value for key, value in state.items() if key != "checksum"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """A checkpoint's `state.json`, once its checksum and its folder's name bear it out.
+
+    Earlier versions wrote no checksum; of theirs, the form is checked.
+
+    Raises:
+        UserError: it is missing or damaged, or the folder is not the one it was written for; the message says which.
+        OSError: it can't be read now.
+    """
+    damaged = UserError(f"{STATE} is damaged")
+    _require_file(checkpoint / STATE)
     try:
-        hashes = json.loads((checkpoint / STATE).read_text())["sha256"]
-        return all(file_sha256(checkpoint / name) == digest for name, digest in hashes.items())
-    except (OSError, ValueError, KeyError, AttributeError):
-        return False
+        state = json.loads((checkpoint / STATE).read_bytes())
+    except (ValueError, RecursionError):
+        raise damaged from None
+    if not isinstance(state, dict):
+        raise damaged
+    unsealed = state.keys() in ({"progress", "sha256"}, {"progress", "measures", "sha256"})
+    if not unsealed and state.get("checksum") != _checksum(state):
+        raise damaged
+    state.setdefault("measures", {})
+    try:
+        progress = Progress(**state["progress"])
+        numbers = [*dataclasses.astuple(progress), *state["measures"].values()]
+    except (TypeError, KeyError, AttributeError):
+        raise damaged from None
+    counts = (progress.seen, progress.step, progress.failed_clips)
+    if not all(type(n) in (int, float) for n in numbers) or not all(type(n) is int for n in counts):
+        raise damaged
+    if min(dataclasses.astuple(progress)) < 0 or progress.step > progress.seen:
+        raise damaged
+    if f"{progress.seen:012d}" != checkpoint.name:
+        raise UserError(f"it is the checkpoint at {progress.seen} clips under another name")
+    return state
+
+
+def _require_file(path: Path) -> None:
+    """Raises a UserError where there is no ordinary file, an OSError where none can be read now."""
+    try:
+        if stat.S_ISREG(path.stat().st_mode):
+            return
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{path.name} is missing") from None
+    raise UserError(f"{path.name} is not a file")
+
+
+def fault_of_state(checkpoint: Path) -> str | None:
+    """As `fault_of`, of `state.json` alone."""
+    try:
+        read_state(checkpoint)
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def fault_of(checkpoint: Path, model: ModelConfig) -> str | None:
+    """What is wrong with a checkpoint of a run, in a few words; none = every file has the SHA-256 it was written with.
+
+    Args:
+        model: the run's; a checkpoint of another model is none of its.
+
+    Raises:
+        OSError: it can't be read now.
+    """
+    try:
+        hashes = read_state(checkpoint)["sha256"]
+        if not isinstance(hashes, dict) or set(hashes) != {WEIGHTS, OPTIMIZER, CONFIG}:
+            return f"{STATE} is damaged"
+        for name, digest in hashes.items():
+            _require_file(checkpoint / name)
+            if file_sha256(checkpoint / name) != digest:
+                return f"{name} is damaged"
+        config = json.loads((checkpoint / CONFIG).read_bytes())["config"]
+        return None if from_dict(ModelConfig, config, "model.") == model else "it is of another model"
+    except UserError as error:
+        return str(error)
+    except (ValueError, KeyError, TypeError):
+        return f"{CONFIG} is damaged"
 
 
 def restore(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
@@ -205,7 +295,7 @@ def restore(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer
     groups = get_optimizer_state_dict(model, optimizer, options=options)["param_groups"]
     state: Any = {"state": slots, "param_groups": groups}
     set_optimizer_state_dict(model, optimizer, state, options=options)
-    return Progress(**read_json(checkpoint / STATE, "checkpoint state")["progress"])
+    return Progress(**read_state(checkpoint)["progress"])
 
 
 def find_weights(path: str | Path) -> Path:

@@ -9,9 +9,11 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import dropwhile
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
@@ -20,12 +22,21 @@ from avpretrain.config import TrainConfig
 from avpretrain.data.dataset import ClipSet, check_bad_share, train_loader
 from avpretrain.data.features import Features
 from avpretrain.errors import UserError
+from avpretrain.locks import locked
 from avpretrain.models.cost import cost_of
 from avpretrain.models.diffmavil import DiffMAViL
 from avpretrain.schedules import Step, plan, total_samples
-from avpretrain.training.build import check_ranks, make_accelerator, make_optimizer, prepare_model, whole_model
+from avpretrain.training.build import (
+    check_batches,
+    check_ranks,
+    make_accelerator,
+    make_optimizer,
+    prepare_model,
+    whole_model,
+)
 from avpretrain.training.checkpoint import CheckpointWriter, Progress, Snapshot, best_checkpoint, restore, take_snapshot
 from avpretrain.training.guards import FiniteGuard, Preemption, Watchdog, memory_advice, sparing_children
+from avpretrain.training.launch import banner
 from avpretrain.training.memory_probe import with_measured_memory
 from avpretrain.training.metrics import MetricsLog, ProgressBar
 from avpretrain.training.preview import Preview
@@ -52,17 +63,18 @@ def train(cfg: TrainConfig, stop_at: int | None = None) -> Outcome:
 
     Raises:
         UsageError: the config does not fit the data, the ranks, or the run that the folder holds.
-        UserError: training failed; the message says what to do.
+        UserError: training failed, or another process trains in the folder; the message says what to do.
     """
     accelerator = make_accelerator(cfg)
     clips = ClipSet(cfg.data.shards, cfg.data.split, cfg.data.cache_dir)
     cfg = resolve(cfg, clips)
     check_ranks(accelerator, cfg.schedule.batch.multiple)
-    with sparing_children():
-        cfg = with_measured_memory(cfg, accelerator)
-    trainer = Trainer(cfg, accelerator, clips)
-    with Preemption().listening() as preemption, Watchdog(cfg.run.hang_timeout) as watchdog:
-        return trainer.run(preemption, watchdog, stop_at)
+    with locked(cfg.run_dir, "training") if accelerator.is_main_process else contextlib.nullcontext():
+        with sparing_children():
+            cfg = with_measured_memory(cfg, accelerator)
+        trainer = Trainer(cfg, accelerator, clips)
+        with Preemption().listening() as preemption, Watchdog(cfg.run.hang_timeout) as watchdog:
+            return trainer.run(preemption, watchdog, stop_at)
 
 
 class Trainer:
@@ -73,12 +85,15 @@ class Trainer:
         self.total = total_samples(cfg.schedule, len(clips))
         batch = cfg.schedule.batch
         self.cost = cost_of(cfg.model, batch.rule, batch.bytes_per_clip)
+        self.plan = list(plan(cfg.schedule, cfg.optim, self.total, self.cost))
+        check_batches(cfg, self.plan, len(clips))
         torch.manual_seed(cfg.seed)
         model = DiffMAViL(cfg.model)
         teacher = make_stage2(cfg, model)
         self.teacher = None if teacher is None else teacher.to(accelerator.device)
+        self.parameters = sum(p.numel() for p in model.parameters())
         if accelerator.is_main_process:
-            facts = {"parameters": sum(p.numel() for p in model.parameters()), "ranks": accelerator.num_processes}
+            facts = {"parameters": self.parameters, "ranks": accelerator.num_processes}
             open_run(cfg, clips, {**facts, "samples_total": self.total, "precision": accelerator.mixed_precision})
         accelerator.wait_for_everyone()
         optimizer = make_optimizer(model, cfg.optim)
@@ -90,9 +105,12 @@ class Trainer:
         self.window, self.reconstruction = Window(), Mean()
 
     def _resume(self) -> Progress:
-        checkpoint, damaged = resume_point(self.cfg)
-        if damaged and self.accelerator.is_main_process:
-            print(f"avpretrain: checkpoint {', '.join(damaged)} is damaged and is passed over")
+        checkpoint: Path | None = None
+        if self.accelerator.is_main_process:
+            checkpoint, said = resume_point(self.cfg)
+            for line in said:
+                print(f"avpretrain: {line}")
+        checkpoint = broadcast_object_list([checkpoint])[0]
         return Progress() if checkpoint is None else restore(checkpoint, self.model, self.optimizer.optimizer)
 
     # --- the loop ----------------------------------------------------------------------------------------------------
@@ -105,8 +123,10 @@ class Trainer:
         self.log = MetricsLog(cfg.run_dir, self.progress.seen) if main else None
         self.preview = Preview(cfg) if main and cfg.run.preview_clips and self.teacher is None else None
         self.bar = ProgressBar(cfg.name, self.progress.seen, self.total, shown=main)
-        whole = plan(cfg.schedule, cfg.optim, self.total, self.cost)
-        steps = list(dropwhile(lambda step: step.seen < self.progress.seen, whole))
+        self.bar.say(banner(cfg, self.accelerator, self.plan, len(self.clips), self.parameters, self.progress.seen))
+        if self.log is not None and self.log.damage:
+            self.bar.say(self.log.damage)
+        steps = list(dropwhile(lambda step: step.seen < self.progress.seen, self.plan))
         stopped_by = None
         with self.bar:
             for step, raw, waited in self._batches(steps):
@@ -186,7 +206,7 @@ class Trainer:
         bad = self.guard.first_bad_step()
         if bad is None:
             return
-        step = next(s for s in plan(self.cfg.schedule, self.cfg.optim, self.total, self.cost) if s.index == bad)
+        step = self.plan[bad]
         snapshot = self._snapshot()
         folder = self.cfg.run_dir / "failure"
         if self.accelerator.is_main_process:

@@ -10,18 +10,16 @@ import dataclasses
 from collections.abc import Callable
 
 import torch
-import yaml
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from avpretrain.config import BatchConfig, TrainConfig
-from avpretrain.configfile import from_dict
 from avpretrain.errors import UserError
 from avpretrain.models.memory import activation_bytes
 from avpretrain.schedules import ratio_pairs
 from avpretrain.training.bare_step import BareStep, random_batch
 from avpretrain.training.guards import memory_advice
-from avpretrain.training.run import CONFIG_NAME
+from avpretrain.training.run import CONFIG_NAME, run_config
 
 Peak = Callable[[int, float, float], int]
 """Peak bytes of a training step of so many clips at an audio and a video masking ratio."""
@@ -101,10 +99,9 @@ def with_measured_memory(cfg: TrainConfig, accelerator: Accelerator, peak: Peak 
 
 def _in_folder(cfg: TrainConfig) -> Rows | None:
     """What the run that the folder holds began with; none where it holds none."""
-    path = cfg.run_dir / CONFIG_NAME
-    if not path.is_file():
+    if not (cfg.run_dir / CONFIG_NAME).is_file():
         return None
-    return from_dict(TrainConfig, yaml.safe_load(path.read_text())).schedule.batch.bytes_per_clip
+    return run_config(cfg.run_dir).schedule.batch.bytes_per_clip
 
 
 def _with_rows(cfg: TrainConfig, batch: BatchConfig, rows: Rows) -> TrainConfig:

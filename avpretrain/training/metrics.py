@@ -15,7 +15,7 @@ from torch import Tensor
 
 from avpretrain.files import atomic_path
 
-METRICS_NAME = "metrics.jsonl"
+METRICS_NAME, DAMAGED_NAME = "metrics.jsonl", "metrics.damaged.jsonl"
 
 
 class LossMeter:
@@ -44,13 +44,26 @@ class LossMeter:
 class MetricsLog:
     """`metrics.jsonl`: one JSON object a line, in order of clips seen.
 
+    A damaged line, and what follows it, is cut off; the file as it was stays as `metrics.damaged.jsonl`.
+
     Args:
         seen: clips seen at the checkpoint the run goes on from; later lines, of a lost attempt, are dropped.
     """
 
     def __init__(self, run_dir: Path, seen: int) -> None:
         self.path = run_dir / METRICS_NAME
-        kept = [line for line in read_metrics(run_dir) if line["seen"] <= seen]
+        lines, bad = _read_lines(self.path)
+        kept = [line for line in lines if line["seen"] <= seen]
+        self.damage = ""
+        """What was cut off, in a line; empty = nothing."""
+        last = lines[-1]["seen"] if lines else 0
+        if bad and last < seen:
+            aside = self.path.with_name(DAMAGED_NAME)
+            self.path.replace(aside)
+            self.damage = (
+                f"{self.path} is damaged in line {bad}: it is cut there, and lacks what was logged from {last} to "
+                f"{seen} clips; as it was, it is kept as {aside.name}"
+            )
         with atomic_path(self.path) as temporary:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
 
@@ -60,15 +73,23 @@ class MetricsLog:
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """Lines of a run's metrics; a last line cut off by a crash is left out."""
-    path = run_dir / METRICS_NAME
-    lines = []
-    for line in path.read_text().splitlines() if path.is_file() else []:
+    """Lines of a run's metrics, up to the first that is damaged, as the last one may be after a crash."""
+    return _read_lines(run_dir / METRICS_NAME)[0]
+
+
+def _read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """Lines up to the first damaged one, and that one's number; 0 = none is."""
+    lines: list[dict[str, Any]] = []
+    for number, text in enumerate(path.read_bytes().splitlines() if path.is_file() else [], 1):
         try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return lines
+            line = json.loads(text)
+        except (ValueError, RecursionError):
+            return lines, number
+        seen = line.get("seen") if isinstance(line, dict) else None
+        if type(seen) is not int or seen < (lines[-1]["seen"] if lines else 0):
+            return lines, number
+        lines.append(line)
+    return lines, 0
 
 
 class ProgressBar:

@@ -11,17 +11,21 @@ from typing import Any
 import yaml
 
 from avpretrain.config import TrainConfig
-from avpretrain.configfile import from_dict, to_dict
+from avpretrain.configfile import from_dict, to_dict, what_is_learnt
 from avpretrain.data.clips import ClipSet
 from avpretrain.data.sampler import Order
-from avpretrain.errors import UsageError
-from avpretrain.files import atomic_path, read_json, write_json
+from avpretrain.errors import UsageError, UserError
+from avpretrain.files import atomic_path, clear_leftovers, read_json, write_json
+from avpretrain.locks import LOCK_NAME
 from avpretrain.provenance import environment
 from avpretrain.schedules import Step
-from avpretrain.training.checkpoint import Snapshot, is_intact, list_checkpoints, write_snapshot
+from avpretrain.training.checkpoint import Snapshot, checkpoint_folders, fault_of, fault_of_state, write_snapshot
+from avpretrain.training.metrics import METRICS_NAME
 
 CONFIG_NAME = "config.yaml"
 RUN_NAME = "run.json"
+FOLDERS = ("checkpoints", "reconstructions", "failure", "model")
+"""Folders that training writes in a run's."""
 
 
 def resolve(cfg: TrainConfig, clips: ClipSet) -> TrainConfig:
@@ -34,16 +38,6 @@ def resolve(cfg: TrainConfig, clips: ClipSet) -> TrainConfig:
         audio_std=std if inputs.audio_std is None else inputs.audio_std,
     )
     return dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, input=inputs))
-
-
-def what_is_learnt(cfg: TrainConfig) -> dict[str, Any]:
-    """The config without the mechanics: two runs that agree here learn the same."""
-    values = to_dict(cfg)
-    for key in ("output_dir", "name", "run"):
-        values.pop(key)
-    for key in ("num_workers", "prefetch", "shards", "max_bad_share", "cache_dir"):
-        values["data"].pop(key, None)
-    return values
 
 
 def differences(a: dict[str, Any], b: dict[str, Any], path: str = "") -> dict[str, tuple[Any, Any]]:
@@ -59,21 +53,26 @@ def differences(a: dict[str, Any], b: dict[str, Any], path: str = "") -> dict[st
 
 
 def open_run(cfg: TrainConfig, clips: ClipSet, facts: dict[str, Any]) -> None:
-    """Makes the run's folder, or checks that it holds the same run.
+    """Makes the run's folder, or checks that it holds the same run; the caller has locked it.
 
     Args:
         cfg: resolved.
         facts: what else goes into run.json (parameters, ranks).
 
     Raises:
-        UsageError: the folder holds a run with another config or other data.
+        UsageError: the folder holds a run with another config or other data, or something else.
     """
     folder = cfg.run_dir
+    _check_kinds(folder)
+    for part in (folder, *(folder / name for name in FOLDERS)):
+        clear_leftovers(part)
     if (folder / CONFIG_NAME).is_file():
         _check_same(cfg, clips)
     else:
-        if folder.exists() and any(folder.iterdir()):
-            raise UsageError(f"{folder} is not empty and holds no run; choose another with --output-dir")
+        if folder.exists() and {path.name for path in folder.iterdir()} - {LOCK_NAME}:
+            raise UsageError(
+                f"{folder} is not empty and holds no run (no {CONFIG_NAME}); choose another with --output-dir"
+            )
         with atomic_path(folder / CONFIG_NAME) as temporary:
             temporary.write_text(yaml.safe_dump(to_dict(cfg), sort_keys=False))
     write_json(
@@ -88,9 +87,45 @@ def open_run(cfg: TrainConfig, clips: ClipSet, facts: dict[str, Any]) -> None:
     )
 
 
+def _check_kinds(folder: Path) -> None:
+    """Refuses a run folder in which something else stands where a run keeps a file or a folder.
+
+    Raises:
+        UsageError: one does; the message names it.
+    """
+    for name in (CONFIG_NAME, RUN_NAME, METRICS_NAME):
+        if (folder / name).exists() and not (folder / name).is_file():
+            raise UsageError(f"{folder / name} is no file, and a run keeps one there; move it away")
+    for name in FOLDERS:
+        if (folder / name).exists() and not (folder / name).is_dir():
+            raise UsageError(f"{folder / name} is no folder, and a run keeps one there; move it away")
+
+
+def run_config(folder: Path) -> TrainConfig:
+    """The config that a run's folder holds.
+
+    Raises:
+        UsageError: it is damaged.
+    """
+    path = folder / CONFIG_NAME
+    try:
+        return from_dict(TrainConfig, yaml.safe_load(path.read_bytes()))
+    except (yaml.YAMLError, ValueError, UsageError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(
+            f"{path} is damaged, so what the run was is not known ({reason}); put it back as it was, or choose another "
+            "folder with --output-dir"
+        ) from None
+
+
 def _check_same(cfg: TrainConfig, clips: ClipSet) -> None:
     folder = cfg.run_dir
-    there = from_dict(TrainConfig, yaml.safe_load((folder / CONFIG_NAME).read_text()))
+    there, trained = run_config(folder), _fingerprint_there(folder)
+    if trained not in (None, clips.fingerprint):
+        raise UsageError(
+            f"{folder} was trained on other data: fingerprint {trained[:12]} there, {clips.fingerprint[:12]} "
+            f"({len(clips)} clips) here; give --data.shards as it was, or choose another folder with --output-dir"
+        )
     changed = differences(what_is_learnt(there), what_is_learnt(cfg))
     if changed:
         key, (old, new) = next(iter(changed.items()))
@@ -99,10 +134,19 @@ def _check_same(cfg: TrainConfig, clips: ClipSet) -> None:
             + (f" ({len(changed) - 1} more keys differ)" if len(changed) > 1 else "")
             + "; choose another folder with --output-dir, or delete that one"
         )
-    if (folder / RUN_NAME).is_file():
-        old_data = read_json(folder / RUN_NAME, "run description")["data"]["fingerprint"]
-        if old_data != clips.fingerprint:
-            raise UsageError(f"{folder} was trained on other data (fingerprint {old_data[:12]}); choose --output-dir")
+
+
+def _fingerprint_there(folder: Path) -> str | None:
+    """Fingerprint of the data that a run was trained on; none where its description is missing or damaged."""
+    path = folder / RUN_NAME
+    if not path.is_file():
+        return None
+    try:
+        found = str(read_json(path, "run description")["data"]["fingerprint"])
+    except (UserError, KeyError, TypeError):
+        print(f"avpretrain: {path} is damaged and is written anew; whether the data are the same can't be checked")
+        return None
+    return found
 
 
 def save_failure(cfg: TrainConfig, clips: ClipSet, step: Step, snapshot: Snapshot) -> None:
@@ -116,13 +160,29 @@ def save_failure(cfg: TrainConfig, clips: ClipSet, step: Step, snapshot: Snapsho
 
 
 def resume_point(cfg: TrainConfig) -> tuple[Path | None, list[str]]:
-    """The newest intact checkpoint of a run, and the names of damaged newer ones; clears away half-written ones."""
+    """The newest intact checkpoint of a run, and a line for each damaged one, which is set aside under another name.
+
+    Of the checkpoints before it, only `state.json` is looked at. Half-written ones are cleared away. One rank calls it.
+
+    Raises:
+        UserError: a checkpoint can't be read now, which is no sign that it is damaged.
+    """
     root = cfg.run_dir / "checkpoints"
-    for leftover in root.glob(".*.tmp") if root.is_dir() else []:
-        shutil.rmtree(leftover, ignore_errors=True)
-    damaged: list[str] = []
-    for checkpoint in reversed(list_checkpoints(root)):
-        if is_intact(checkpoint):
-            return checkpoint, damaged
-        damaged.append(checkpoint.name)
-    return None, damaged
+    clear_leftovers(root)
+    intact, said = None, []
+    for checkpoint in reversed(checkpoint_folders(root)):
+        try:
+            fault = fault_of(checkpoint, cfg.model) if intact is None else fault_of_state(checkpoint)
+        except OSError as error:
+            raise UserError(f"can't read {checkpoint}: {error.strerror}; mend that and start again") from None
+        if fault is None:
+            intact = intact or checkpoint
+            continue
+        aside = checkpoint.with_name(f"{checkpoint.name}.damaged")
+        if aside.exists():
+            shutil.rmtree(aside, ignore_errors=True)
+        checkpoint.rename(aside)
+        said.append(f"checkpoint {checkpoint.name} is damaged ({fault}) and is passed over; it is kept as {aside.name}")
+    if said and intact is None:
+        said.append("no checkpoint is intact, so the run begins anew")
+    return intact, said
