@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import tyro
 
-from avpretrain.errors import UsageError, UserError
+from avpretrain.errors import FAULT, PROGRAM_ERRORS, UsageError, UserError, describe
 
 T = TypeVar("T")
 
@@ -106,8 +106,8 @@ def one_line_errors(debug: bool) -> Iterator[None]:
     except Exception as error:
         if debug:
             raise
-        line = " ".join(str(error).split()) or "no message"
-        print(f"avpretrain: {type(error).__name__}: {line} (--debug shows where)", file=sys.stderr)
+        more = f"; {FAULT}" if isinstance(error, (*PROGRAM_ERRORS, LookupError)) else " (--debug shows where)"
+        print(f"avpretrain: {describe(error)}{more}", file=sys.stderr)
         sys.exit(1)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from avpretrain.data.workers import run_contained
+from avpretrain.data.workers import TaskFailed, run_contained
 from avpretrain.errors import UserError
 
 
@@ -27,7 +27,7 @@ def act(task: str, beat: Callable[[], None]) -> None:
     if task == "leave":
         os._exit(3)
     if task == "raise":
-        raise ValueError("two\nlines")
+        raise TaskFailed("two\nlines")
     if task == "disk full":
         raise UserError("no space")
     if task == "hang":
@@ -53,7 +53,7 @@ def test_failures_are_told_apart_and_contained() -> None:
         "abort": "crashed the decoder (SIGABRT)",
         "leave": "ended the worker process (exit status 3)",
         "hang": "made no progress for 5 s",
-        "raise": "ValueError: two lines",
+        "raise": "two lines",
     }
 
 

@@ -194,6 +194,9 @@ def decode_window(
             frames = decode_video(media.video, times, short_side if smaller else 0)
     except DecodeError as error:
         raise DecodeError(f"clip {clip.key} (from {clip.source}): {error}") from None
+    except Exception as error:
+        error.add_note(f"while decoding clip {clip.key} (from {clip.source})")
+        raise
     return Sample(waveform, frames, encoded.index, seed)
 
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import functools
 import io
+import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -55,15 +57,40 @@ class MediaInfo:
 
 @contextmanager
 def decoding(prefix: str = "") -> Iterator[None]:
-    """Turns whatever a decoder raises inside the block into a `DecodeError` of one line, which begins with `prefix`."""
+    """Turns what damaged data raises inside the block into a `DecodeError` of one line, which begins with `prefix`.
+
+    Damaged data raises OSError, av.FFmpegError, soundfile's own errors, and a ValueError, RuntimeError, ArithmeticError
+    or IndexError that comes out of a decoder's call. Everything else is a fault of this program or of an incompatible
+    decoder, which would strike every file: it passes.
+    """
     try:
         yield
     except DecodeError:
         raise
     except MemoryError:
         raise DecodeError("needs more memory than there is") from None
-    except (OSError, ValueError, RuntimeError, ArithmeticError, LookupError, av.FFmpegError) as error:
+    except (OSError, av.FFmpegError, soundfile.SoundFileError) as error:
         raise DecodeError(prefix + _reason(error)) from None
+    except (ValueError, RuntimeError, ArithmeticError, IndexError) as error:
+        if not _from_a_decoder(error):
+            raise
+        raise DecodeError(prefix + _reason(error)) from None
+
+
+def _from_a_decoder(error: BaseException) -> bool:
+    """Whether an error was raised by PyAV, soundfile or decord (or below them) and not by a line of this package."""
+    own = Path(__file__).parents[1]
+    decoders = [Path(av.__file__).parent, Path(soundfile.__file__)]
+    if "decord" in sys.modules:
+        decoders.append(Path(str(sys.modules["decord"].__file__)).parent)
+    found = False
+    for frame, _ in traceback.walk_tb(error.__traceback__):  # from the outermost call to the innermost
+        path = Path(frame.f_code.co_filename)
+        if path.is_relative_to(own):
+            found = False
+        elif path.parts[:1] == ("av",) or any(path.is_relative_to(decoder) for decoder in decoders):
+            found = True  # PyAV's compiled modules name their files av/...
+    return found
 
 
 def _reason(error: BaseException) -> str:
@@ -73,8 +100,13 @@ def _reason(error: BaseException) -> str:
     return next((line for line in lines if line), type(error).__name__)[:160]
 
 
-_SEALED = {"protocol_whitelist": "none"}
-"""Play lists in disguise may name other files and addresses: nothing but the file itself is ever opened."""
+_OPEN: dict[str, Any] = {
+    # Play lists in disguise may name other files and addresses: nothing but the file itself is ever opened.
+    "options": {"protocol_whitelist": "none"},
+    # Titles and the like in unknown encodings; from PyAV 19 on they never raise, and the argument is gone.
+    **({"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}),
+}
+"""Arguments with which every file is opened."""
 
 
 @contextmanager
@@ -86,7 +118,7 @@ def open_media(source: Path | bytes) -> Iterator[Any]:
     """
     with decoding(), io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
         with decoding("can't be opened: "):
-            container = av.open(file, options=_SEALED, metadata_errors="replace")
+            container = av.open(file, **_OPEN)
         with container:
             yield container
 
@@ -132,7 +164,7 @@ def probe_media(path: Path) -> MediaInfo:
 def average_rate(video: Any) -> Fraction:
     """Frames a second of a stream; 0 where the container does not say, or claims nonsense."""
     rate = video.average_rate or video.guessed_rate or Fraction(0)
-    return Fraction(rate) if 0 < rate <= 1000 else Fraction(0)
+    return Fraction(rate) if Fraction(1, 1000) <= rate <= 1000 else Fraction(0)
 
 
 def _rotation(container: Any, video: Any) -> int:
@@ -196,6 +228,8 @@ def _decord_frames(data: bytes, times: Sequence[float]) -> Frames:
             starts = np.asarray(reader.get_frame_timestamp(range(len(reader))))[:, 0]
             frames: Frames = reader.get_batch(nearest(starts - starts[0], times)).asnumpy()
         except AssertionError as error:
+            if "frame count" not in str(error):
+                raise
             raise DecodeError(str(error)) from None
         except decord.DECORDError as error:
             raise DecodeError(_reason(error)) from None
@@ -226,6 +260,8 @@ def _pyav_frames(data: bytes, times: Sequence[float]) -> Frames:
             container.seek(first, stream=stream)
         previous, waiting = None, list(order)
         for frame in container.decode(stream):
+            if frame.time is None:
+                continue
             while waiting and frame.time - base >= times[waiting[0]]:
                 early = previous is not None and times[waiting[0]] - (previous.time - base) <= (
                     frame.time - base - times[waiting[0]]
@@ -238,12 +274,15 @@ def _pyav_frames(data: bytes, times: Sequence[float]) -> Frames:
             raise DecodeError("no frame decodes")
         for index in waiting:
             picked[index] = upright(previous)
+    if len({frame.shape for frame in picked.values()}) > 1:
+        raise DecodeError("its frames change in size")
     return np.stack([picked[i] for i in range(len(times))])
 
 
 def upright(frame: Any) -> UInt8[np.ndarray, "h w c"]:
     """A PyAV frame as RGB, turned as its display matrix asks."""
-    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), k=round(frame.rotation / 90) % 4))
+    with decoding():
+        return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), k=round(frame.rotation / 90) % 4))
 
 
 def fit(width: int | float, height: int | float, short_side: int) -> tuple[int, int]:
@@ -262,7 +301,8 @@ def resize(frames_THWC: Frames, short_side: int) -> Frames:
     # One thread: many processes decode side by side, and each would start as many threads as there are cores.
     scale = functools.partial(VideoReformatter().reformat, interpolation=mode, threads=1)
     frames = (av.VideoFrame.from_ndarray(frame, format="rgb24") for frame in frames_THWC)
-    return np.stack([scale(frame, to_width, to_height).to_ndarray() for frame in frames])
+    with decoding():
+        return np.stack([scale(frame, to_width, to_height).to_ndarray() for frame in frames])
 
 
 # --- sound -----------------------------------------------------------------------------------------------------------

@@ -37,13 +37,12 @@ class ClipEncoder:
         self.fps, self.gop, self.crf = fps, gop, crf
         self.buffer = io.BytesIO()
         self.container = av.open(self.buffer, "w", format="mp4", options=_OPTIONS)
-        self.stream: Any = None
+        # key frames at fixed places only: none where the scene changes
+        options = {"crf": str(crf), "preset": "veryfast", "tune": "fastdecode", "sc_threshold": "0", **REPEATABLE}
+        self.stream: Any = self.container.add_stream("libx264", rate=fps, options=options)
         self.count = 0
 
     def _start(self, width: int, height: int, like: Any) -> None:
-        # key frames at fixed places only: none where the scene changes
-        options = {"crf": str(self.crf), "preset": "veryfast", "tune": "fastdecode", "sc_threshold": "0", **REPEATABLE}
-        self.stream = self.container.add_stream("libx264", rate=self.fps, options=options)
         self.stream.width, self.stream.height, self.stream.pix_fmt = width, height, "yuv420p"
         context = self.stream.codec_context
         context.gop_size, context.max_b_frames, context.thread_count = self.gop, 0, 1
@@ -53,7 +52,7 @@ class ClipEncoder:
     def add(self, frame: Any) -> None:
         """Appends a frame in yuv420p; the first one sets the size."""
         with decoding():
-            if self.stream is None:
+            if self.count == 0:
                 self._start(frame.width, frame.height, frame)
             frame.pts, frame.time_base, frame.pict_type = self.count, 1 / self.fps, 0
             self.container.mux(self.stream.encode(frame))

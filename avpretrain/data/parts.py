@@ -69,6 +69,9 @@ class Task:
     cfg: TranscodeConfig
     limits: Limits
 
+    def __str__(self) -> str:
+        return str(self.root / self.item.path)
+
     @property
     def need(self) -> Need:
         """What its clips must have: as configured, or else as the source says, or else as the file's type promises."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from avpretrain.data.manifest import DATASET_NAME, MANIFEST_NAME
-from avpretrain.errors import UserError
+from avpretrain.errors import PROGRAM_ERRORS, UserError
 from avpretrain.files import atomic_path
 
 T = TypeVar("T")
@@ -155,6 +155,8 @@ class RemoteStore:
                 return work(filesystem, path)
             except (FileNotFoundError, PermissionError) as error:
                 raise StorageError(f"{path}: {type(error).__name__}") from None
+            except PROGRAM_ERRORS:
+                raise
             except Exception as error:  # every protocol has its own, and most of them pass
                 if attempt == ATTEMPTS:
                     raise StorageError(f"{path}: {ATTEMPTS} attempts failed, the last by {error!r}") from None

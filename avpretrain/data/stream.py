@@ -24,7 +24,7 @@ from avpretrain.data.decode import DecodeError
 from avpretrain.data.manifest import Clip
 from avpretrain.data.sampler import Order, check_divides
 from avpretrain.data.storage import StorageError, Store
-from avpretrain.errors import UsageError, UserError
+from avpretrain.errors import PROGRAM_ERRORS, UsageError, UserError
 from avpretrain.modelconfig import InputConfig
 from avpretrain.schedules import Step
 
@@ -124,6 +124,8 @@ class ShardStream(IterableDataset[RawBatch | UserError]):
             for offset, members in enumerate(group_by_keys(tar_file_expander(source))):
                 clip = self.clips.clip(row + offset)
                 yield Encoded(row + offset, clip, _media(clip, members))
+        except (UserError, *PROGRAM_ERRORS):
+            raise
         except Exception as error:  # tarfile and webdataset raise many kinds on damage
             yield StorageError(f"{self._name(row)} is damaged: {' '.join(str(a) for a in error.args[:1])}")
 

@@ -15,20 +15,26 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any, Generic, TypeVar
 
-from avpretrain.errors import UserError
+from avpretrain.errors import FAULT, UserError, describe
 
 T = TypeVar("T")
 Beat = Callable[[], None]
 Job = Callable[[Any, Beat], None]
 """Does one task; calls its second argument whenever it has made progress. A function that pickle finds by name.
 
-A `UserError` that it raises ends the whole run; any other exception fails the task.
+`TaskFailed` and MemoryError fail the task. Any other exception ends the whole run: a `UserError` as it is, everything
+else as a fault of the program, told in one line with the task (by its `str`).
 """
+
+
+class TaskFailed(Exception):
+    """What a job raises where its task can't be done; the message is the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +67,7 @@ def run_contained(job: Job, tasks: Sequence[T], workers: int, timeout: float) ->
         timeout: seconds without progress after which a worker is killed.
 
     Raises:
-        UserError: a job raised it, or no worker can be started.
+        UserError: a job raised it, or no worker can be started, or a job failed by a fault of the program.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([job.__module__])
@@ -104,14 +110,14 @@ def _collect(pool: list[_Worker], timeout: float) -> Iterator[Outcome[Any]]:
         failure, killed = None, False
         if worker.pipe in spoke:
             try:
-                message, text = worker.pipe.recv()
+                message, text, *trace = worker.pipe.recv()
             except (EOFError, OSError):
                 failure = _epitaph(worker)
                 killed = worker.process.exitcode == -signal.SIGKILL
             else:
                 worker.last_beat = time.monotonic()
                 if message == "fatal":
-                    raise UserError(text)
+                    raise UserError(text) from (RuntimeError(f"in a worker process:\n{trace[0]}") if trace else None)
                 if message == "ready":
                     if worker.task is not None:
                         yield Outcome(worker.task, text)
@@ -158,8 +164,13 @@ def _serve(job: Job, pipe: Connection) -> None:
             job(task, lambda: pipe.send(("beat", None)))
         except UserError as error:
             pipe.send(("fatal", str(error)))
+        except TaskFailed as error:
+            failure = " ".join(str(error).split())[:300]
+        except MemoryError:
+            failure = "needs more memory than there is"
         except Exception as error:
-            failure = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            line = f"{task}: {describe(error)}; {FAULT}; nothing was skipped for it, and what was done is kept"
+            pipe.send(("fatal", line, traceback.format_exc()))
 
 
 def _die_with_parent() -> None:

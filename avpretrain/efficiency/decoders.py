@@ -12,10 +12,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from avpretrain.data.decode import decode_video
+from avpretrain.data.decode import DecodeError, decode_video
 from avpretrain.data.media import Limits
 from avpretrain.data.transcode import TranscodeConfig, cut
-from avpretrain.data.workers import Beat, run_contained
+from avpretrain.data.workers import Beat, TaskFailed, run_contained
 from avpretrain.provenance import environment
 
 Backend = Literal["decord", "pyav"]
@@ -30,6 +30,9 @@ class Case:
     backend: Backend
     kind: str
     data: bytes
+
+    def __str__(self) -> str:
+        return f"{self.backend}, {self.kind}"
 
 
 def compare_decoders(paths: Sequence[Path], timeout: float = 20.0) -> dict[str, Any]:
@@ -73,15 +76,16 @@ def damaged(video: bytes, rng: np.random.Generator) -> list[tuple[str, bytes]]:
 
 
 def _decode(case: Case, beat: Beat) -> None:
-    decode_video(case.data, TIMES, 0, case.backend)
+    try:
+        decode_video(case.data, TIMES, 0, case.backend)
+    except DecodeError as error:
+        raise TaskFailed(f"error: {error}") from None
 
 
 def _name(failure: str | None) -> str:
     if failure is None:
         return "frames"
-    return next(
-        (n for start, n in (("DecodeError", "error"), ("made no", "hang")) if failure.startswith(start)), "crash"
-    )
+    return next((n for start, n in (("error: ", "error"), ("made no", "hang")) if failure.startswith(start)), "crash")
 
 
 def _median_ms(videos: Sequence[bytes], backend: Backend, repeats: int = 5) -> float:
