@@ -126,7 +126,8 @@ def _decoder(cfg: DecoderConfig, model: ModelConfig, sizes: Side) -> Flops:
     total += _linear(sizes.decoded, sizes.noised_values, cfg.width, first=True)
     conditioning = model.diffusion.time_conditioning
     if conditioning != "none":
-        total += _linear(1, TIMESTEP_SINUSOIDS, cfg.width, first=True) + _linear(1, cfg.width, cfg.width)
+        levels = sizes.decoded if model.diffusion.noise_level == "patch" else 1
+        total += _linear(levels, TIMESTEP_SINUSOIDS, cfg.width, first=True) + _linear(levels, cfg.width, cfg.width)
     if conditioning == "adaln":
         branches = 3 if cfg.kind == "cross_self" else 2
         windows = sizes.patches // (cfg.window[0] * cfg.window[1]) if cfg.window else 1

@@ -109,14 +109,15 @@ class Decoder(nn.Module):
         ids_keep_BK: Int[Tensor, "b k"],
         ids_hidden_BN: Int[Tensor, "b n"],
         noisy_BNP: Float[Tensor, "b n p"] | None = None,
-        timestep_B: Int[Tensor, " b"] | None = None,
+        timestep_B: Int[Tensor, "b *x"] | None = None,
     ) -> Float[Tensor, "b n q"]:
         """Prediction for each patch of `ids_hidden_BN`.
 
         Args:
             context_BCE: visible tokens, any class token first.
             ids_keep_BK: places of the visible patches (without the class token).
-            noisy_BNP, timestep_B: the diffused patches and their timesteps; needed when the input is 'diffused'.
+            noisy_BNP, timestep_B: the diffused patches, as they are embedded, and their timesteps, [B] or [B, N]; needed
+                when the input is 'diffused'.
         """
         prefix = context_BCE.shape[1] - ids_keep_BK.shape[1]
         context_BCD = self.context_embed(context_BCE)
@@ -150,7 +151,9 @@ class Decoder(nn.Module):
         if self.time_embed is None:
             return x_BND, None
         time_BD = self.time_embed(timestep_B)
-        return (x_BND, time_BD) if self.adaln else (x_BND + time_BD[:, None], None)
+        if self.adaln:
+            return x_BND, time_BD
+        return x_BND + (time_BD if time_BD.ndim == 3 else time_BD[:, None]), None
 
     def _windowed(
         self, kept_BKD: Tensor, hidden_BND: Tensor, ids_keep_BK: Tensor, ids_hidden_BN: Tensor, time_BD: Tensor | None

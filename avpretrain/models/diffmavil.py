@@ -61,7 +61,8 @@ class DiffMAViL(
         self.fusion = Fusion(cfg.fusion, cfg.width, cfg.heads, cfg.mlp_ratio)
         self.audio_decoder = self._decoder("audio", audio_values)
         self.video_decoder = self._decoder("video", video_values)
-        self.forward_process = ForwardProcess(cfg.diffusion)
+        self.audio_process = ForwardProcess(cfg.diffusion, cfg.diffusion.audio_shift)
+        self.video_process = ForwardProcess(cfg.diffusion, cfg.diffusion.video_shift)
         self.reset_parameters()
 
     def _encoder(self, side: Side, patch_values: int) -> Encoder:
@@ -124,7 +125,7 @@ class DiffMAViL(
             for side in SIDES:
                 view = MaskedView(patches[side], masks[side][v], fused[side])
                 out = self.denoise(side, view, seed_B, v, teacher)
-                errors[side].append(patch_mse(out.prediction_BNQ, out.target_BNQ, out.weight_B * has[side]))
+                errors[side].append(patch_mse(out.prediction_BNQ, out.target_BNQ, out.weight_BX, has[side]))
         losses |= {f"reconstruction_{side}": torch.stack(errors[side]).mean() for side in SIDES}
         weights = {"reconstruction": cfg.loss.reconstruction, "inter": cfg.loss.inter, "intra": cfg.loss.intra}
         total = torch.stack([weights[name.split("_")[0]] * value for name, value in losses.items()]).sum()
@@ -181,19 +182,20 @@ class DiffMAViL(
         if decoder.cfg.input == "mask_token":
             prediction_BNQ = decoder(view.context_BCD, keep_BK, hidden_BN)
             return Denoised(prediction_BNQ, clean_BNQ, hidden_BN, torch.ones_like(seed_B, dtype=torch.float32))
-        x_t_BNP, target_BNQ, timestep_B = self._diffuse(pixels_BNP, clean_BNQ, seed_B, stream)
-        prediction_BNQ = decoder(view.context_BCD, keep_BK, hidden_BN, x_t_BNP, timestep_B)
-        return Denoised(prediction_BNQ, target_BNQ, hidden_BN, self.forward_process.loss_weight(timestep_B))
+        input_BNP, target_BNQ, timestep_BX = self._diffuse(side, pixels_BNP, clean_BNQ, seed_B, stream)
+        prediction_BNQ = decoder(view.context_BCD, keep_BK, hidden_BN, input_BNP, timestep_BX)
+        return Denoised(prediction_BNQ, target_BNQ, hidden_BN, self.process(side).loss_weight(timestep_BX))
 
     def _diffuse(
-        self, pixels_BNP: Tensor, clean_BNQ: Tensor, seed_B: Tensor, stream: str
+        self, side: Side, pixels_BNP: Tensor, clean_BNQ: Tensor, seed_B: Tensor, stream: str
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Patches under noise at a random timestep, what is to be predicted from them, and the timestep."""
-        timestep_B = draws.integers(seed_B, f"{stream}_timestep", self.cfg.diffusion.num_train_timesteps)
+        """What the decoder is given (patches under noise, scaled), what it is to predict, and the timesteps."""
+        process = self.process(side)
+        timestep_BX = process.draw_timesteps(seed_B, stream, pixels_BNP.shape[1])
         noised_BNP = pixels_BNP if self.cfg.diffusion.noise_on == "pixel" else clean_BNQ
         noise_BNP = draws.normal(seed_B, f"{stream}_noise", noised_BNP.shape[1:])
-        x_t_BNP = self.forward_process.add_noise(noised_BNP, noise_BNP, timestep_B)
-        return x_t_BNP, self.forward_process.target(clean_BNQ, noise_BNP, timestep_B), timestep_B
+        x_t_BNP = process.add_noise(noised_BNP, noise_BNP, timestep_BX)
+        return process.scale_input(x_t_BNP, timestep_BX), process.target(clean_BNQ, noise_BNP, timestep_BX), timestep_BX
 
     def _targets(self, side: Side, pixels_BNP: Tensor, hidden_BN: Tensor, teacher: TeacherFeatures | None) -> Tensor:
         """[B, N, Q]: the clean thing to predict of each hidden patch, normalised within itself if so configured."""
@@ -206,6 +208,10 @@ class DiffMAViL(
     def decoder(self, side: Side) -> Decoder:
         """The decoder of one modality."""
         return self.audio_decoder if side == "audio" else self.video_decoder
+
+    def process(self, side: Side) -> ForwardProcess:
+        """The forward process of one modality."""
+        return self.audio_process if side == "audio" else self.video_process
 
     # --- downstream --------------------------------------------------------------------------------------------------
 
@@ -241,9 +247,11 @@ class DiffMAViL(
         hidden_BN = view.mask.ids_hidden_BN
         if x_t_BNP is None or self.decoder(side).cfg.input == "mask_token":
             return self.decoder(side)(view.context_BCD, view.mask.ids_keep_BK, hidden_BN)
-        timestep_B = torch.full_like(hidden_BN[:, 0], timestep)
-        output_BNP = self.decoder(side)(view.context_BCD, view.mask.ids_keep_BK, hidden_BN, x_t_BNP, timestep_B)
-        return self.forward_process.clean(output_BNP.float(), x_t_BNP, timestep_B)
+        process, shape = self.process(side), hidden_BN.shape[: 1 if self.cfg.diffusion.noise_level == "clip" else 2]
+        timestep_BX = torch.full(shape, timestep, device=hidden_BN.device)
+        input_BNP = process.scale_input(x_t_BNP, timestep_BX)
+        output_BNP = self.decoder(side)(view.context_BCD, view.mask.ids_keep_BK, hidden_BN, input_BNP, timestep_BX)
+        return process.clean(output_BNP.float(), x_t_BNP, timestep_BX)
 
     @torch.no_grad()
     def reconstruct(self, batch: AVBatch, audio_ratio: float, video_ratio: float) -> Reconstruction:
@@ -263,7 +271,7 @@ class DiffMAViL(
             ids_BN = view.mask.ids_hidden_BN
             pixels_BNP = gather_patches(view.patches_BLP, ids_BN)
             noise_BNP = draws.normal(batch.seed_B, f"{side}_start", pixels_BNP.shape[1:])
-            clean_BNP = self.predict_clean(side, view, noise_BNP, self.cfg.diffusion.num_train_timesteps - 1)
+            clean_BNP = self.predict_clean(side, view, noise_BNP, self.process(side).last)
             if self.cfg.loss.norm_pix_loss:
                 clean_BNP = PatchStats.of(pixels_BNP).restore(clean_BNP)
             filled[side] = fill_hidden(view.patches_BLP, clean_BNP, ids_BN)

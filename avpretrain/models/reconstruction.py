@@ -32,8 +32,8 @@ class Denoised:
     target_BNQ: Tensor
     ids_hidden_BN: Tensor
     """Places of the decoded patches."""
-    weight_B: Tensor
-    """Weight of each clip's error, by its timestep."""
+    weight_BX: Tensor
+    """Weight of each clip's error, or of each patch's, by its timestep."""
 
 
 @dataclass(frozen=True)
