@@ -71,6 +71,9 @@ class DecoderConfig:
     """Share of the hidden patches that is decoded and enters the loss (CrossMAE)."""
     window: tuple[int, ...] = ()
     """Local attention windows in patches per axis, joint decoders only, e.g. 4 4 (AudioMAE); empty = global."""
+    levels: tuple[int, ...] = ()
+    """For each block the encoder block, counted from 1, whose tokens it attends to, e.g. 0 0 0 9 9 6 6 3; 0 = the fused
+    tokens; kinds cross and cross_self only (DiffMAE, section 3.2). Empty = the fused tokens for all."""
 
     def __post_init__(self) -> None:
         require(self.width % self.heads == 0, f"width {self.width} must be a multiple of heads {self.heads}")
@@ -78,6 +81,10 @@ class DecoderConfig:
         require(0 < self.decode_ratio <= 1, f"decode_ratio must lie in (0, 1], got {self.decode_ratio}")
         local_ok = self.kind == "joint" and self.decode_ratio == 1
         require(not self.window or local_ok, "window needs kind 'joint' and decode_ratio 1")
+        if self.levels:
+            require(self.kind != "joint", "levels need kind 'cross' or 'cross_self'")
+            require(len(self.levels) == self.depth, f"levels needs one for each of {self.depth} blocks")
+            require(0 in self.levels, f"levels must hold 0, the fused tokens, at least once, got {list(self.levels)}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,6 +123,8 @@ class FusionConfig:
     """joint: plain blocks over [audio, video]; bottleneck: exchange through a few shared tokens (MBT)."""
     depth: int = 2
     bottleneck_tokens: int = 4
+    norm: bool = True
+    """A final norm; MAViL's released code has none."""
 
     def __post_init__(self) -> None:
         require(self.depth >= 0, f"depth must not be negative, got {self.depth}")
@@ -218,6 +227,8 @@ class ModelConfig:
     heads: int = 12
     mlp_ratio: float = 4.0
     cls_token: bool = True
+    encoder_norm: bool = True
+    """A final norm of both encoders, before they are pooled and fused (MAE); MAViL's released code has none."""
     audio: AudioTowerConfig = field(default_factory=AudioTowerConfig)
     video: VideoTowerConfig = field(default_factory=VideoTowerConfig)
     fusion: FusionConfig = field(default_factory=FusionConfig)
@@ -240,6 +251,11 @@ class ModelConfig:
         )
         for side, grid in (("audio", self.audio_remainder), ("video", self.video_remainder)):
             require(not any(grid), f"{side}.patch does not divide the input (remainders {grid}); change input or patch")
+        for side, tower in (("audio", self.audio), ("video", self.video)):
+            require(
+                all(0 <= level <= tower.depth for level in tower.decoder.levels),
+                f"{side}.decoder.levels must lie in 0 to {tower.depth}, got {list(tower.decoder.levels)}",
+            )
         require(not self.video.decoder.window, "window serves the audio decoder only")
         if self.audio.decoder.window:
             fits = len(self.audio.decoder.window) == 2 and not any(

@@ -120,6 +120,7 @@ def _decoder_block(cfg: DecoderConfig, sizes: Side) -> Flops:
 def _decoder(cfg: DecoderConfig, model: ModelConfig, sizes: Side) -> Flops:
     """Context embedding, diffused patches and their timestep, blocks, head."""
     total = _linear(sizes.tokens, model.width, cfg.width) + _decoder_block(cfg, sizes) * cfg.depth
+    total += _linear(sizes.tokens, model.width, cfg.width) * len(set(cfg.levels) - {0})
     total += _linear(sizes.decoded, cfg.width, sizes.predicted_values)
     if cfg.input == "mask_token":
         return total
