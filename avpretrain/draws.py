@@ -80,9 +80,9 @@ def uniform_number(seed: int, stream: str) -> float:
     return (_mix_int((base ^ 1) * _GOLDEN) >> 40) * 2.0**-24
 
 
-def integers(seed_B: Tensor, stream: str, high: int) -> Tensor:
-    """int64 [B], uniform in [0, high), for high up to 2**24."""
-    return _shift(_bits(seed_B, stream, 1), 40)[:, 0] * high >> 24
+def integers(seed_B: Tensor, stream: str, high: int, shape: Sequence[int] = ()) -> Tensor:
+    """int64 [B, *shape], uniform in [0, high), for high up to 2**24."""
+    return (_shift(_bits(seed_B, stream, math.prod(shape)), 40) * high >> 24).reshape(len(seed_B), *shape)
 
 
 def normal(seed_B: Tensor, stream: str, shape: Sequence[int]) -> Tensor:

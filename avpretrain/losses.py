@@ -38,13 +38,20 @@ def contrastive_loss(first_BD: Tensor, second_BD: Tensor, temperature: float, va
     return ((rows_G + columns_G) / 2 * valid_G).sum() / valid_G.sum().clamp(min=1)
 
 
-def patch_mse(prediction_BNP: Tensor, target_BNP: Tensor, weight_B: Tensor) -> Tensor:
-    """Mean squared error over patches, weighted by clip (MAE, section 3; DiffMAE, section 3.2).
+def patch_mse(prediction_BNP: Tensor, target_BNP: Tensor, weight_BX: Tensor, valid_B: Tensor | None = None) -> Tensor:
+    """Mean squared error over patches, weighted by clip or by patch (MAE, section 3; DiffMAE, section 3.2).
 
     DDP averages gradients, so it is the mean over the clips of all ranks; one without this modality has weight 0.
+
+    Args:
+        weight_BX: [B], or [B, N] of patches.
+        valid_B: bool; clips that count. The mean is over all.
     """
-    error_B = (prediction_BNP.float() - target_BNP.float()).square().mean(dim=(1, 2))
-    return (error_B * weight_B).mean()
+    axes = (1, 2) if weight_BX.ndim == 1 else (2,)
+    error_BX = (prediction_BNP.float() - target_BNP.float()).square().mean(dim=axes)
+    if valid_B is not None:
+        weight_BX = weight_BX * valid_B.reshape(-1, *[1] * (weight_BX.ndim - 1))
+    return (error_BX * weight_BX).mean()
 
 
 @dataclass(frozen=True)

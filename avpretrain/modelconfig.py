@@ -71,6 +71,9 @@ class DecoderConfig:
     """Share of the hidden patches that is decoded and enters the loss (CrossMAE)."""
     window: tuple[int, ...] = ()
     """Local attention windows in patches per axis, joint decoders only, e.g. 4 4 (AudioMAE); empty = global."""
+    levels: tuple[int, ...] = ()
+    """For each block the encoder block, counted from 1, whose tokens it attends to, e.g. 0 0 0 9 9 6 6 3; 0 = the fused
+    tokens; kinds cross and cross_self only (DiffMAE, section 3.2). Empty = the fused tokens for all."""
 
     def __post_init__(self) -> None:
         require(self.width % self.heads == 0, f"width {self.width} must be a multiple of heads {self.heads}")
@@ -78,6 +81,10 @@ class DecoderConfig:
         require(0 < self.decode_ratio <= 1, f"decode_ratio must lie in (0, 1], got {self.decode_ratio}")
         local_ok = self.kind == "joint" and self.decode_ratio == 1
         require(not self.window or local_ok, "window needs kind 'joint' and decode_ratio 1")
+        if self.levels:
+            require(self.kind != "joint", "levels need kind 'cross' or 'cross_self'")
+            require(len(self.levels) == self.depth, f"levels needs one for each of {self.depth} blocks")
+            require(0 in self.levels, f"levels must hold 0, the fused tokens, at least once, got {list(self.levels)}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,6 +123,8 @@ class FusionConfig:
     """joint: plain blocks over [audio, video]; bottleneck: exchange through a few shared tokens (MBT)."""
     depth: int = 2
     bottleneck_tokens: int = 4
+    norm: bool = True
+    """A final norm; MAViL's released code has none."""
 
     def __post_init__(self) -> None:
         require(self.depth >= 0, f"depth must not be negative, got {self.depth}")
@@ -133,21 +142,57 @@ class DiffusionConfig:
     zero_terminal_snr: bool = False
     """Rescale the schedule so that nothing of a patch is left at the last timestep (Lin et al. 2024); otherwise a
     linear schedule of 1000 steps leaves 0.6% of its amplitude."""
-    prediction_type: Literal["sample", "epsilon", "v_prediction"] = "sample"
-    """What the decoder outputs; 'sample' = the clean patch (DiffMAE's choice)."""
+    audio_shift: float = 1.0
+    """Divides the signal-to-noise ratio of audio by its square, at every timestep: t' = s t / (1 + (s - 1) t) of
+    rectified flow (Esser et al. 2024, equation 23), a shifted log-SNR (Hoogeboom et al. 2023, equation 11). Above 1 =
+    more noise: a patch of many alike values shows itself through noise that hides each of them."""
+    video_shift: float = 1.0
+    """The same for video; by resolution, the square root of the ratio of its values a patch to those of audio."""
+    timesteps: Literal["uniform", "logit_normal"] = "uniform"
+    """How timesteps are drawn; logit_normal: t / T = sigmoid(mean + std * normal) (Esser et al. 2024, equation 19)."""
+    logit_mean: float = 0.0
+    """Above 0 = more noise; read by logit_normal."""
+    logit_std: float = 1.0
+    """Read by logit_normal."""
+    noise_level: Literal["clip", "patch"] = "clip"
+    """What shares a timestep: all hidden patches of a clip (DDPM), or each has its own (Chen et al. 2024, diffusion
+    forcing)."""
+    mask_share: float = 0.0
+    """Share of timesteps drawn as pure noise (alpha_bar 0), where the task is MAViL's: 0 = diffusion, 1 = no draw shows
+    anything of a patch. Ours; a way to mix the two."""
+    prediction_type: Literal["sample", "epsilon", "v_prediction", "edm"] = "sample"
+    """What the decoder outputs; 'sample' = the clean patch (DiffMAE's choice); edm: F in the clean patch = c_skip x_t +
+    c_out F, so that what x_t tells need not pass through the decoder (Karras et al. 2022, equation 7 and table 1)."""
+    input_scale: Literal["none", "signal", "unit"] = "none"
+    """What x_t is multiplied by before it is embedded; signal: sqrt(alpha_bar), so that pure noise is a zero patch and
+    the embedding's bias a mask token (ours); unit: EDM's c_in, unit variance given `sigma_data`."""
+    sigma_data: float = 1.0
+    """Standard deviation of clean patches, for 'edm' and 'unit'; normalised patches have 1."""
     time_conditioning: Literal["none", "added", "adaln"] = "added"
     """How a decoder learns the timestep (unknown for DiffMAViL)."""
     noise_on: Literal["target", "pixel"] = "target"
     """What is noised: the very thing that is predicted (normalised patches under `norm_pix_loss`), or always pixels."""
-    loss_weighting: Literal["uniform", "min_snr"] = "uniform"
-    """min_snr: weights clipped at gamma 5 (Hang et al. 2023)."""
+    loss_weighting: Literal["uniform", "min_snr", "clean", "noise", "snr", "truncated_snr", "edm"] = "uniform"
+    """Weight on the error of the clean patch, whatever is predicted; clean: 1; noise: 1 - alpha_bar (ours: what x_t does
+    not tell); min_snr: min(SNR, 5) (Hang et al. 2023, section 3.4); truncated_snr: max(SNR, 1) (Salimans & Ho 2022,
+    section 4); snr: SNR (DDPM's simple loss); edm: 1 / c_out^2 (Karras et al. 2022, equation 8). uniform: 1 on the error
+    of what is predicted, so 'clean' for 'sample', 'snr' for 'epsilon', 'edm' for 'edm' (and, at sigma_data 1, for
+    'v_prediction')."""
 
     def __post_init__(self) -> None:
         require(self.num_train_timesteps >= 1, f"num_train_timesteps must be >= 1, got {self.num_train_timesteps}")
-        require(self.rho > 0, f"rho must be positive, got {self.rho}")
+        for name in ("rho", "audio_shift", "video_shift", "logit_std", "sigma_data"):
+            require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
+        require(0 <= self.mask_share <= 1, f"mask_share must lie in [0, 1], got {self.mask_share}")
+        pure = self.zero_terminal_snr or self.mask_share > 0
         require(
-            not (self.zero_terminal_snr and self.prediction_type == "epsilon"),
-            "zero_terminal_snr leaves prediction_type 'epsilon' nothing to learn at the last timestep; use 'sample'",
+            not (pure and self.prediction_type == "epsilon"),
+            "zero_terminal_snr and mask_share leave prediction_type 'epsilon' nothing to learn at pure noise; use "
+            "'sample'",
+        )
+        require(
+            self.noise_level == "clip" or self.time_conditioning != "adaln",
+            "noise_level 'patch' needs time_conditioning 'none' or 'added': adaln modulates all tokens of a clip alike",
         )
 
 
@@ -182,6 +227,8 @@ class ModelConfig:
     heads: int = 12
     mlp_ratio: float = 4.0
     cls_token: bool = True
+    encoder_norm: bool = True
+    """A final norm of both encoders, before they are pooled and fused (MAE); MAViL's released code has none."""
     audio: AudioTowerConfig = field(default_factory=AudioTowerConfig)
     video: VideoTowerConfig = field(default_factory=VideoTowerConfig)
     fusion: FusionConfig = field(default_factory=FusionConfig)
@@ -204,6 +251,11 @@ class ModelConfig:
         )
         for side, grid in (("audio", self.audio_remainder), ("video", self.video_remainder)):
             require(not any(grid), f"{side}.patch does not divide the input (remainders {grid}); change input or patch")
+        for side, tower in (("audio", self.audio), ("video", self.video)):
+            require(
+                all(0 <= level <= tower.depth for level in tower.decoder.levels),
+                f"{side}.decoder.levels must lie in 0 to {tower.depth}, got {list(tower.decoder.levels)}",
+            )
         require(not self.video.decoder.window, "window serves the audio decoder only")
         if self.audio.decoder.window:
             fits = len(self.audio.decoder.window) == 2 and not any(

@@ -72,9 +72,9 @@ def audiomae() -> Weights:
 
 
 def mavil() -> Weights:
-    weights = vit("", "blocks", 4 * 8, 1, 16, 16) | norm("norm.")
-    weights |= vit("_v", "blocks_v", 2 * 2 * 2, 3, 2, 16, 16) | norm("norm_v.")
-    return weights | block("blocks_av.0.")
+    """The released layout: no norm after the encoders, none after the fusion."""
+    weights = vit("", "blocks", 4 * 8, 1, 16, 16) | vit("_v", "blocks_v", 2 * 2 * 2, 3, 2, 16, 16)
+    return weights | block("blocks_av.0.") | block("blocks_av.1.")
 
 
 def cav_mae() -> Weights:
@@ -107,14 +107,14 @@ def run_block(x: Tensor, w: Weights, p: str, which: str = "", eps: float = 1e-6)
 
 
 def run_vit(x: Tensor, w: Weights, suffix: str = "", blocks: str = "blocks", last: str = "norm") -> Tensor:
-    """Class token and patches, each plus its position; blocks; norm."""
+    """Class token and patches, each plus its position; blocks; norm, where there is one."""
     conv = F.conv3d if x.ndim == 5 else F.conv2d
     kernel = w[f"patch_embed{suffix}.proj.weight"]
     x = conv(x, kernel, w[f"patch_embed{suffix}.proj.bias"], stride=kernel.shape[2:]).flatten(2).transpose(1, 2)
     x = torch.cat([w[f"cls_token{suffix}"].expand(len(x), -1, -1), x], dim=1) + w[f"pos_embed{suffix}"]
     for i in range(LAYERS):
         x = run_block(x, w, f"{blocks}.{i}.")
-    return run_norm(x, w, last, 1e-6)
+    return run_norm(x, w, last, 1e-6) if last else x
 
 
 def run_cav_mae(x: Tensor, w: Weights, side: str) -> Tensor:
@@ -191,16 +191,33 @@ def test_audiomae(tmp_path: Path) -> None:
     assert report.unused == report.missing == []
 
 
-def test_mavil(tmp_path: Path) -> None:
+def test_mavil_end_to_end_through_fusion(tmp_path: Path) -> None:
+    """Encoders and fused tokens against a plain forward of the released layout, in which no norm stands in between."""
     weights = mavil()
     model, report = import_checkpoint(saved(tmp_path, weights), "mavil", BASE, heads=HEADS)
     audio, video = torch.randn(2, 64, 128), torch.randn(2, 4, 3, 32, 32)
+    heard = run_vit(audio[:, None], weights, last="")
+    seen = run_vit(video.transpose(1, 2), weights, "_v", "blocks_v", last="")
+    torch.testing.assert_close(model.encode_audio(audio), heard, **TOLERANCE)
+    torch.testing.assert_close(model.encode_video(video), seen, **TOLERANCE)
+    both = torch.cat([heard, seen], dim=1)  # class token, audio, class token, video
+    for i in range(2):
+        both = run_block(both, weights, f"blocks_av.{i}.")
+    fused = torch.cat(model.fusion(model.encode_audio(audio), model.encode_video(video)), dim=1)
+    torch.testing.assert_close(fused, both, atol=1e-4, rtol=0)
+    assert model.cfg.fusion.depth == 2
+    assert not model.cfg.encoder_norm
+    assert not model.cfg.fusion.norm
+    assert report.missing == report.unused == []
+
+
+def test_mavil_with_norms_keeps_them(tmp_path: Path) -> None:
+    """Checkpoints from before the norms were deleted, such as a pretraining's, may hold them."""
+    weights = mavil() | norm("norm.") | norm("norm_v.")
+    model, report = import_checkpoint(saved(tmp_path, weights), "mavil", BASE, heads=HEADS)
+    audio = torch.randn(2, 64, 128)
     torch.testing.assert_close(model.encode_audio(audio), run_vit(audio[:, None], weights), **TOLERANCE)
-    expected = run_vit(video.transpose(1, 2), weights, "_v", "blocks_v", "norm_v")
-    torch.testing.assert_close(model.encode_video(video), expected, **TOLERANCE)
-    assert model.cfg.fusion.depth == 1
-    tokens = torch.randn(2, 7, D)
-    torch.testing.assert_close(model.fusion.blocks[0](tokens), run_block(tokens, weights, "blocks_av.0."), **TOLERANCE)
+    assert model.cfg.encoder_norm
     assert report.missing == ["fusion.norm.weight", "fusion.norm.bias"]
 
 

@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 
 import numpy as np
+from typing import Any
+
 import pytest
 import soundfile
 import torch
@@ -31,11 +33,15 @@ QUICK = {"audio_ratio": 0.75, "video_ratio": 0.75, "steps": 4}
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
-@pytest.mark.parametrize("prediction", ["sample", "v_prediction"])
-def test_an_oracle_is_sampled_to_the_truth(sampler: str, prediction: str) -> None:
+@pytest.mark.parametrize("prediction", ["sample", "v_prediction", "edm"])
+@pytest.mark.parametrize("design", [{}, {"audio_shift": 4.0, "mask_share": 0.5, "noise_level": "patch"}])
+def test_an_oracle_is_sampled_to_the_truth(sampler: str, prediction: str, design: dict[str, Any]) -> None:
     """A decoder that always knows the clean patch leaves no error after the whole chain."""
     model = DiffMAViL(
-        tiny(loss={"norm_pix_loss": False}, diffusion={"prediction_type": prediction, "num_train_timesteps": 50})
+        tiny(
+            loss={"norm_pix_loss": False},
+            diffusion={"prediction_type": prediction, "num_train_timesteps": 50, **design},
+        )
     )
     batch = random_batch(model.cfg)
     view = model.encode_masked(batch, 0.75, 0.75)["audio"]
@@ -44,9 +50,10 @@ def test_an_oracle_is_sampled_to_the_truth(sampler: str, prediction: str) -> Non
     def oracle(context: Tensor, keep: Tensor, hidden: Tensor, noisy: Tensor, timestep: Tensor) -> Tensor:
         if prediction == "sample":
             return truth
-        a = model.forward_process.alphas_cumprod_T[timestep][:, None, None]
+        a = model.audio_process.alphas_cumprod_T[timestep].reshape(len(timestep), -1, 1)
         noise = (noisy - a.sqrt() * truth) / (1 - a).sqrt()
-        return a.sqrt() * noise - (1 - a).sqrt() * truth
+        velocity = a.sqrt() * noise - (1 - a).sqrt() * truth
+        return velocity if prediction == "v_prediction" else -velocity
 
     model.audio_decoder.forward = oracle
     filled = inpaint(model, batch, InpaintConfig(audio_ratio=0.75, video_ratio=0.75, steps=50, sampler=sampler))

@@ -111,7 +111,7 @@ def last_step_predictions(model: DiffMAViL, batch: AVBatch, side: Side) -> Tenso
     clean = gather_patches(view.patches_BLP, view.mask.ids_hidden_BN)
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
     last_B = torch.full_like(batch.seed_B, model.cfg.diffusion.num_train_timesteps - 1)
-    x_t = model.forward_process.add_noise(clean, noise, last_B)
+    x_t = model.process(side).add_noise(clean, noise, last_B)
     return model.decoder(side)(view.context_BCD, view.mask.ids_keep_BK, view.mask.ids_hidden_BN, x_t, last_B)
 
 

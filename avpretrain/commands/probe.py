@@ -26,6 +26,7 @@ def main(
     pooling: PoolingKind = "mean",
     layers: int = 1,
     folds: str = "",
+    split: Literal["test", "val"] = "test",
     max_seconds: float = 30.0,
     baselines: bool = True,
     seed: int = 0,
@@ -52,6 +53,7 @@ def main(
             time of each band of patches, one after the other.
         layers: Last layers of the encoder whose vectors are concatenated.
         folds: Cross-validate: over official folds, by the name of their label, or over so many made here, by a number.
+        split: What is scored. val: validation clips, for choices between models; no test clip is touched.
         max_seconds: Of longer clips the middle is taken.
         baselines: Also probe a random encoder and features without learning.
         seed: Of the random encoder and the intervals.
@@ -63,13 +65,14 @@ def main(
         json: Print the result as JSON.
     """
     cfg = ProbeConfig(
-        label=label, modality=modality, classifier=classifier, pool=Pooling(pooling, layers), folds=folds,
+        label=label, modality=modality, classifier=classifier, pool=Pooling(pooling, layers), folds=folds, split=split,
         max_seconds=max_seconds, baselines=baselines, batch_size=batch_size, num_workers=num_workers, seed=seed,
     )  # fmt: skip
     outcome = run_probe(ckpt, data, cfg)
     if not PartialState().is_main_process:
         return
-    path = result_path(ckpt, out, outcome.result["task"], label, modality, "" if pooling == "mean" else pooling)
+    path = result_path(ckpt, out, outcome.result["task"], label, modality, "" if pooling == "mean" else pooling,
+                       "val" if split == "val" else "")  # fmt: skip
     if path:
         save_result(path, outcome.result, outcome.predictions)
     if path and pictures and outcome.features_ND is not None:

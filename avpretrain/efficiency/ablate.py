@@ -62,7 +62,7 @@ class AblationConfig:
     spectrum: bool = True
     """Measure the error of reconstructed spectrograms by frequency."""
     split: str = "test"
-    """Clips that retrieval and spectrograms are measured on."""
+    """Clips that retrieval and spectrograms are measured on; 'val': probes too, and no test clip is touched."""
 
     def __post_init__(self) -> None:
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):

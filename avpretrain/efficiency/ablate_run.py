@@ -38,6 +38,7 @@ def stages(cell: Cell, settings: AblationConfig) -> list[tuple[str, list[str]]]:
     for spec in settings.probes:
         named = ["--label", spec.label, "--modality", spec.modality, "--classifier", spec.classifier]
         named += ["--folds", spec.folds] if spec.folds else []
+        named += ["--split", settings.split] if settings.split == "val" else []
         result = ["--out", str(cell.run / "eval" / f"{spec.task}.json")]
         found.append((spec.task, ["probe", run, *(spec.data or own.shards), *named, *common, *result]))
     if settings.retrieval:

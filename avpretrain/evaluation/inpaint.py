@@ -104,8 +104,7 @@ def fill_patches(
     if model.cfg.loss.norm_pix_loss:
         stats = own if cfg.statistics == "own" else near
     start_BNP = draws.normal(seed_B, f"{side}_start", shape[1:])
-    last = model.cfg.diffusion.num_train_timesteps - 1
-    clean_BNP = model.predict_clean(side, view, start_BNP, last)
+    clean_BNP = model.predict_clean(side, view, start_BNP, model.process(side).last)
     fillings["one_step"] = clean_BNP if stats is None else stats.restore(clean_BNP)
     if model.decoder(side).cfg.input == "diffused":
         fillings["sampled"] = _reverse(model, side, view, start_BNP, seed_B, cfg, stats)
@@ -126,24 +125,22 @@ def _reverse(
     The chain lives where noise was added in training: among normalised patches, or among pixels (`noise_on`), where the
     prediction is brought back to pixels at every step.
     """
-    scheduler = sampler(model.cfg.diffusion, cfg)
+    scheduler = sampler(model.cfg.diffusion, cfg, model.process(side).shift)
     on_pixels = model.cfg.diffusion.noise_on == "pixel"
     generators = [torch.Generator(x_t_BNP.device).manual_seed(seed) for seed in seed_B.tolist()]
     for timestep in scheduler.timesteps.tolist():
-        timestep_B = torch.full_like(seed_B, timestep)
-        ids_keep_BK, ids_hidden_BN = view.mask.ids_keep_BK, view.mask.ids_hidden_BN
-        output_BNP = model.decoder(side)(view.context_BCD, ids_keep_BK, ids_hidden_BN, x_t_BNP, timestep_B).float()
+        clean_BNP = model.predict_clean(side, view, x_t_BNP, timestep)
         if on_pixels and stats is not None:
-            output_BNP = stats.restore(output_BNP)
-        x_t_BNP = scheduler.step(output_BNP, timestep, x_t_BNP, generator=generators).prev_sample
+            clean_BNP = stats.restore(clean_BNP)
+        x_t_BNP = scheduler.step(clean_BNP, timestep, x_t_BNP, generator=generators).prev_sample
     return x_t_BNP if on_pixels or stats is None else stats.restore(x_t_BNP)
 
 
-def sampler(diffusion: DiffusionConfig, cfg: InpaintConfig) -> Any:
-    """diffusers' scheduler, set to `cfg.steps`."""
+def sampler(diffusion: DiffusionConfig, cfg: InpaintConfig, shift: float = 1.0) -> Any:
+    """diffusers' scheduler of the process with this shift, set to `cfg.steps`."""
     if cfg.steps > diffusion.num_train_timesteps:
         raise ValueError(f"{cfg.steps} steps exceed the model's {diffusion.num_train_timesteps} timesteps")
-    scheduler = make_scheduler(diffusion, cfg.sampler)
+    scheduler = make_scheduler(diffusion, cfg.sampler, shift)
     scheduler.set_timesteps(cfg.steps)
     return scheduler
 

@@ -149,6 +149,24 @@ def official_parts(task: Task) -> Parts:
     return Parts("official", fit, val, test, val_is_training=True)
 
 
+def without_test(task: Task) -> Task:
+    """The task without its test clips: validation clips (a fifth of the training clips, where there are none) take their
+    place, so that what is chosen by their score has seen no test clip. Splits of other names go too.
+
+    Raises:
+        UserError: there are no training clips.
+    """
+    split_N = np.array(task.splits)
+    train, val = np.flatnonzero(split_N == "train"), np.flatnonzero(split_N == "val")
+    if not len(train):
+        raise UserError(f"no clip with label '{task.label}' is in a train split (splits: {sorted(set(task.splits))})")
+    if not len(val):
+        train, val = carve(train, task.groups)
+    kept = np.sort(np.concatenate([train, val]))
+    held = set(val.tolist())
+    return replace(task.take(kept), splits=tuple("test" if i in held else "train" for i in kept.tolist()))
+
+
 def cross_validation_parts(task: Task, folds: Sequence[str]) -> list[Parts]:
     """One part for each fold as the test set, in the folds' order; the next fold validates, and joins the final fit.
 

@@ -27,7 +27,7 @@ from avpretrain.evaluation.frozen import (
     input_for,
     sides_of,
 )
-from avpretrain.evaluation.labels import Parts, Task, cross_validation_parts, made_folds, official_parts, read_task
+from avpretrain.evaluation.labels import Parts, Task, cross_validation_parts, made_folds, official_parts, read_task, without_test
 from avpretrain.evaluation.predictions import Predictions, beside
 from avpretrain.evaluation.results import origin
 from avpretrain.evaluation.selection import METHODS, across_parts, at_edge, evaluate, majority
@@ -48,6 +48,8 @@ class ProbeConfig:
     pool: Pooling = field(default_factory=Pooling)
     folds: str = ""
     """Label that names official folds, or how many to make; empty = the data set's splits."""
+    split: Literal["test", "val"] = "test"
+    """What is scored; val: validation clips, and no test clip is touched (folds are of the others)."""
     max_seconds: float = 30.0
     """Of longer clips the middle is taken."""
     baselines: bool = True
@@ -177,6 +179,7 @@ def _probe(
     if not len(usable):
         raise UserError(f"no clip with label '{cfg.label}' could be read with modality '{cfg.modality}'")
     unreadable, task = len(task) - len(usable), task.take(usable)
+    task = without_test(task) if cfg.split == "val" else task
     parts = parts_of(clips, task, cfg.folds)
     method = METHODS[cfg.classifier]
     names = {ENCODER: ENCODER} | ({RANDOM: RANDOM, PLAIN: PLAIN_NAMES[cfg.modality]} if cfg.baselines else {})

@@ -120,13 +120,15 @@ def _decoder_block(cfg: DecoderConfig, sizes: Side) -> Flops:
 def _decoder(cfg: DecoderConfig, model: ModelConfig, sizes: Side) -> Flops:
     """Context embedding, diffused patches and their timestep, blocks, head."""
     total = _linear(sizes.tokens, model.width, cfg.width) + _decoder_block(cfg, sizes) * cfg.depth
+    total += _linear(sizes.tokens, model.width, cfg.width) * len(set(cfg.levels) - {0})
     total += _linear(sizes.decoded, cfg.width, sizes.predicted_values)
     if cfg.input == "mask_token":
         return total
     total += _linear(sizes.decoded, sizes.noised_values, cfg.width, first=True)
     conditioning = model.diffusion.time_conditioning
     if conditioning != "none":
-        total += _linear(1, TIMESTEP_SINUSOIDS, cfg.width, first=True) + _linear(1, cfg.width, cfg.width)
+        levels = sizes.decoded if model.diffusion.noise_level == "patch" else 1
+        total += _linear(levels, TIMESTEP_SINUSOIDS, cfg.width, first=True) + _linear(levels, cfg.width, cfg.width)
     if conditioning == "adaln":
         branches = 3 if cfg.kind == "cross_self" else 2
         windows = sizes.patches // (cfg.window[0] * cfg.window[1]) if cfg.window else 1

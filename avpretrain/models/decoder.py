@@ -6,7 +6,7 @@ patch, Q values predicted of it, D width of the decoder, E width of the encoder.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
@@ -100,6 +100,12 @@ class Decoder(nn.Module):
         self.time_embed = TimestepEmbedding(cfg.width) if diffused and time_conditioning != "none" else None
         self.register_buffer("position_LD", positions(grid, cfg.width, grid).clone(), persistent=False)
         self.blocks = nn.ModuleList(DecoderBlock(cfg, self.adaln) for _ in range(cfg.depth))
+        self.level_embeds = nn.ModuleDict(
+            {
+                str(level): nn.Sequential(nn.LayerNorm(encoder_width, NORM_EPS), nn.Linear(encoder_width, cfg.width))
+                for level in sorted(set(cfg.levels) - {0})
+            }
+        )
         self.norm = nn.LayerNorm(cfg.width, eps=NORM_EPS)
         self.head = nn.Linear(cfg.width, output_values)
 
@@ -109,19 +115,23 @@ class Decoder(nn.Module):
         ids_keep_BK: Int[Tensor, "b k"],
         ids_hidden_BN: Int[Tensor, "b n"],
         noisy_BNP: Float[Tensor, "b n p"] | None = None,
-        timestep_B: Int[Tensor, " b"] | None = None,
+        timestep_B: Int[Tensor, "b *x"] | None = None,
+        levels: Mapping[int, Tensor] | None = None,
     ) -> Float[Tensor, "b n q"]:
         """Prediction for each patch of `ids_hidden_BN`.
 
         Args:
             context_BCE: visible tokens, any class token first.
             ids_keep_BK: places of the visible patches (without the class token).
-            noisy_BNP, timestep_B: the diffused patches and their timesteps; needed when the input is 'diffused'.
+            noisy_BNP, timestep_B: the diffused patches, as they are embedded, and their timesteps, [B] or [B, N]; needed
+                when the input is 'diffused'.
+            levels: encoder block -> its tokens, [B, C, E], of the blocks that the config's `levels` name.
         """
         prefix = context_BCE.shape[1] - ids_keep_BK.shape[1]
         context_BCD = self.context_embed(context_BCE)
         position_LD = self.position_LD.to(context_BCD.dtype)  # as in the encoder: sums stay in the tokens' precision
-        context_BCD = context_BCD + F.pad(position_LD[ids_keep_BK], (0, 0, prefix, 0))  # none at the class token
+        visible_BCD = F.pad(position_LD[ids_keep_BK], (0, 0, prefix, 0))  # none at the class token
+        context_BCD = context_BCD + visible_BCD
         x_BND, time_BD = self._hidden(position_LD[ids_hidden_BN], noisy_BNP, timestep_B)
         if self.cfg.window:
             patches_BKD = context_BCD[:, prefix:]
@@ -132,8 +142,12 @@ class Decoder(nn.Module):
                 tokens_BLD = block(tokens_BLD, context_BCD, time_BD)
             x_BND = tokens_BLD[:, context_BCD.shape[1] :]
         else:
-            for block in self.blocks:
-                x_BND = block(x_BND, context_BCD, time_BD)
+            contexts = {0: context_BCD}
+            for name, embed in self.level_embeds.items():
+                assert levels is not None, "a decoder with levels needs the encoder's tokens"
+                contexts[int(name)] = embed(levels[int(name)]) + visible_BCD
+            for block, level in zip(self.blocks, self.cfg.levels or [0] * len(self.blocks), strict=True):
+                x_BND = block(x_BND, contexts[level], time_BD)
         return self.head(self.norm(x_BND))
 
     def _hidden(
@@ -150,7 +164,9 @@ class Decoder(nn.Module):
         if self.time_embed is None:
             return x_BND, None
         time_BD = self.time_embed(timestep_B)
-        return (x_BND, time_BD) if self.adaln else (x_BND + time_BD[:, None], None)
+        if self.adaln:
+            return x_BND, time_BD
+        return x_BND + (time_BD if time_BD.ndim == 3 else time_BD[:, None]), None
 
     def _windowed(
         self, kept_BKD: Tensor, hidden_BND: Tensor, ids_keep_BK: Tensor, ids_hidden_BN: Tensor, time_BD: Tensor | None

@@ -61,14 +61,17 @@ class DiffMAViL(
         self.fusion = Fusion(cfg.fusion, cfg.width, cfg.heads, cfg.mlp_ratio)
         self.audio_decoder = self._decoder("audio", audio_values)
         self.video_decoder = self._decoder("video", video_values)
-        self.forward_process = ForwardProcess(cfg.diffusion)
+        self.audio_process = ForwardProcess(cfg.diffusion, cfg.diffusion.audio_shift)
+        self.video_process = ForwardProcess(cfg.diffusion, cfg.diffusion.video_shift)
         self.reset_parameters()
 
     def _encoder(self, side: Side, patch_values: int) -> Encoder:
         cfg = self.cfg
         tower, grid = (cfg.audio, cfg.audio_grid) if side == "audio" else (cfg.video, cfg.video_grid)
         learned = tower.positions == "learned"
-        return Encoder(patch_values, grid, cfg.width, tower.depth, cfg.heads, cfg.mlp_ratio, cfg.cls_token, learned)
+        return Encoder(
+            patch_values, grid, cfg.width, tower.depth, cfg.heads, cfg.mlp_ratio, cfg.cls_token, learned, cfg.encoder_norm
+        )
 
     def _decoder(self, side: Side, patch_values: int) -> Decoder:
         cfg = self.cfg
@@ -114,17 +117,19 @@ class DiffMAViL(
         cfg, seed_B = self.cfg, batch.seed_B
         patches = self.patchify(batch)  # [B, L, P] each
         masks = {"audio": self.masks("audio", seed_B, audio_ratio), "video": self.masks("video", seed_B, video_ratio)}
-        audio_VBCD = self._encode_views(self.audio_encoder, patches["audio"], masks["audio"])
-        video_VBCD = self._encode_views(self.video_encoder, patches["video"], masks["video"])
+        audio_VBCD, audio_levels = self._encode_views("audio", patches["audio"], masks["audio"])
+        video_VBCD, video_levels = self._encode_views("video", patches["video"], masks["video"])
+        levels = {"audio": audio_levels, "video": video_levels}
         losses = self._contrast(audio_VBCD, video_VBCD, batch)
         has = {"audio": batch.has_audio_B, "video": batch.has_video_B}
         errors: dict[Side, list[Tensor]] = {side: [] for side in SIDES}
         for v in range(cfg.decode_views):
             fused = dict(zip(SIDES, self.fusion(audio_VBCD[v], video_VBCD[v]), strict=True))  # [B, C, D] each
             for side in SIDES:
-                view = MaskedView(patches[side], masks[side][v], fused[side])
+                found = {level: tokens_VBCD[v] for level, tokens_VBCD in levels[side].items()}
+                view = MaskedView(patches[side], masks[side][v], fused[side], found)
                 out = self.denoise(side, view, seed_B, v, teacher)
-                errors[side].append(patch_mse(out.prediction_BNQ, out.target_BNQ, out.weight_B * has[side]))
+                errors[side].append(patch_mse(out.prediction_BNQ, out.target_BNQ, out.weight_BX, has[side]))
         losses |= {f"reconstruction_{side}": torch.stack(errors[side]).mean() for side in SIDES}
         weights = {"reconstruction": cfg.loss.reconstruction, "inter": cfg.loss.inter, "intra": cfg.loss.intra}
         total = torch.stack([weights[name.split("_")[0]] * value for name, value in losses.items()]).sum()
@@ -143,11 +148,16 @@ class DiffMAViL(
         strategy = self.cfg.audio.mask if side == "audio" else self.cfg.video.mask
         return [make_mask(strategy, seed_B, f"{side}_mask_{view}", grid, ratio) for view in range(self.cfg.views)]
 
-    def _encode_views(self, encoder: Encoder, patches_BLP: Tensor, masks: list[Mask]) -> Tensor:
-        """[V, B, C, D]: all views in one pass of the encoder."""
+    def _encode_views(
+        self, side: Side, patches_BLP: Tensor, masks: list[Mask]
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """Tokens of all views in one pass of the encoder, and those of the blocks its decoder asks for: [V, B, C, D]."""
+        encoder = self.audio_encoder if side == "audio" else self.video_encoder
         visible = torch.cat([gather_patches(patches_BLP, mask.ids_keep_BK) for mask in masks])  # [V B, K, P]
-        tokens = encoder(visible, torch.cat([mask.ids_keep_BK for mask in masks]))  # [V B, C, D]
-        return tokens.unflatten(0, (len(masks), len(patches_BLP)))
+        ids = torch.cat([mask.ids_keep_BK for mask in masks])
+        tokens, levels = encoder.with_levels(visible, ids, levels=self.decoder(side).cfg.levels)  # [V B, C, D]
+        views = len(masks), len(patches_BLP)
+        return tokens.unflatten(0, views), {level: x.unflatten(0, views) for level, x in levels.items()}
 
     def _contrast(self, audio_VBCD: Tensor, video_VBCD: Tensor, batch: AVBatch) -> dict[str, Tensor]:
         """InfoNCE between the modalities of each view, and between the views of each modality (MAViL, section 3.2)."""
@@ -174,26 +184,31 @@ class DiffMAViL(
             index: of the view; each draws its own timesteps and noise.
         """
         decoder, stream = self.decoder(side), f"{side}_{index}"
-        keep_BK = view.mask.ids_keep_BK
         hidden_BN = random_part(view.mask.ids_hidden_BN, decoder.cfg.decode_ratio, seed_B, f"{stream}_decoded")
         pixels_BNP = gather_patches(view.patches_BLP, hidden_BN)
         clean_BNQ = self._targets(side, pixels_BNP, hidden_BN, teacher)
         if decoder.cfg.input == "mask_token":
-            prediction_BNQ = decoder(view.context_BCD, keep_BK, hidden_BN)
+            prediction_BNQ = self._decode(side, view, hidden_BN)
             return Denoised(prediction_BNQ, clean_BNQ, hidden_BN, torch.ones_like(seed_B, dtype=torch.float32))
-        x_t_BNP, target_BNQ, timestep_B = self._diffuse(pixels_BNP, clean_BNQ, seed_B, stream)
-        prediction_BNQ = decoder(view.context_BCD, keep_BK, hidden_BN, x_t_BNP, timestep_B)
-        return Denoised(prediction_BNQ, target_BNQ, hidden_BN, self.forward_process.loss_weight(timestep_B))
+        input_BNP, target_BNQ, timestep_BX = self._diffuse(side, pixels_BNP, clean_BNQ, seed_B, stream)
+        prediction_BNQ = self._decode(side, view, hidden_BN, input_BNP, timestep_BX)
+        return Denoised(prediction_BNQ, target_BNQ, hidden_BN, self.process(side).loss_weight(timestep_BX))
+
+    def _decode(self, side: Side, view: MaskedView, hidden_BN: Tensor, *diffused: Tensor) -> Tensor:
+        """[B, N, Q]: what the decoder of one modality outputs. Args: diffused: its input patches and their timesteps."""
+        levels = {"levels": view.levels} if view.levels else {}
+        return self.decoder(side)(view.context_BCD, view.mask.ids_keep_BK, hidden_BN, *diffused, **levels)
 
     def _diffuse(
-        self, pixels_BNP: Tensor, clean_BNQ: Tensor, seed_B: Tensor, stream: str
+        self, side: Side, pixels_BNP: Tensor, clean_BNQ: Tensor, seed_B: Tensor, stream: str
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Patches under noise at a random timestep, what is to be predicted from them, and the timestep."""
-        timestep_B = draws.integers(seed_B, f"{stream}_timestep", self.cfg.diffusion.num_train_timesteps)
+        """What the decoder is given (patches under noise, scaled), what it is to predict, and the timesteps."""
+        process = self.process(side)
+        timestep_BX = process.draw_timesteps(seed_B, stream, pixels_BNP.shape[1])
         noised_BNP = pixels_BNP if self.cfg.diffusion.noise_on == "pixel" else clean_BNQ
         noise_BNP = draws.normal(seed_B, f"{stream}_noise", noised_BNP.shape[1:])
-        x_t_BNP = self.forward_process.add_noise(noised_BNP, noise_BNP, timestep_B)
-        return x_t_BNP, self.forward_process.target(clean_BNQ, noise_BNP, timestep_B), timestep_B
+        x_t_BNP = process.add_noise(noised_BNP, noise_BNP, timestep_BX)
+        return process.scale_input(x_t_BNP, timestep_BX), process.target(clean_BNQ, noise_BNP, timestep_BX), timestep_BX
 
     def _targets(self, side: Side, pixels_BNP: Tensor, hidden_BN: Tensor, teacher: TeacherFeatures | None) -> Tensor:
         """[B, N, Q]: the clean thing to predict of each hidden patch, normalised within itself if so configured."""
@@ -206,6 +221,10 @@ class DiffMAViL(
     def decoder(self, side: Side) -> Decoder:
         """The decoder of one modality."""
         return self.audio_decoder if side == "audio" else self.video_decoder
+
+    def process(self, side: Side) -> ForwardProcess:
+        """The forward process of one modality."""
+        return self.audio_process if side == "audio" else self.video_process
 
     # --- downstream --------------------------------------------------------------------------------------------------
 
@@ -227,10 +246,10 @@ class DiffMAViL(
             "audio": self.masks("audio", seed_B, audio_ratio)[:1],
             "video": self.masks("video", seed_B, video_ratio)[:1],
         }
-        audio_VBCD = self._encode_views(self.audio_encoder, patches["audio"], masks["audio"])
-        video_VBCD = self._encode_views(self.video_encoder, patches["video"], masks["video"])
-        fused = self.fusion(audio_VBCD[0], video_VBCD[0])
-        return {s: MaskedView(patches[s], masks[s][0], c) for s, c in zip(SIDES, fused, strict=True)}
+        encoded = {side: self._encode_views(side, patches[side], masks[side]) for side in SIDES}
+        fused = self.fusion(*(encoded[side][0][0] for side in SIDES))
+        levels = {side: {level: x_VBCD[0] for level, x_VBCD in encoded[side][1].items()} for side in SIDES}
+        return {s: MaskedView(patches[s], masks[s][0], c, levels[s]) for s, c in zip(SIDES, fused, strict=True)}
 
     def predict_clean(self, side: Side, view: MaskedView, x_t_BNP: Tensor | None, timestep: int) -> Tensor:
         """[B, N, P]: every hidden patch as its decoder sees it clean, in the units of the target.
@@ -240,10 +259,12 @@ class DiffMAViL(
         """
         hidden_BN = view.mask.ids_hidden_BN
         if x_t_BNP is None or self.decoder(side).cfg.input == "mask_token":
-            return self.decoder(side)(view.context_BCD, view.mask.ids_keep_BK, hidden_BN)
-        timestep_B = torch.full_like(hidden_BN[:, 0], timestep)
-        output_BNP = self.decoder(side)(view.context_BCD, view.mask.ids_keep_BK, hidden_BN, x_t_BNP, timestep_B)
-        return self.forward_process.clean(output_BNP.float(), x_t_BNP, timestep_B)
+            return self._decode(side, view, hidden_BN)
+        process, shape = self.process(side), hidden_BN.shape[: 1 if self.cfg.diffusion.noise_level == "clip" else 2]
+        timestep_BX = torch.full(shape, timestep, device=hidden_BN.device)
+        input_BNP = process.scale_input(x_t_BNP, timestep_BX)
+        output_BNP = self._decode(side, view, hidden_BN, input_BNP, timestep_BX)
+        return process.clean(output_BNP.float(), x_t_BNP, timestep_BX)
 
     @torch.no_grad()
     def reconstruct(self, batch: AVBatch, audio_ratio: float, video_ratio: float) -> Reconstruction:
@@ -263,7 +284,7 @@ class DiffMAViL(
             ids_BN = view.mask.ids_hidden_BN
             pixels_BNP = gather_patches(view.patches_BLP, ids_BN)
             noise_BNP = draws.normal(batch.seed_B, f"{side}_start", pixels_BNP.shape[1:])
-            clean_BNP = self.predict_clean(side, view, noise_BNP, self.cfg.diffusion.num_train_timesteps - 1)
+            clean_BNP = self.predict_clean(side, view, noise_BNP, self.process(side).last)
             if self.cfg.loss.norm_pix_loss:
                 clean_BNP = PatchStats.of(pixels_BNP).restore(clean_BNP)
             filled[side] = fill_hidden(view.patches_BLP, clean_BNP, ids_BN)

@@ -6,6 +6,8 @@ where there is one (prefix 1).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -22,6 +24,7 @@ class Encoder(nn.Module):
         patch_values: P, values in one patch.
         grid: patches along each axis that the model is trained on.
         learned_positions: train a table of positions instead of the fixed sin-cos ones (imported ViTs).
+        final_norm: end in a norm.
     """
 
     position_LD: Tensor
@@ -36,6 +39,7 @@ class Encoder(nn.Module):
         mlp_ratio: float,
         cls_token: bool,
         learned_positions: bool = False,
+        final_norm: bool = True,
     ) -> None:
         super().__init__()
         self.grid, self.width = grid, width
@@ -44,7 +48,7 @@ class Encoder(nn.Module):
         self.position_table = nn.Parameter(positions(grid, width, grid)[None].clone()) if learned_positions else None
         self.register_buffer("position_LD", positions(grid, width, grid).clone(), persistent=False)
         self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio) for _ in range(depth))
-        self.norm = nn.LayerNorm(width, eps=NORM_EPS)
+        self.norm = nn.LayerNorm(width, eps=NORM_EPS) if final_norm else nn.Identity()
 
     @property
     def prefix(self) -> int:
@@ -64,15 +68,24 @@ class Encoder(nn.Module):
             ids_BK: their places in the grid; none = the whole grid in order.
             grid: the grid they come from where it differs from the trained one.
         """
+        return self.with_levels(patches_BKP, ids_BK, grid)[0]
+
+    def with_levels(
+        self, patches_BKP: Tensor, ids_BK: Tensor | None = None, grid: Grid | None = None, levels: Sequence[int] = ()
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """What `forward` gives, and the tokens after each block that `levels` names, counted from 1, without norm."""
         tokens_BKD = self.patch_embed(patches_BKP)
         # In the tokens' precision: under bf16 a float32 position would make every later sum, and its traffic, float32.
         tokens_BKD = tokens_BKD + self._positions(ids_BK, grid or self.grid).to(tokens_BKD.dtype)
         if self.cls_token is not None:
             cls_B1D = self.cls_token.expand(tokens_BKD.shape[0], -1, -1)  # torch.export freezes what len() says
             tokens_BKD = torch.cat([cls_B1D.to(tokens_BKD.dtype), tokens_BKD], dim=1)
-        for block in self.blocks:
+        found: dict[int, Tensor] = {}
+        for level, block in enumerate(self.blocks, start=1):
             tokens_BKD = block(tokens_BKD)
-        return self.norm(tokens_BKD)
+            if level in levels:
+                found[level] = tokens_BKD
+        return self.norm(tokens_BKD), found
 
     def _positions(self, ids_BK: Tensor | None, grid: Grid) -> Tensor:
         """[B, K, D] of the places named, or [L, D] of the whole grid."""
@@ -103,7 +116,7 @@ class Fusion(nn.Module):
         own_depth = cfg.depth if bottleneck else 0
         self.video_blocks = nn.ModuleList(Block(width, heads, mlp_ratio) for _ in range(own_depth))
         self.bottleneck = nn.Parameter(torch.zeros(1, cfg.bottleneck_tokens, width)) if bottleneck else None
-        self.norm = nn.LayerNorm(width, eps=NORM_EPS)
+        self.norm = nn.LayerNorm(width, eps=NORM_EPS) if cfg.norm else nn.Identity()
 
     def forward(
         self, audio_BKD: Float[Tensor, "b ka d"], video_BKD: Float[Tensor, "b kv d"]

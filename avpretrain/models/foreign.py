@@ -55,6 +55,8 @@ class ForeignModel:
     vits: list[ForeignViT]
     fusion: list[dict[str, Tensor]] = field(default_factory=list)
     """Blocks over both modalities."""
+    norms: bool = True
+    """Whether encoders and fusion end in a norm; without, ours have none either."""
     audio_stats: tuple[float, float] | None = None
     """Mean and standard deviation for `InputConfig`, where the layout implies them."""
     notes: list[str] = field(default_factory=list)
@@ -186,9 +188,11 @@ def _audiomae(taker: Taker) -> ForeignModel:
 
 
 def _mavil(taker: Taker) -> ForeignModel:
+    """MAViL's released model deletes its final norms: what encoders give goes to `blocks_av`, whose output is used as is."""
     audio = _vit(taker, "audio", "", taker.blocks("blocks"), "norm")
     video = _vit(taker, "video", "_v", taker.blocks("blocks_v"), "norm_v")
-    return ForeignModel([audio, video], taker.blocks("blocks_av"), AUDIOSET_STATS)
+    norms = bool(audio.norm and video.norm)
+    return ForeignModel([audio, video], taker.blocks("blocks_av"), norms=norms, audio_stats=AUDIOSET_STATS)
 
 
 def _cav_mae(taker: Taker) -> ForeignModel:
@@ -202,7 +206,7 @@ def _cav_mae(taker: Taker) -> ForeignModel:
     position_LD = audio.position_LD.unflatten(0, (rows, -1)).transpose(0, 1).flatten(0, 1)
     turned = ForeignViT("audio", kernel, audio.bias_D, None, position_LD, audio.blocks, audio.norm)
     notes = ["its norms were trained with epsilon 1e-5; here it is 1e-6"]
-    return ForeignModel([turned, _cav_mae_side(taker, "v", "image")], [], CAV_MAE_STATS, notes)
+    return ForeignModel([turned, _cav_mae_side(taker, "v", "image")], audio_stats=CAV_MAE_STATS, notes=notes)
 
 
 def _cav_mae_side(taker: Taker, side: str, kind: Literal["audio", "image"]) -> ForeignViT:

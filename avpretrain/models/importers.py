@@ -106,11 +106,11 @@ def _config(foreign: ForeignModel, chosen: dict[Side, ForeignViT], base: ModelCo
         source = dataclasses.replace(source, audio_mean=foreign.audio_stats[0], audio_std=foreign.audio_stats[1])
     fusion = base.fusion
     if foreign.fusion and len(chosen) == 2:
-        fusion = dataclasses.replace(fusion, kind="joint", depth=len(foreign.fusion))
+        fusion = dataclasses.replace(fusion, kind="joint", depth=len(foreign.fusion), norm=foreign.norms)
     try:
         cfg = dataclasses.replace(
             base, input=source, width=width, heads=heads or width // 64, mlp_ratio=mlp / width,
-            cls_token=first.cls_11D is not None, audio=audio, video=video, fusion=fusion,
+            cls_token=first.cls_11D is not None, encoder_norm=foreign.norms, audio=audio, video=video, fusion=fusion,
         )  # fmt: skip
     except ValueError as error:
         raise UsageError(f"the checkpoint does not fit the config: {error}") from None

@@ -5,7 +5,7 @@ B clips, L patches, N hidden patches, C context tokens, D width, P values a patc
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -21,6 +21,8 @@ class MaskedView:
     mask: Mask
     context_BCD: Tensor
     """Fused tokens of the visible patches, any class token first."""
+    levels: dict[int, Tensor] = field(default_factory=dict)
+    """Encoder block -> its tokens, [B, C, D], of the blocks that the decoder attends to."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,8 @@ class Denoised:
     target_BNQ: Tensor
     ids_hidden_BN: Tensor
     """Places of the decoded patches."""
-    weight_B: Tensor
-    """Weight of each clip's error, by its timestep."""
+    weight_BX: Tensor
+    """Weight of each clip's error, or of each patch's, by its timestep."""
 
 
 @dataclass(frozen=True)
