@@ -1,9 +1,9 @@
 """Reading a source file from front to back, once, whatever its container: audio as one array, video as a stream.
 
 What a player shows and plays at time t stands at t: by timestamps, edit lists and stream dispositions, never by
-counting samples or frames. Times are seconds from the file's start (the earlier of its two streams), or from the start of the
-wanted segment. What headers claim is used only to refuse a file early, and for how long a last frame stays; other
-lengths come from what decodes. S samples.
+counting samples or frames. Times are seconds from the file's start (the earlier of its two streams), or from the start
+of the wanted segment. What headers claim is used only to refuse a file early, and for how long a last frame stays;
+other lengths come from what decodes. S samples.
 """
 
 from __future__ import annotations
@@ -295,9 +295,13 @@ class Source:
         ends = [stop for _, stop in self.spans[-1:]]
         if duration <= MAX_GAP_SECONDS:
             ends.append(last + duration)
-        if container.duration and _is_complete(self.path, container, stream, self.zero + last + max(usual, duration)):
+        if container.duration:
             claimed = ((container.start_time or 0) + container.duration) / av.time_base - self.zero
-            ends += [claimed] if claimed - end <= MAX_GAP_SECONDS else []
+            shown = self.zero + last + max(usual, duration)
+            if claimed - end <= MAX_GAP_SECONDS and _is_complete(self.path, container, stream, shown):
+                ends.append(claimed)
+            if 0 < max(ends, default=end) - claimed <= HELD:  # the codec's padding
+                ends = [claimed]
         longest = min(max(ends, default=end), self.seconds)
         if longest - end <= HELD:
             return min(end, self.seconds)

@@ -10,6 +10,8 @@ import hashlib
 import json
 import re
 import tarfile
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -64,10 +66,11 @@ def make_part(task: Task, beat: Beat) -> None:
 def _write_clips(task: Task, beat: Beat) -> list[dict[str, Any]]:
     """Writes the tar members of a part; returns their rows."""
     rows: list[dict[str, Any]] = []
+    dropped = Counter[str]()
     temporary = task.part.with_suffix(".tmp")
     try:
         with temporary.open("wb") as file:
-            for clip in cut(task.root / task.item.path, task.item.segment, task.need, task.cfg, task.limits):
+            for clip in cut(task.root / task.item.path, task.item.segment, task.need, task.cfg, task.limits, dropped):
                 data, row = clip_members(clip, task.item, len(rows))
                 row["part_offset"] = file.tell()
                 file.write(data)
@@ -76,7 +79,19 @@ def _write_clips(task: Task, beat: Beat) -> list[dict[str, Any]]:
         temporary.replace(task.part.with_suffix(".tar"))
     finally:
         temporary.unlink(missing_ok=True)
+    rows[-1]["dropped"] = told(dropped)
     return rows
+
+
+def told(dropped: Mapping[str, float]) -> str:
+    """Amounts of what was left out or filled in, as text; `untold` reads it."""
+    return "; ".join(f"{amount:.4g} {what}" for what, amount in sorted(dropped.items()))
+
+
+def untold(text: str) -> Counter[str]:
+    """The amounts in what `told` wrote."""
+    entries = (entry.split(" ", 1) for entry in text.split("; ") if entry)
+    return Counter({what: float(amount) for amount, what in entries})  # type: ignore[arg-type]
 
 
 def write_part(task: Task, rows: list[dict[str, Any]], reason: str | None) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from avpretrain.data.decode import DecodeError, Sound, decode_video
 from avpretrain.data.encode import ClipEncoder, encode_flac, prepare, remux
-from avpretrain.data.media import MIN_COVER, Limits, Segment, Source
+from avpretrain.data.media import HELD, MIN_COVER, Limits, Segment, Source
 from avpretrain.errors import UsageError
 
 SAMPLE_RATE = 16_000
@@ -111,7 +111,7 @@ def cut(
     pieces = _pieces(source, pcm_S, cfg)
     for number, piece in enumerate(pieces):
         if piece.duration < (cfg.min_seconds if number else MIN_CLIP_SECONDS):
-            if piece.duration >= MIN_CLIP_SECONDS:
+            if piece.duration >= HELD:
                 source.dropped[f"clips at the end of their file, shorter than {cfg.min_seconds:g} s"] += 1
             continue
         clip = _with_sound(piece, pcm_S, source)
