@@ -45,6 +45,8 @@ MAX_DRIFT = 0.02
 """Seconds by which audio may stand apart from its timestamps before silence is put in or samples are dropped."""
 HELD = 0.25
 """Seconds by which audio or container must outlast the last frame for it to be shown until their end."""
+LEAST_TOLD = 0.05
+"""Amounts of what was dropped that are below this are not worth a word: part of a packet, in seconds."""
 UNKNOWN_FRAME = 0.125
 """Seconds for which a frame is shown of which the file does not say it."""
 

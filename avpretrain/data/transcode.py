@@ -15,7 +15,7 @@ import numpy as np
 
 from avpretrain.data.decode import DecodeError, Sound, decode_video
 from avpretrain.data.encode import ClipEncoder, encode_flac, prepare, remux
-from avpretrain.data.media import HELD, MIN_COVER, Limits, Segment, Source
+from avpretrain.data.media import HELD, LEAST_TOLD, MIN_COVER, Limits, Segment, Source
 from avpretrain.errors import UsageError
 
 SAMPLE_RATE = 16_000
@@ -126,10 +126,6 @@ def cut(
         raise DecodeError(f"has no clip of {MIN_CLIP_SECONDS:g} s or more with {_WANTED[need]}" + _where(source))
     if dropped is not None:
         dropped.update({what: amount for what, amount in source.dropped.items() if amount >= LEAST_TOLD})
-
-
-LEAST_TOLD = 0.05
-"""Amounts below this are not worth a word: part of a packet, in seconds."""
 
 
 def _where(source: Source) -> str:
