@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
@@ -50,7 +51,10 @@ def main(
     numbered = list(enumerate(files))[state.process_index :: state.num_processes]
     for number, path in track(numbered, "embed", console=console, transient=True, disable=not state.is_main_process):
         try:
-            mine.append((number, embed_file(model, path, modality, per)))
+            dropped = Counter[str]()
+            mine.append((number, embed_file(model, path, modality, per, dropped)))
+            for what, amount in sorted(dropped.items()):
+                console.print(f"{path}: {amount:.4g} {what}", highlight=False, soft_wrap=True, markup=False)
         except DecodeError as error:
             mine.append((number, None))
             console.print(f"left out: {path}: {error}", highlight=False, soft_wrap=True, markup=False)

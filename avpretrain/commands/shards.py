@@ -61,6 +61,11 @@ def main(
         _say(report, out)
 
 
+def _kind(reason: str) -> str:
+    """A reason without what was seen of the single file, which stands in brackets at its end."""
+    return reason.split(" (")[0] if reason.endswith(")") else reason
+
+
 def _facts(report: ShardReport) -> dict[str, object]:
     info = report.manifest.info
     return {
@@ -68,6 +73,7 @@ def _facts(report: ShardReport) -> dict[str, object]:
         "added_files": report.added,
         "skipped": dict(Counter(done.reason for done in report.skipped).most_common()),
         "away_files": len(report.away),
+        "dropped": report.dropped,
         "changed_files": len(report.changed),
         "missing_files": len(report.listing.missing),
         "present_share": report.listing.present,
@@ -83,13 +89,17 @@ def _say(report: ShardReport, out: Path) -> None:
     )
     if report.skipped:
         print(f"skipped {len(report.skipped)} files (see {out / 'skipped.csv'}):")
-        for reason, count in Counter(done.reason for done in report.skipped).most_common(5):
+        for reason, count in Counter(_kind(done.reason) for done in report.skipped).most_common(5):
             print(f"  {count} x {reason}")
     if report.away:
         print(
             f"{len(report.away)} files could not be read this time, e.g. {report.away[0].path} "
             f"{report.away[0].reason}; run the same command again to try them"
         )
+    if report.dropped:
+        print(f"of the others, left out or filled in (by file in {out / 'sources.csv'}):")
+        for what, amount in sorted(report.dropped.items()):
+            print(f"  {amount:.10g} {what}" if amount == int(amount) else f"  {amount:.1f} {what}")
     if listing.missing:
         print(f"missing {len(listing.missing)} files ({listing.present:.1%} of the set is present; see missing.csv)")
     if listing.ignored:

@@ -123,17 +123,51 @@ def open_media(source: Path | bytes) -> Iterator[Any]:
             yield container
 
 
+_COVERS = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
+_STILL_CODECS = frozenset({"mjpeg", "png", "bmp", "gif", "webp", "tiff", "jpeg2000", "jpegls", "jpegxl"})
+_SPECIAL = (
+    av.stream.Disposition.dub
+    | av.stream.Disposition.comment
+    | av.stream.Disposition.karaoke
+    | av.stream.Disposition.hearing_impaired
+    | av.stream.Disposition.visual_impaired
+    | av.stream.Disposition.clean_effects
+)
+"""Versions of a stream that a player takes only when it is told to, unless one is the default."""
+
+
+def video_streams(container: Any) -> list[Any]:
+    """The video streams that have a decoder, the one that a player shows first; attached cover images are left out.
+
+    The default stream comes before others, a stream of one image (a cover that is not marked as one) after moving ones.
+    """
+    streams = [s for s in container.streams.video if not s.disposition & _COVERS and s.codec_context is not None]
+    return sorted(streams, key=lambda s: (_is_still(s), *_rank(s)))
+
+
+def audio_streams(container: Any) -> list[Any]:
+    """The audio streams that have a decoder, the one that a player plays first: the default, dubs and comments last."""
+    streams = [s for s in container.streams.audio if s.codec_context is not None]
+    return sorted(streams, key=lambda s: (not s.codec_context.sample_rate, *_rank(s)))
+
+
+def _rank(stream: Any) -> tuple[bool, bool]:
+    default = bool(stream.disposition & av.stream.Disposition.default)
+    return not default, bool(stream.disposition & _SPECIAL)
+
+
+def _is_still(stream: Any) -> bool:
+    return stream.frames == 1 or stream.codec_context.name in _STILL_CODECS
+
+
 def picture_stream(container: Any) -> Any | None:
-    """The first stream of moving pictures, or none; cover art is no moving picture."""
-    still = av.stream.Disposition.attached_pic
-    streams = [s for s in container.streams.video if not s.disposition & still and s.codec_context is not None]
-    return streams[0] if streams else None
+    """The video stream that a player shows, or none; attached cover art is not video."""
+    return next(iter(video_streams(container)), None)
 
 
 def sound_stream(container: Any) -> Any | None:
-    """The first stream of sound that has a decoder, or none."""
-    streams = [s for s in container.streams.audio if s.codec_context is not None]
-    return streams[0] if streams else None
+    """The audio stream that a player plays, or none."""
+    return next(iter(audio_streams(container)), None)
 
 
 def probe_media(path: Path) -> MediaInfo:
@@ -184,7 +218,7 @@ def decode_video(
 
     Args:
         data: a whole video file.
-        times: seconds from the first frame; times past the end give the last frame.
+        times: seconds from the first frame that is shown; times past the end give the last frame.
         short_side: length of the shorter side after resizing, in pixels; 0 keeps the size.
         backend: auto = decord, and PyAV where decord is not installed or can't read the file. decord can hang on
             damaged files, so pass it only clips that were checked when they were sharded; for files of unknown origin
@@ -226,6 +260,9 @@ def _decord_frames(data: bytes, times: Sequence[float]) -> Frames:
         try:
             reader = decord.VideoReader(io.BytesIO(data), ctx=decord.cpu(0), num_threads=1)
             starts = np.asarray(reader.get_frame_timestamp(range(len(reader))))[:, 0]
+            if starts[0] < 0 or (np.diff(starts) < 0).any():
+                # decord counts frames that an edit list hides, but never gets them: its indices would be off
+                raise DecodeError("has an edit list that hides frames, which decord can't follow; PyAV can")
             frames: Frames = reader.get_batch(nearest(starts - starts[0], times)).asnumpy()
         except AssertionError as error:
             if "frame count" not in str(error):
@@ -254,20 +291,21 @@ def _pyav_frames(data: bytes, times: Sequence[float]) -> Frames:
         if stream is None:
             raise DecodeError("no picture")
         stream.thread_type = "NONE"
-        base = float((stream.start_time or 0) * stream.time_base)
-        first = int((base + min(times, default=0.0) - 0.5) / stream.time_base)
-        if first > (stream.start_time or 0):
-            container.seek(first, stream=stream)
-        previous, waiting = None, list(order)
+        base = None if stream.start_time is None else float(stream.start_time * stream.time_base)
+        if base is not None:
+            first = int((base + min(times, default=0.0) - 0.5) / stream.time_base)
+            if first > stream.start_time:
+                container.seek(first, stream=stream)
+        previous, before, waiting = None, 0.0, list(order)
+        step = float(1 / (average_rate(stream) or 1))
         for frame in container.decode(stream):
-            if frame.time is None:
-                continue
-            while waiting and frame.time - base >= times[waiting[0]]:
-                early = previous is not None and times[waiting[0]] - (previous.time - base) <= (
-                    frame.time - base - times[waiting[0]]
-                )
+            time = frame.time if frame.time is not None else before + step
+            base = time if base is None else base
+            while waiting and time - base >= times[waiting[0]]:
+                wanted = times[waiting[0]]
+                early = previous is not None and wanted - (before - base) <= time - base - wanted
                 picked[waiting.pop(0)] = upright(previous if early else frame)
-            previous = frame
+            previous, before = frame, time
             if not waiting:
                 break
         if previous is None:

@@ -81,25 +81,41 @@ def prepare(frame: Any, short_side: int, aspect: float) -> Any:
         return frame.reformat(*size, "yuv420p", interpolation="AREA", threads=1)  # several would race for the bytes
 
 
-def remux(packets: list[Any]) -> tuple[bytes, str]:
-    """Packets from one key frame to the next cut, unchanged, as a file of their own that starts at time 0.
+def remux(packets: list[Any], zero: int) -> tuple[bytes, str, int]:
+    """Packets from one key frame to the next cut, unchanged, as a file of their own.
+
+    Args:
+        packets: in decoding order; the first is a key frame.
+        zero: timestamp of the first frame that is shown, at which the file's time begins. An edit list hides those
+            before it.
 
     Returns:
-        the file, and its extension.
+        the file, its extension, and how many packets were left out, since they refer to frames before the cut.
+
+    Raises:
+        DecodeError: there is no container that can hold them.
     """
-    stream = packets[0].stream
-    extension = _CONTAINERS.get(stream.codec_context.name, "mkv")
-    buffer, zero = io.BytesIO(), packets[0].pts
+    stream, first = packets[0].stream, packets[0].pts
+    codec = stream.codec_context.codec.canonical_name
+    extension = _CONTAINERS.get(codec, "mkv")
+    if zero > first:
+        if extension == "webm":
+            raise DecodeError(f"{codec} can be cut at key frames only")
+        extension = "mp4"
+    buffer, left_out = io.BytesIO(), 0
     with decoding(), av.open(buffer, "w", format=_FORMATS[extension], options=_OPTIONS) as container:
-        copy = container.add_stream_from_template(stream)
+        # a decoder may bear another name than its codec (libdav1d), by which no encoder is found
+        other_name = {"opaque": True} if stream.codec_context.codec.name != codec else {}
+        copy = container.add_stream_from_template(stream, **other_name)
         for packet in packets:
-            if packet.pts < zero:  # leading pictures of an open group refer to frames before the cut
+            if packet.pts < first:  # leading pictures of an open group refer to frames before the cut
+                left_out += 1
                 continue
             packet.pts -= zero
             packet.dts = None if packet.dts is None else packet.dts - zero
             packet.stream = copy
             container.mux(packet)
-    return buffer.getvalue(), extension
+    return buffer.getvalue(), extension, left_out
 
 
 def encode_flac(pcm_S: Sound, sample_rate: int) -> bytes:

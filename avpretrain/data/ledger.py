@@ -37,6 +37,8 @@ class Done:
     clips: int
     reason: str
     """Why it was skipped; empty = it was not."""
+    dropped: str = ""
+    """What of it was left out or filled in (`parts.told`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +161,8 @@ class Ledger:
                 segment = None if row["segment"] is None else Segment(*row["segment"])
                 clips = counts[row["source"], segment].clips if (row["source"], segment) in counts else 0
                 sign = row["sign"][0], row["sign"][1]
-                counts[row["source"], segment] = Done(row["source"], segment, sign, clips + 1, "")
+                dropped = row.get("dropped", "")  # stands in a file's last row
+                counts[row["source"], segment] = Done(row["source"], segment, sign, clips + 1, "", dropped)
         return list(counts.values())
 
     def _everything(self) -> tuple[list[Shard], list[Clip], dict[str, LogMelSums]]:
@@ -227,11 +230,13 @@ def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object
         writer.writerows(rows)
 
 
-_SOURCE_COLUMNS = ("path", "start", "end", "bytes", "mtime_ns", "clips", "reason")
+_SOURCE_COLUMNS = ("path", "start", "end", "bytes", "mtime_ns", "clips", "reason", "dropped")
 
 
 def _write_sources(path: Path, done: Iterable[Done]) -> None:
-    _write_csv(path, _SOURCE_COLUMNS, [(d.path, *_ends(d.segment), *d.sign, d.clips, d.reason) for d in done])
+    _write_csv(
+        path, _SOURCE_COLUMNS, [(d.path, *_ends(d.segment), *d.sign, d.clips, d.reason, d.dropped) for d in done]
+    )
 
 
 def _read_sources(path: Path) -> list[Done]:
@@ -242,5 +247,5 @@ def _read_sources(path: Path) -> list[Done]:
         for row in csv.DictReader(file):
             segment = Segment(float(row["start"]), float(row["end"])) if row["start"] else None
             sign = int(row["bytes"]), int(row["mtime_ns"])
-            done.append(Done(row["path"], segment, sign, int(row["clips"]), row["reason"]))
+            done.append(Done(row["path"], segment, sign, int(row["clips"]), row["reason"], row.get("dropped") or ""))
     return done

@@ -14,6 +14,8 @@ import re
 import tarfile
 import time
 from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -122,15 +124,18 @@ def _require_source(task: Task, error: AwayError) -> None:
         ) from error
 
 
-def _clips(task: Task) -> Iterator[ClipMedia]:
+def _clips(task: Task, dropped: Counter[str]) -> Iterator[ClipMedia]:
     """The clips of a file.
+
+    Args:
+        dropped: takes amounts of what is left out or filled in.
 
     Raises:
         DecodeError: the file can't be used.
         AwayError: it can't be read now.
     """
     try:
-        yield from cut(task.root / task.item.path, task.item.segment, task.need, task.cfg, task.limits)
+        yield from cut(task.root / task.item.path, task.item.segment, task.need, task.cfg, task.limits, dropped)
     except (DecodeError, OSError, MemoryError) as error:
         reason = (
             str(error) if isinstance(error, DecodeError) else getattr(error, "strerror", None) or type(error).__name__
@@ -157,10 +162,11 @@ def away(error: BaseException) -> AwayError | None:
 def _write_clips(task: Task, beat: Beat) -> list[dict[str, Any]]:
     """Writes the tar members of a part; returns their rows."""
     rows: list[dict[str, Any]] = []
+    dropped = Counter[str]()
     temporary = task.part.with_suffix(".tmp")
     try:
         with temporary.open("wb") as file:
-            for clip in _clips(task):
+            for clip in _clips(task, dropped):
                 data, row = clip_members(clip, task.item, len(rows))
                 row["part_offset"] = file.tell()
                 file.write(data)
@@ -169,6 +175,7 @@ def _write_clips(task: Task, beat: Beat) -> list[dict[str, Any]]:
         temporary.replace(task.part.with_suffix(".tar"))
     finally:
         temporary.unlink(missing_ok=True)
+    rows[-1]["dropped"] = told(dropped)
     return rows
 
 
@@ -178,6 +185,17 @@ def write_away(task: Task, why: str) -> None:
     temporary = task.part.with_suffix(".tmp")
     temporary.write_text(why)
     temporary.replace(task.part.with_suffix(".away"))
+
+
+def told(dropped: Mapping[str, float]) -> str:
+    """Amounts of what was left out or filled in, as text; `untold` reads it."""
+    return "; ".join(f"{amount:.4g} {what}" for what, amount in sorted(dropped.items()))
+
+
+def untold(text: str) -> Counter[str]:
+    """The amounts in what `told` wrote."""
+    entries = (entry.split(" ", 1) for entry in text.split("; ") if entry)
+    return Counter({what: float(amount) for amount, what in entries})  # type: ignore[arg-type]
 
 
 def write_part(task: Task, rows: list[dict[str, Any]], reason: str | None) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,7 +22,7 @@ from avpretrain.data.join import Joiner
 from avpretrain.data.ledger import Done, Ledger
 from avpretrain.data.manifest import DATASET_NAME, Manifest
 from avpretrain.data.media import Limits
-from avpretrain.data.parts import Task, make_part, part_id, signature, write_away, write_part
+from avpretrain.data.parts import Task, make_part, part_id, signature, untold, write_away, write_part
 from avpretrain.data.sources import Item, Listing, SourceName, find_items
 from avpretrain.data.transcode import TranscodeConfig
 from avpretrain.data.workers import run_contained
@@ -86,6 +87,8 @@ class ShardReport:
     """Source files that this run worked on."""
     skipped: list[Done]
     """All files of the data set that could not be used."""
+    dropped: dict[str, float]
+    """Of the others, what was left out or filled in: amounts by description, in the unit with which it begins."""
     changed: list[str]
     """Files that changed since they were sharded; their old clips stay."""
     listing: Listing
@@ -120,10 +123,12 @@ def make_shards(
         skipped = [done for done in ledger.done.values() if done.reason]
         if not (out / DATASET_NAME).is_file():
             raise UserError(_nothing_usable(src, [*away, *skipped], out))
+        dropped = sum((untold(done.dropped) for done in ledger.done.values()), Counter[str]())
         return ShardReport(
             manifest=Manifest(out),
             added=len(plan) - len(away),
             skipped=skipped,
+            dropped=dict(dropped),
             changed=changed,
             listing=listing,
             away=away,

@@ -5,6 +5,7 @@ B clips, S waveform samples (in `waveform_BS`) or steps (elsewhere), F spectrogr
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch import Tensor
 from avpretrain.batch import RawBatch
 from avpretrain.data.decode import DecodeError, resize, upright
 from avpretrain.data.features import Features, frame_length, frame_shift, log_mel
-from avpretrain.data.media import Limits, Source
+from avpretrain.data.media import LEAST_TOLD, Limits, Source
 from avpretrain.errors import UserError
 from avpretrain.evaluation.frozen import Modality, Side, clip_steps, encode_steps, input_for, windows
 from avpretrain.files import atomic_path
@@ -89,8 +90,13 @@ class Row:
     embedding_D: NDArray[np.float32]
 
 
-def embed_file(model: DiffMAViL, path: Path, modality: Modality, per: Per) -> list[Row]:
+def embed_file(
+    model: DiffMAViL, path: Path, modality: Modality, per: Per, dropped: Counter[str] | None = None
+) -> list[Row]:
     """Embeddings of a file's sound, picture or both: one, one a window of trained length, or one a step in time.
+
+    Args:
+        dropped: takes up what was left out or filled in: amounts by description, in the unit with which it begins.
 
     Raises:
         DecodeError: it can't be read, or has nothing of the modality asked for.
@@ -115,6 +121,8 @@ def _embed_file(model: DiffMAViL, path: Path, modality: Modality, per: Per) -> l
         raise DecodeError(
             f"has no {'sound' if modality == 'audio' else 'picture' if modality == 'video' else 'stream'}"
         )
+    if dropped is not None:
+        dropped.update({what: amount for what, amount in source.dropped.items() if amount >= LEAST_TOLD})
     return rows
 
 
@@ -138,8 +146,8 @@ def _picture_rows(model: DiffMAViL, source: Source, per: Per) -> list[Row]:
     vectors: list[Tensor] = []
     frames: list[NDArray[np.uint8]] = []
     end = 0.0
-    for frame_HWC in _sampled(source, fps, model.cfg.input.video_size):
-        end += 1 / fps
+    for until, frame_HWC in _sampled(source, fps, model.cfg.input.video_size):
+        end = until
         frames.append(frame_HWC)
         if len(frames) == block:
             vectors.append(_picture_vectors(model, frames))
@@ -153,16 +161,15 @@ def _picture_rows(model: DiffMAViL, source: Source, per: Per) -> list[Row]:
     return _rows(source.path, "video", vectors_SD, spans, patch / fps, end, per)
 
 
-def _sampled(source: Source, fps: float, size: int) -> Iterator[NDArray[np.uint8]]:
-    """The frame shown at each (i + 1/2) / fps; one at least."""
+def _sampled(source: Source, fps: float, size: int) -> Iterator[tuple[float, NDArray[np.uint8]]]:
+    """The frame shown at each (i + 1/2) / fps, one at least, and until when it stands for the video."""
     count, before = 0, None
     for time, frame in source.frames():
-        while before is not None and (count + 0.5) / fps < time:
+        last = frame is None
+        while before is not None and ((count + 0.5) / fps < time or (last and count == 0)):
             count += 1
-            yield _small(before, size)
+            yield min(count / fps, time) if last else count / fps, _small(before, size)
         before = frame
-    if before is not None and count == 0:
-        yield _small(before, size)
 
 
 def _small(frame: object, size: int) -> NDArray[np.uint8]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from avpretrain.data.media import Segment
+from avpretrain.data.media import AUDIO_EXTENSIONS, Segment
 from avpretrain.data.transcode import Need
 from avpretrain.errors import UserError
 
@@ -15,12 +15,6 @@ VIDEO_EXTENSIONS = frozenset(
     {
         ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".mpe", ".vob", ".ts", ".m2ts",
         ".mts", ".flv", ".f4v", ".wmv", ".asf", ".3gp", ".3g2", ".ogv", ".mxf", ".divx",
-    }
-)  # fmt: skip
-AUDIO_EXTENSIONS = frozenset(
-    {
-        ".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".m4a", ".aac", ".wma", ".aif", ".aiff", ".au",
-        ".amr", ".ac3",
     }
 )  # fmt: skip
 MEDIA_EXTENSIONS = VIDEO_EXTENSIONS | AUDIO_EXTENSIONS

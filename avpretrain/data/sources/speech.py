@@ -46,7 +46,7 @@ def _windows(listing: Listing) -> Listing:
         for start, end, speech in stretches(words, item.path):
             for number in range(int((end - start) / WINDOW_SECONDS + _TOLERANCE)):
                 first = round(start + number * WINDOW_SECONDS, 3)
-                segment = Segment(first, round(first + WINDOW_SECONDS, 3))
+                segment = Segment(first, round(first + WINDOW_SECONDS, 3), is_whole_file=False)
                 items.append(replace(item, labels={**kept, "speech": "yes" if speech else "no"}, segment=segment))
     return Listing(items=items, missing=listing.missing, ignored=listing.ignored)
 
