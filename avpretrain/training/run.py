@@ -41,7 +41,7 @@ def what_is_learnt(cfg: TrainConfig) -> dict[str, Any]:
     values = to_dict(cfg)
     for key in ("output_dir", "name", "run"):
         values.pop(key)
-    for key in ("num_workers", "prefetch", "shards", "max_bad_share", "cache_dir"):
+    for key in ("num_workers", "prefetch", "shards", "max_bad_share", "cache_dir", "request_timeout"):
         values["data"].pop(key, None)
     return values
 
