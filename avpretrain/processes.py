@@ -44,6 +44,15 @@ def end_with_launcher() -> None:
         threading.Thread(target=_outlive, args=(launcher,), name="launcher", daemon=True).start()
 
 
+def is_lost_rank(error: BaseException) -> bool:
+    """Whether an exception says that a collective call of several ranks failed since another rank is gone."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return False
+    text = str(error)
+    of_torch = type(error).__name__ in ("DistBackendError", "DistNetworkError", "DistStoreError")
+    return of_torch or any(word in text for word in ("Connection closed by peer", "Connection reset by peer", "gloo"))
+
+
 def _is_accelerate(pid: int) -> bool:
     if not any(name.startswith("ACCELERATE_") for name in os.environ):
         return False
