@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import tyro
 
 from avpretrain.errors import FAULT, PROGRAM_ERRORS, UsageError, UserError, describe
+from avpretrain.processes import end_with_launcher, is_lost_rank
 
 T = TypeVar("T")
 
@@ -106,6 +107,12 @@ def one_line_errors(debug: bool) -> Iterator[None]:
     except Exception as error:
         if debug:
             raise
+        if is_lost_rank(error):
+            rank = os.environ.get("RANK", "0")
+            print(
+                f"avpretrain: rank {rank}: another rank of this run has ended, so this one does, too", file=sys.stderr
+            )
+            sys.exit(1)
         more = f"; {FAULT}" if isinstance(error, (*PROGRAM_ERRORS, LookupError)) else " (--debug shows where)"
         print(f"avpretrain: {describe(error)}{more}", file=sys.stderr)
         sys.exit(1)
@@ -139,6 +146,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args
     args = [a for a in args if a != "--debug"]
+    end_with_launcher()
     with one_line_errors(debug):
         if not args or args[0] in ("-h", "--help"):
             print(_help())

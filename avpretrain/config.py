@@ -61,6 +61,8 @@ class DataConfig:
     random access is dear; resumes at the start of a shard."""
     cache_dir: str = mechanics("")
     """Folder that keeps what was read from remote shards; empty = nothing but their manifests is kept."""
+    request_timeout: float = mechanics(5.0)
+    """Seconds that a remote store may be silent before a request is repeated; after twice as long the run stops."""
     memory_cache_mb: int = mechanics(0)
     """MiB of decoded clips that each loader process keeps: of clips that fit the model's input, since longer ones are
     cut anew in every epoch. For small sets, where decoding would cost more than the model; 0 = none."""
@@ -77,6 +79,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         for name in ("num_workers", "memory_cache_mb"):
             require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
+        require(self.request_timeout > 0, f"request_timeout must be above 0, got {self.request_timeout}")
         require(self.prefetch >= 1, f"prefetch must be at least 1, got {self.prefetch}")
         require(self.shuffle_window >= 1, f"shuffle_window must be at least 1, got {self.shuffle_window}")
         require(0 <= self.max_bad_share <= 1, f"max_bad_share must lie in [0, 1], got {self.max_bad_share}")

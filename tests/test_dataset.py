@@ -301,7 +301,7 @@ def test_stream_names_damage_and_refuses_too_many_processes(tmp_path: Path) -> N
     os.truncate(path, 700)
     reasons = [r for b in train_loader(config(tmp_path, mode="stream"), INPUT, 0, plan([6])) for r in b.reasons]
     assert any(shard in reason and "wrong checksum" in reason for reason in reasons)
-    assert any("train-000001.tar is damaged" in reason for reason in reasons)
+    assert any("train-000001.tar is cut short" in reason for reason in reasons)
     with pytest.raises(UsageError, match=r"2 shards and 3 processes"):
         train_loader(config(tmp_path, mode="stream", num_workers=3), INPUT, 0, plan([6]))
 

@@ -10,13 +10,14 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from avpretrain.data.decode import DecodeError, decode_audio, decode_video
 from avpretrain.data.manifest import Clip, Manifest, Shard
-from avpretrain.data.storage import StorageError, Store, open_store
+from avpretrain.data.storage import REQUEST_TIMEOUT, StorageError, Store, open_store
 from avpretrain.errors import UsageError
 from avpretrain.modelconfig import InputConfig
 
@@ -69,24 +70,35 @@ class ClipSet:
         shards: folders or URLs written by `avpretrain shards`.
         split: a split's name, or 'all'.
         cache_dir: keeps what is read from remote sets; empty = nothing but their manifests.
+        request_timeout: seconds; see `storage.RemoteStore`.
+        folders: where the manifests lie, if that is known.
 
     Raises:
         UsageError: no data set was named.
         UserError: one cannot be read, or has no such split.
     """
 
-    def __init__(self, shards: Sequence[str], split: str = "train", cache_dir: str = "") -> None:
+    def __init__(
+        self,
+        shards: Sequence[str],
+        split: str = "train",
+        cache_dir: str = "",
+        request_timeout: float = REQUEST_TIMEOUT,
+        folders: Sequence[Path] = (),
+    ) -> None:
         if not shards:
             raise UsageError("no data set; name folders written by `avpretrain shards` with --data.shards")
-        self._arguments = (tuple(shards), split, cache_dir)
-        self.stores: list[Store] = [open_store(root, cache_dir) for root in shards]
-        self.manifests = [Manifest(store.manifest_folder()) for store in self.stores]
+        self.stores: list[Store] = [open_store(root, cache_dir, request_timeout) for root in shards]
+        folders = tuple(folders) or tuple(store.manifest_folder() for store in self.stores)
+        self._arguments = (tuple(shards), split, cache_dir, request_timeout, folders)
+        self.manifests = [Manifest(folder) for folder in folders]
         self._shards = [(part, shard) for part, m in enumerate(self.manifests) for shard in m.shards_of_split(split)]
         self.shard_sizes = tuple(self.manifests[part].shards[shard].clips for part, shard in self._shards)
         self.shard_starts = [0, *accumulate(self.shard_sizes)]
 
     def __reduce__(self) -> tuple[type[ClipSet], tuple[Any, ...]]:
-        # Loader processes map the manifest anew: the system keeps one copy of its pages for all of them.
+        # Loader processes map the manifest anew: the system keeps one copy of its pages for all of them. A remote one
+        # is not fetched again: it might be another by now.
         return ClipSet, self._arguments
 
     def __len__(self) -> int:
@@ -136,14 +148,16 @@ class ClipSet:
         """
         clip = self.clip(index)
         store, shard = self.shard_of(index)
-        while True:
+        for last in (False, True):
             media = _fetch(store, shard.name, clip)
             try:
                 check_media(clip, media, f"{store.root}/{shard.name}")
                 return Encoded(index, clip, media)
             except StorageError:
-                if not store.forget(shard.name, _first_byte(clip)):
+                dropped = [store.forget(shard.name, offset) for offset in (clip.video_offset, clip.audio_offset)]
+                if last or not any(dropped):  # else the copy was bad: what the server has may be good
                     raise
+        raise AssertionError
 
 
 def check_media(clip: Clip, media: Media, shard: str) -> None:
@@ -212,10 +226,6 @@ def window_starts(duration: float, cfg: InputConfig, at: tuple[float, float]) ->
     room = max(0.0, duration - cfg.video_seconds)
     one, other = min(audio_start, room), min(max(0.0, audio_end - cfg.video_seconds), room)
     return audio_start, min(one, other) + at[1] * abs(one - other)
-
-
-def _first_byte(clip: Clip) -> int:
-    return min(o for o, n in ((clip.video_offset, clip.video_length), (clip.audio_offset, clip.audio_length)) if n)
 
 
 def _fetch(store: Store, shard: str, clip: Clip) -> Media:

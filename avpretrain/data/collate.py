@@ -22,7 +22,7 @@ MAX_SKIPS = 16
 
 
 def gave_up(reasons: Sequence[str]) -> UserError:
-    """What a loader process sends instead of a batch, since an exception raised there would arrive as a traceback."""
+    """What ends a run whose clips can't be read, and the batch at once: further ones would fail in the same way."""
     return UserError(f"{MAX_SKIPS} clips in a row could not be read; the last: {reasons[-1]}")
 
 

@@ -5,28 +5,23 @@ B clips, T frames, H height, W width, C colours, S waveform samples.
 
 from __future__ import annotations
 
-import multiprocessing
-import signal
-import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import replace
-from multiprocessing.context import BaseContext
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
-import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from avpretrain import draws
-from avpretrain.batch import RawBatch
 from avpretrain.config import DataConfig
 from avpretrain.data.clips import ClipSet, Encoded, Modality, Sample, decode_window
 from avpretrain.data.collate import MAX_SKIPS, Collate, gave_up, random_window, training_short_side
 from avpretrain.data.decode import DecodeError
+from avpretrain.data.loader import Loader, process_context
 from avpretrain.data.sampler import BatchPlaces, Order, Place, spread
-from avpretrain.data.storage import StorageError
+from avpretrain.data.storage import RemoteStore, StorageError
 from avpretrain.data.stream import ShardStream
 from avpretrain.errors import UserError
 from avpretrain.modelconfig import InputConfig
@@ -35,7 +30,17 @@ from avpretrain.schedules import Step
 At = TypeVar("At")
 Got = TypeVar("Got")
 
-__all__ = ["ClipSet", "Modality", "ahead", "check_bad_share", "eval_loader", "train_loader"]
+__all__ = [
+    "ClipSet",
+    "Loader",
+    "Modality",
+    "ahead",
+    "check_bad_share",
+    "eval_loader",
+    "process_context",
+    "remote_roots",
+    "train_loader",
+]
 
 
 def train_loader(
@@ -46,8 +51,8 @@ def train_loader(
     rank: int = 0,
     world: int = 1,
     clips: ClipSet | None = None,
-) -> Iterator[RawBatch]:
-    """This rank's share of the batch of each step, decoded by `cfg.num_workers` processes.
+) -> Loader:
+    """This rank's share of the batch of each step, decoded by `cfg.num_workers` processes; to be closed.
 
     Args:
         steps: the plan, from the step on that is to come next (`schedules.plan`, cut at the point of resumption).
@@ -57,14 +62,15 @@ def train_loader(
         UsageError: a batch does not divide among the ranks.
         UserError: the data set can't be read, or too many clips in a row are damaged.
     """
-    clips = clips or ClipSet(cfg.shards, cfg.split, cfg.cache_dir)
+    clips = clips or ClipSet(cfg.shards, cfg.split, cfg.cache_dir, cfg.request_timeout)
     order = Order(clips.shard_sizes, cfg.shuffle_window, seed)
     if cfg.mode == "stream":
         stream = ShardStream(clips, order, input, list(steps), rank, world, cfg.num_workers)
-        return _checked(DataLoader[Any](stream, batch_size=None, **_processes(cfg.num_workers, cfg.prefetch)))
+        return Loader(stream, cfg.num_workers, cfg.prefetch, remote_roots(clips), batch_size=None)
     places = BatchPlaces(order, steps, rank, world)
     dataset = _TrainingClips(clips, order, input, cfg.memory_cache_mb << 20)
-    return _map(dataset, places, input, cfg.num_workers, cfg.prefetch)
+    options = {"batch_sampler": places, "collate_fn": Collate(input)}
+    return Loader(dataset, cfg.num_workers, cfg.prefetch, remote_roots(clips), **options)
 
 
 def eval_loader(
@@ -74,8 +80,8 @@ def eval_loader(
     batch_size: int,
     num_workers: int = 0,
     modality: Modality = "both",
-) -> Iterator[RawBatch]:
-    """Clips in the order of `rows`, each by its central window, frames already small.
+) -> Loader:
+    """Clips in the order of `rows`, each by its central window, frames already small; to be closed.
 
     A clip that can't be decoded stands in its place without sound and picture, and is counted in `failed`.
 
@@ -83,7 +89,8 @@ def eval_loader(
         modality: what to decode; the other modality counts as absent.
     """
     batches = list(spread(rows, batch_size))
-    return _map(_EvaluationClips(clips, input, modality), batches, input, num_workers, prefetch=2)
+    options = {"batch_sampler": batches, "collate_fn": Collate(input)}
+    return Loader(_EvaluationClips(clips, input, modality), num_workers, 2, remote_roots(clips), **options)
 
 
 def check_bad_share(failed: int, seen: int, max_share: float, reason: str) -> None:
@@ -99,7 +106,7 @@ def check_bad_share(failed: int, seen: int, max_share: float, reason: str) -> No
         )
 
 
-class _TrainingClips(Dataset[Sample | UserError]):
+class _TrainingClips(Dataset[Sample]):
     """Random windows, addressed by place; a clip that fails gives way to the next one of its window of shards.
 
     Args:
@@ -113,7 +120,7 @@ class _TrainingClips(Dataset[Sample | UserError]):
         self.longest = min(input.audio_seconds, input.video_seconds)
         self.cache_room, self.cached = cache_bytes, dict[int, Sample]()
 
-    def __getitems__(self, places: Sequence[Place]) -> list[Sample | UserError]:
+    def __getitems__(self, places: Sequence[Place]) -> list[Sample]:
         with ThreadPoolExecutor(1) as reader:
             coming = ahead(reader, self._fetch, places)
             return [self._sample(place, fetched, reader) for place, fetched in zip(places, coming, strict=True)]
@@ -122,7 +129,7 @@ class _TrainingClips(Dataset[Sample | UserError]):
         row = self.order.row(place, skip)
         return self.cached.get(row) or self.clips.encoded(row)
 
-    def _sample(self, place: Place, fetched: Future[Encoded | Sample], reader: Executor) -> Sample | UserError:
+    def _sample(self, place: Place, fetched: Future[Encoded | Sample], reader: Executor) -> Sample:
         seed = self.order.sample_seed(place)
         reasons: list[str] = []
         while len(reasons) < MAX_SKIPS:
@@ -133,7 +140,7 @@ class _TrainingClips(Dataset[Sample | UserError]):
                 fetched = reader.submit(self._fetch, place, len(reasons))
             else:
                 return replace(sample, seed=seed, reasons=tuple(reasons))
-        return gave_up(reasons)
+        raise gave_up(reasons)
 
     def _decode(self, fetched: Encoded | Sample, seed: int) -> Sample:
         kept = fetched if isinstance(fetched, Sample) else self.cached.get(fetched.index)  # since it was fetched
@@ -148,7 +155,7 @@ class _TrainingClips(Dataset[Sample | UserError]):
         return sample
 
 
-class _EvaluationClips(Dataset[Sample | UserError]):
+class _EvaluationClips(Dataset[Sample]):
     """Central windows, addressed by row."""
 
     def __init__(self, clips: ClipSet, input: InputConfig, modality: Modality) -> None:
@@ -186,75 +193,6 @@ def ahead(reader: Executor, fetch: Callable[[At], Got], items: Iterable[At]) -> 
     yield from coming
 
 
-def _map(
-    dataset: Dataset[Sample | UserError],
-    batches: Iterable[Sequence[int]] | BatchPlaces,
-    input: InputConfig,
-    num_workers: int,
-    prefetch: int,
-) -> Iterator[RawBatch]:
-    processes = _processes(num_workers, prefetch)
-    return _checked(DataLoader(dataset, batch_sampler=batches, collate_fn=Collate(input), **processes))  # type: ignore[arg-type]
-
-
-def _processes(num_workers: int, prefetch: int) -> dict[str, Any]:
-    """DataLoader's arguments on processes and memory."""
-    common: dict[str, Any] = {"num_workers": num_workers, "pin_memory": torch.cuda.is_available()}
-    common["generator"] = torch.Generator()  # so that the global generator is left alone
-    if num_workers:
-        common |= {"prefetch_factor": prefetch, "multiprocessing_context": process_context()}
-        common["worker_init_fn"] = _pay_no_heed
-    return common
-
-
-def _pay_no_heed(worker: int) -> None:
-    """In a loader process: SIGTERM is ignored, though torch has just given it a handler that dies of it.
-
-    A signal to a whole job reaches loaders too, and the training process needs them until it has saved.
-    """
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
-_base: Any = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
-
-
-class _LoaderProcess(_base.Process):
-    """Ended by SIGKILL where DataLoader would send SIGTERM."""
-
-    def terminate(self) -> None:
-        self.kill()
-
-
-class _LoaderContext(type(_base)):  # type: ignore[misc]
-    Process = _LoaderProcess
-
-
-def process_context() -> BaseContext:
-    """How loader processes start: never by forking this one, whose threads may hold locks.
-
-    On Linux they are forked from a server that has imported what they need, once for all of them.
-    """
-    context: BaseContext = _LoaderContext()
-    if sys.platform == "linux":
-        context.set_forkserver_preload(["__main__", "avpretrain.data.loader_server"])
-    return context
-
-
-def _checked(loader: DataLoader[Sample | UserError]) -> Iterator[RawBatch]:
-    """Batches of a loader, its failures turned into one line each."""
-    batches = iter(loader)
-    while True:
-        try:
-            batch = next(batches)
-        except StopIteration:
-            return
-        except RuntimeError as error:
-            if "DataLoader" not in str(error):
-                raise
-            raise UserError(
-                f"the loader processes died ({str(error).splitlines()[0]}); "
-                "if memory ran out, lower data.num_workers or data.prefetch"
-            ) from None
-        if isinstance(batch, UserError):
-            raise batch
-        yield batch
+def remote_roots(clips: ClipSet) -> list[str]:
+    """The URLs among the sets of clips, which a loader may have to wait for."""
+    return [store.root for store in clips.stores if isinstance(store, RemoteStore)]

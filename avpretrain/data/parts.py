@@ -13,9 +13,8 @@ import json
 import re
 import tarfile
 import time
-from collections.abc import Iterator
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any

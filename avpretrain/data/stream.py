@@ -1,4 +1,4 @@
-"""Whole shards from end to end, for stores where random access is dear; webdataset takes the tars apart.
+"""Whole shards from end to end, for stores where random access is expensive; the manifest says where clips lie.
 
 The shards of an epoch are dealt out to the loader processes of all ranks, each of which mixes clips in a buffer. The
 order depends on the number of ranks and processes, and a run resumes at the start of a shard: some clips come twice.
@@ -6,15 +6,13 @@ order depends on the number of ranks and processes, and a run resumes at the sta
 
 from __future__ import annotations
 
-import io
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import count
-from typing import Any
 
 from torch.utils.data import IterableDataset, get_worker_info
 from webdataset.filters import shuffle
-from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from avpretrain import draws
 from avpretrain.batch import RawBatch
@@ -24,7 +22,7 @@ from avpretrain.data.decode import DecodeError
 from avpretrain.data.manifest import Clip
 from avpretrain.data.sampler import Order, check_divides
 from avpretrain.data.storage import StorageError, Store
-from avpretrain.errors import PROGRAM_ERRORS, UsageError, UserError
+from avpretrain.errors import UsageError, UserError
 from avpretrain.modelconfig import InputConfig
 from avpretrain.schedules import Step
 
@@ -34,6 +32,13 @@ BUFFER = 256
 """Encoded clips that are mixed, in each loader process."""
 FIRST_FILL = 32
 """Clips in the buffer before the first one is taken, so that training starts soon."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """Clips of a shard, one after another, that can't be read, and why."""
+
+    reasons: tuple[str, ...]
 
 
 class ShardStream(IterableDataset[RawBatch | UserError]):
@@ -79,32 +84,34 @@ class ShardStream(IterableDataset[RawBatch | UserError]):
             batch = [next(samples) for _ in range(size)]
             yield self.collate(batch)
 
-    def _samples(self, unit: int) -> Iterator[Sample | UserError]:
-        """Decoded clips without end; damaged ones are passed over and noted on the next good one."""
+    def _samples(self, unit: int) -> Iterator[Sample]:
+        """Decoded clips without end; damaged ones are passed over and noted on the next good one.
+
+        Raises:
+            UserError: too often in a row it was none; clips that a shard lost in one stretch are one failure.
+        """
         reasons: list[str] = []
+        failures = 0
         for epoch, item in self._mixed(unit):
             try:
-                sample = self._decode(epoch, item)
-            except (DecodeError, StorageError) as error:
+                sample = None if isinstance(item, Lost) else self._decode(epoch, item)
+                reasons += item.reasons if isinstance(item, Lost) else ()
+            except DecodeError as error:
                 reasons.append(str(error))
-                if len(reasons) >= MAX_SKIPS:
-                    yield gave_up(reasons)
+                sample = None
+            if sample is not None:
+                yield Sample(sample.waveform_S, sample.frames_THWC, sample.index, sample.seed, tuple(reasons))
+                reasons, failures = [], 0
                 continue
-            yield Sample(sample.waveform_S, sample.frames_THWC, sample.index, sample.seed, tuple(reasons))
-            reasons = []
+            failures += 1
+            if failures >= MAX_SKIPS:
+                raise gave_up(reasons)
 
-    def _decode(self, epoch: int, item: Encoded | StorageError) -> Sample:
-        if isinstance(item, StorageError):
-            raise item
-        check_media(item.clip, item.media, self._name(item.index))
+    def _decode(self, epoch: int, item: Encoded) -> Sample:
         seed = draws.sample_seed(self.order.seed, epoch, item.index)
         return decode_window(item, self.input, seed, random_window(seed), training_short_side(self.input))
 
-    def _name(self, row: int) -> str:
-        store, shard = self.clips.shard_of(row)
-        return f"{store.root}/{shard.name}"
-
-    def _mixed(self, unit: int) -> Iterator[tuple[int, Encoded | StorageError]]:
+    def _mixed(self, unit: int) -> Iterator[tuple[int, Encoded | Lost]]:
         """Epoch and clip, of this process's shards, epoch after epoch, from the shard at which the run stands."""
         behind = self.seen // self.units
         for epoch in count():
@@ -115,43 +122,79 @@ class ShardStream(IterableDataset[RawBatch | UserError]):
             mix = shuffle(BUFFER, initial=FIRST_FILL, rng=random.Random(f"{self.order.seed} {epoch} {unit}"))
             yield from mix((epoch, item) for shard in shards for item in self._shard(shard))
 
-    def _shard(self, number: int) -> Iterator[Encoded | StorageError]:
-        row = self.clips.shard_starts[number]
-        store, shard = self.clips.shard_of(row)
-        tar = io.BufferedReader(_Sequential(store, shard.name, shard.bytes))
-        source = [{"url": shard.name, "stream": tar}]
-        try:
-            for offset, members in enumerate(group_by_keys(tar_file_expander(source))):
-                clip = self.clips.clip(row + offset)
-                yield Encoded(row + offset, clip, _media(clip, members))
-        except (UserError, *PROGRAM_ERRORS):
-            raise
-        except Exception as error:  # tarfile and webdataset raise many kinds on damage
-            yield StorageError(f"{self._name(row)} is damaged: {' '.join(str(a) for a in error.args[:1])}")
+    def _shard(self, number: int) -> Iterator[Encoded | Lost]:
+        """Every clip of a shard, or what became of it."""
+        first = self.clips.shard_starts[number]
+        store, shard = self.clips.shard_of(first)
+        tar = _Forward(store, shard.name, shard.bytes)
+        reasons: list[str] = []
+        unread = 0
+        for row in range(first, first + self.clips.shard_sizes[number]):
+            clip = self.clips.clip(row)
+            try:
+                if unread >= MAX_SKIPS:
+                    raise StorageError(reasons[-1])  # the rest of a shard that is missing or cut short
+                encoded = Encoded(row, clip, _checked(tar, clip, f"{store.root}/{shard.name}"))
+            except StorageError as error:
+                reasons.append(str(error))
+                unread += 1
+                continue
+            if reasons:
+                yield Lost(tuple(reasons))
+                reasons, unread = [], 0
+            yield encoded
+        if reasons:
+            yield Lost(tuple(reasons))
 
 
-def _media(clip: Clip, members: dict[str, Any]) -> Media:
-    return Media(*(members.get(ext, b"") if ext else b"" for ext in (clip.video_ext, clip.audio_ext)))
-
-
-class _Sequential(io.RawIOBase):
-    """A file of a store, read forwards in large requests."""
+class _Forward:
+    """A file of a store, read forwards in large requests, and where it is damaged in small ones."""
 
     def __init__(self, store: Store, name: str, size: int) -> None:
-        super().__init__()
         self._store, self._name, self._size = store, name, size
-        self._place = 0
-        self._block = memoryview(b"")
+        self._start, self._held = 0, b""
+        self._requests: list[int] = []
+        self._sound = True
 
-    def readable(self) -> bool:
-        return True
+    def read(self, offset: int, length: int) -> bytes:
+        """Exactly these bytes; cheap where offsets rise.
 
-    def readinto(self, buffer: Any) -> int:
-        if not self._block and self._place < self._size:
-            length = min(BLOCK, self._size - self._place)
-            self._block = memoryview(self._store.read(self._name, self._place, length))
-            self._place += length
-        count = min(len(buffer), len(self._block))
-        buffer[:count] = self._block[:count]
-        self._block = self._block[count:]
-        return count
+        Raises:
+            StorageError: they can't be read.
+        """
+        held_end, end = self._start + len(self._held), offset + length
+        if self._start <= offset and end <= held_end:
+            return self._held[offset - self._start : end - self._start]
+        if offset < self._start or not self._sound:
+            return self._store.read(self._name, offset, length)
+        kept = self._held[offset - self._start :]
+        start = offset + len(kept)
+        try:
+            more = self._store.read(self._name, start, max(end - start, min(BLOCK, self._size - start)))
+        except StorageError:
+            self._sound = False
+            return self._store.read(self._name, offset, length)
+        self._requests = [*(self._requests if kept else []), start]
+        self._start, self._held = offset, kept + more
+        return self._held[:length]
+
+    def forget(self) -> bool:
+        """Drops what is held here and in a local cache, so that it is fetched again; whether there was such a cache."""
+        dropped = [self._store.forget(self._name, offset) for offset in self._requests]
+        self._start, self._held, self._requests = 0, b"", []
+        return any(dropped)
+
+
+def _checked(tar: _Forward, clip: Clip, shard: str) -> Media:
+    """A clip's members, equal to those that were sharded; a damaged copy in a local cache is fetched anew, once."""
+    for last in (False, True):
+        video = tar.read(clip.video_offset, clip.video_length) if clip.video_length else b""
+        audio = tar.read(clip.audio_offset, clip.audio_length) if clip.audio_length else b""
+        media = Media(video, audio)
+        try:
+            check_media(clip, media, shard)
+            return media
+        except StorageError:
+            if last or not tar.forget():
+                raise
+    raise AssertionError

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import fcntl
 import multiprocessing
 import multiprocessing.connection
 import os
 import signal
-import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +20,7 @@ from multiprocessing.connection import Connection
 from typing import Any, Generic, TypeVar
 
 from avpretrain.errors import FAULT, UserError, describe
+from avpretrain.processes import die_with_parent
 
 T = TypeVar("T")
 Beat = Callable[[], None]
@@ -148,7 +147,7 @@ def _end(worker: _Worker) -> None:
 
 def _serve(job: Job, pipe: Connection) -> None:
     """Life of a worker process."""
-    _die_with_parent()
+    die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     null = os.open(os.devnull, os.O_WRONLY)  # decoders write about damaged files straight to stderr
     os.dup2(null, 2)
@@ -171,18 +170,3 @@ def _serve(job: Job, pipe: Connection) -> None:
         except Exception as error:
             line = f"{task}: {describe(error)}; {FAULT}; nothing was skipped for it, and what was done is kept"
             pipe.send(("fatal", line, traceback.format_exc()))
-
-
-def _die_with_parent() -> None:
-    """Has the kernel kill this process when the one that started the run is gone, even if native code hangs here.
-
-    The sentinel is a pipe whose other end only that process holds; when it closes, the kernel sends a signal.
-    """
-    parent = multiprocessing.parent_process()
-    if sys.platform == "linux" and parent is not None:
-        sentinel = parent.sentinel
-        fcntl.fcntl(sentinel, fcntl.F_SETOWN, os.getpid())
-        fcntl.fcntl(sentinel, fcntl.F_SETSIG, signal.SIGKILL)
-        fcntl.fcntl(sentinel, fcntl.F_SETFL, fcntl.fcntl(sentinel, fcntl.F_GETFL) | os.O_ASYNC)
-        if multiprocessing.connection.wait([sentinel], timeout=0):
-            os._exit(1)

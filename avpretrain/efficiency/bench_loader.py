@@ -143,18 +143,19 @@ def run_loader(
     waited = 0.0
     started = asked = time.perf_counter()
     start_memory = end_memory = memory()
-    for number, batch in enumerate(batches):
-        waited += time.perf_counter() - asked
-        each(batch)
-        if number >= bench.warmup:
-            delivered, failed = delivered + len(batch), failed + batch.failed
-            progress(delivered)
-        if number == bench.warmup - 1:
-            start_memory, waited = memory(), 0.0
-            started = time.perf_counter()
-        asked = time.perf_counter()
-        if number == len(steps) - 1:  # the loader processes are still there
-            end_memory = memory()
+    with batches:
+        for number, batch in enumerate(batches):
+            waited += time.perf_counter() - asked
+            each(batch)
+            if number >= bench.warmup:
+                delivered, failed = delivered + len(batch), failed + batch.failed
+                progress(delivered)
+            if number == bench.warmup - 1:
+                start_memory, waited = memory(), 0.0
+                started = time.perf_counter()
+            asked = time.perf_counter()
+            if number == len(steps) - 1:  # the loader processes are still there
+                end_memory = memory()
     seconds = asked - started
     return {
         "clips": delivered,

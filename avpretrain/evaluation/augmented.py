@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from avpretrain import draws
 from avpretrain.batch import AVBatch, RawBatch
 from avpretrain.data.clips import ClipSet, Encoded, Modality, Sample, decode_window
 from avpretrain.data.collate import Collate, random_window, training_short_side
-from avpretrain.data.dataset import ahead, process_context
+from avpretrain.data.dataset import Loader, ahead, remote_roots
 from avpretrain.data.decode import DecodeError
 from avpretrain.data.storage import StorageError
 from avpretrain.evaluation.recipes import FinetuneConfig
@@ -112,18 +112,10 @@ class _Windows(Dataset[Sample]):
         return replace(sample, index=index)
 
 
-def augmented_loader(
-    clips: ClipSet, input: InputConfig, cfg: FinetuneConfig, batches: Batches
-) -> DataLoader[Sample | RawBatch]:
-    """Batches of all epochs; `index_B` holds indices into the task."""
-    return DataLoader(
-        _Windows(clips, input, cfg.modality),
-        batch_sampler=batches,
-        num_workers=cfg.num_workers,
-        collate_fn=Collate(input),
-        multiprocessing_context=process_context() if cfg.num_workers else None,
-        generator=torch.Generator(),
-    )
+def augmented_loader(clips: ClipSet, input: InputConfig, cfg: FinetuneConfig, batches: Batches) -> Loader:
+    """Batches of all epochs; `index_B` holds indices into the task; to be closed."""
+    options = {"batch_sampler": batches, "collate_fn": Collate(input)}
+    return Loader(_Windows(clips, input, cfg.modality), cfg.num_workers, 2, remote_roots(clips), **options)
 
 
 @dataclass(frozen=True)

@@ -135,8 +135,9 @@ def train_classifier(setting: Setting, model: DiffMAViL, part: Parts) -> tuple[C
     best: tuple[float, dict[str, Tensor] | None] = (-1.0, None)
     batches = Batches(plan, accelerator.process_index, accelerator.num_processes)
     features = Features(setting.input, _augment(cfg, setting.input)).to(accelerator.device)
-    with progress(len(batches), part.name) as advance:
-        for step, raw in enumerate(augmented_loader(setting.clips, setting.input, cfg, batches)):
+    loader = augmented_loader(setting.clips, setting.input, cfg, batches)
+    with progress(len(batches), part.name) as advance, loader:
+        for step, raw in enumerate(loader):
             _set_lr(optimizer, step, len(batches), plan.steps, cfg)
             loss = _loss(setting, trained, features, raw.to(accelerator.device))
             accelerator.backward(loss)
@@ -217,10 +218,11 @@ def predict(setting: Setting, classifier: Classifier, chosen: NDArray[np.int64])
     features = Features(setting.input, None).to(accelerator.device)
     rows = setting.task.rows_N[chosen][accelerator.process_index :: accelerator.num_processes].tolist()
     found: list[tuple[int, NDArray[np.float64]]] = []
-    for raw in eval_loader(setting.clips, setting.input, rows, cfg.batch_size, cfg.num_workers, cfg.modality):
-        batch: AVBatch = features(raw.to(accelerator.device))
-        with accelerator.autocast():
-            logits_BC = classifier(batch)
-        found += zip(raw.index_B.tolist(), logits_BC.double().cpu().numpy(), strict=True)
+    with eval_loader(setting.clips, setting.input, rows, cfg.batch_size, cfg.num_workers, cfg.modality) as loader:
+        for raw in loader:
+            batch: AVBatch = features(raw.to(accelerator.device))
+            with accelerator.autocast():
+                logits_BC = classifier(batch)
+            found += zip(raw.index_B.tolist(), logits_BC.double().cpu().numpy(), strict=True)
     by_row = dict(gather_object(found))
     return np.stack([by_row[int(row)] for row in setting.task.rows_N[chosen]])

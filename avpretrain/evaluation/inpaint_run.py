@@ -65,18 +65,19 @@ def run_inpaint(
     features = Features(model.cfg.input).to(device)
     parts: list[dict[str, dict[str, Tensor]]] = []
     written: list[str] = []
-    for raw in eval_loader(clips, model.cfg.input, rows, run.batch_size, run.num_workers):
-        batch = features(raw.to(device))
-        try:
-            filled = inpaint(model, batch, how)
-        except ValueError as error:
-            raise UsageError(f"{checkpoint}: {error}") from None
-        there = present(batch)
-        parts.append({side: {n: e[there[side]].cpu() for n, e in filled.errors[side].items()} for side in SIDES})
-        for i in range(min(len(batch), run.shown - len(written))):
-            key = clips.clip(int(raw.index_B[i])).key
-            _write_files(batch, filled, i, out / key, model.cfg.input, how)
-            written.append(key)
+    with eval_loader(clips, model.cfg.input, rows, run.batch_size, run.num_workers) as loader:
+        for raw in loader:
+            batch = features(raw.to(device))
+            try:
+                filled = inpaint(model, batch, how)
+            except ValueError as error:
+                raise UsageError(f"{checkpoint}: {error}") from None
+            there = present(batch)
+            parts.append({side: {n: e[there[side]].cpu() for n, e in filled.errors[side].items()} for side in SIDES})
+            for i in range(min(len(batch), run.shown - len(written))):
+                key = clips.clip(int(raw.index_B[i])).key
+                _write_files(batch, filled, i, out / key, model.cfg.input, how)
+                written.append(key)
     result = {
         "task": "inpaint",
         "clips": count,

@@ -111,10 +111,8 @@ def run_spectrum(checkpoint: Path, shards: Sequence[str], cfg: SpectrumConfig) -
     steps = min(cfg.steps, model.cfg.diffusion.num_train_timesteps)
     how = InpaintConfig(audio_ratio=cfg.ratio, video_ratio=cfg.ratio, steps=steps, statistics="own")
     features = Features(model.cfg.input).to(device)
-    parts = [
-        energies(model, features(raw.to(device)), how)
-        for raw in eval_loader(clips, model.cfg.input, rows, cfg.batch_size, cfg.num_workers)
-    ]
+    with eval_loader(clips, model.cfg.input, rows, cfg.batch_size, cfg.num_workers) as loader:
+        parts = [energies(model, features(raw.to(device)), how) for raw in loader]
     found = {name: _joined([part[name] for part in parts]) for name in parts[0]}
     heard = len(next(iter(found.values())).true_NM)
     if not heard or not all(e.true_NM.sum() for e in found.values()):

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from itertools import dropwhile
 from pathlib import Path
@@ -66,7 +66,7 @@ def train(cfg: TrainConfig, stop_at: int | None = None) -> Outcome:
         UserError: training failed, or another process trains in the folder; the message says what to do.
     """
     accelerator = make_accelerator(cfg)
-    clips = ClipSet(cfg.data.shards, cfg.data.split, cfg.data.cache_dir)
+    clips = ClipSet(cfg.data.shards, cfg.data.split, cfg.data.cache_dir, cfg.data.request_timeout)
     cfg = resolve(cfg, clips)
     check_ranks(accelerator, cfg.schedule.batch.multiple)
     with locked(cfg.run_dir, "training") if accelerator.is_main_process else contextlib.nullcontext():
@@ -128,8 +128,8 @@ class Trainer:
             self.bar.say(self.log.damage)
         steps = list(dropwhile(lambda step: step.seen < self.progress.seen, self.plan))
         stopped_by = None
-        with self.bar:
-            for step, raw, waited in self._batches(steps):
+        with self.bar, contextlib.closing(self._batches(steps)) as batches:
+            for step, raw, waited in batches:
                 spared = sparing_children() if step is steps[0] else contextlib.nullcontext()
                 ratios = step.audio_ratio, step.video_ratio
                 with memory_advice(step.batch_size, self.accelerator.num_processes, ratios), spared:
@@ -145,16 +145,16 @@ class Trainer:
                     break
         return Outcome(self.progress, self._finish(), stopped_by)
 
-    def _batches(self, steps: list[Step]) -> Iterator[tuple[Step, RawBatch, float]]:
-        """Each step with its clips and the seconds that the loop waited for them."""
+    def _batches(self, steps: list[Step]) -> Generator[tuple[Step, RawBatch, float]]:
+        """Each step with its clips and the seconds that the loop waited for them; closing it ends the loader."""
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         cfg = self.cfg
-        batches = train_loader(cfg.data, cfg.model.input, cfg.seed, steps, rank, world, clips=self.clips)
-        self.window = Window()
-        for step in steps:
-            started = time.perf_counter()
-            raw = next(batches)
-            yield step, raw, time.perf_counter() - started
+        with train_loader(cfg.data, cfg.model.input, cfg.seed, steps, rank, world, clips=self.clips) as batches:
+            self.window = Window()
+            for step in steps:
+                started = time.perf_counter()
+                raw = next(batches)
+                yield step, raw, time.perf_counter() - started
 
     def _step(self, step: Step, raw: RawBatch, waited: float) -> None:
         """One optimiser step; reads no number from the device."""

@@ -30,7 +30,7 @@ class Preview:
     def __init__(self, cfg: TrainConfig) -> None:
         self.cfg = cfg
         try:
-            self.clips, self.split = ClipSet(cfg.data.shards, "val"), "val"
+            self.clips, self.split = ClipSet(cfg.data.shards, "val", request_timeout=cfg.data.request_timeout), "val"
         except UserError:
             self.clips, self.split = ClipSet(cfg.data.shards, cfg.data.split), cfg.data.split
         self._features = Features(cfg.model.input, None)
@@ -41,7 +41,8 @@ class Preview:
         if self._batch is None:
             count = min(self.cfg.run.preview_clips, len(self.clips))
             rows = list(range(0, len(self.clips), max(1, len(self.clips) // count)))[:count]
-            raw = next(iter(eval_loader(self.clips, self.cfg.model.input, rows, batch_size=count, num_workers=0)))
+            with eval_loader(self.clips, self.cfg.model.input, rows, batch_size=count, num_workers=0) as loader:
+                raw = next(loader)
             self._batch = self._features.to(device)(raw.to(device))
         return self._batch
 
