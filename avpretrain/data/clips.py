@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Literal
@@ -69,25 +69,33 @@ class ClipSet:
         shards: folders or URLs written by `avpretrain shards`.
         split: a split's name, or 'all'.
         cache_dir: keeps what is read from remote sets; empty = nothing but their manifests.
+        known_bad: `Manifest.bad` of each set, where they were checked already.
 
     Raises:
         UsageError: no data set was named.
         UserError: one cannot be read, or has no such split.
     """
 
-    def __init__(self, shards: Sequence[str], split: str = "train", cache_dir: str = "") -> None:
+    def __init__(
+        self,
+        shards: Sequence[str],
+        split: str = "train",
+        cache_dir: str = "",
+        known_bad: Sequence[Mapping[int, str]] | None = None,
+    ) -> None:
         if not shards:
             raise UsageError("no data set; name folders written by `avpretrain shards` with --data.shards")
         self._arguments = (tuple(shards), split, cache_dir)
         self.stores: list[Store] = [open_store(root, cache_dir) for root in shards]
-        self.manifests = [Manifest(store.manifest_folder()) for store in self.stores]
+        known = known_bad or [None] * len(self.stores)
+        self.manifests = [Manifest(s.manifest_folder(), bad) for s, bad in zip(self.stores, known, strict=True)]
         self._shards = [(part, shard) for part, m in enumerate(self.manifests) for shard in m.shards_of_split(split)]
         self.shard_sizes = tuple(self.manifests[part].shards[shard].clips for part, shard in self._shards)
         self.shard_starts = [0, *accumulate(self.shard_sizes)]
 
     def __reduce__(self) -> tuple[type[ClipSet], tuple[Any, ...]]:
         # Loader processes map the manifest anew: the system keeps one copy of its pages for all of them.
-        return ClipSet, self._arguments
+        return ClipSet, (*self._arguments, [manifest.bad for manifest in self.manifests])
 
     def __len__(self) -> int:
         return self.shard_starts[-1]
@@ -128,6 +136,23 @@ class ClipSet:
         part, shard = self._shards[chosen]
         return self.manifests[part].clip(self.manifests[part].shard_starts[shard] + index - self.shard_starts[chosen])
 
+    @property
+    def bad(self) -> dict[int, str]:
+        """Rows of the chosen split that are damaged in the manifest, and why; reading one raises a `StorageError`."""
+        found: dict[int, str] = {}
+        for start, (part, shard) in zip(self.shard_starts, self._shards, strict=False):
+            manifest = self.manifests[part]
+            first, stop = manifest.shard_starts[shard : shard + 2]
+            found |= {start + row - first: why for row, why in manifest.bad.items() if first <= row < stop}
+        return found
+
+    def _reason(self, index: int) -> str | None:
+        """Why a row is bad; none = it is not."""
+        chosen = bisect_right(self.shard_starts, index) - 1
+        part, shard = self._shards[chosen]
+        manifest = self.manifests[part]
+        return manifest.bad.get(manifest.shard_starts[shard] + index - self.shard_starts[chosen])
+
     def encoded(self, index: int) -> Encoded:
         """A clip's bytes, equal to those that were sharded.
 
@@ -136,6 +161,9 @@ class ClipSet:
         """
         clip = self.clip(index)
         store, shard = self.shard_of(index)
+        if not (clip.video_length or clip.audio_length):
+            reason = self._reason(index) or "it has neither audio nor video"
+            raise StorageError(f"clip {clip.key} in {store.root}/{shard.name} is damaged in the manifest ({reason})")
         while True:
             media = _fetch(store, shard.name, clip)
             try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from avpretrain.data.ledger import Done, JoinedShard, Ledger
 from avpretrain.data.manifest import Shard
 from avpretrain.data.parts import Task
+from avpretrain.files import MAX_LOG_BYTES, read_text
 
 END_OF_TAR = b"\0" * 1024
 
@@ -58,7 +58,7 @@ class Joiner:
         self.clips += already
         if not index.is_file():
             return
-        content = json.loads(index.read_text())
+        content = json.loads(read_text(index, MAX_LOG_BYTES))
         if content["reason"]:
             self.skipped.append(Done(task.item.path, task.item.segment, task.sign, 0, content["reason"]))
         rows = content["rows"]

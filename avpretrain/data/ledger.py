@@ -20,7 +20,7 @@ from avpretrain.data.manifest import DATASET_NAME, MANIFEST_NAME, SCHEMA, Clip, 
 from avpretrain.data.media import Segment
 from avpretrain.data.summary import EMPTY, summarise
 from avpretrain.errors import UsageError
-from avpretrain.files import read_json
+from avpretrain.files import MAX_LOG_BYTES, open_text, read_json, read_text
 
 SOURCES_NAME, SKIPPED_NAME, MISSING_NAME = "sources.csv", "skipped.csv", "missing.csv"
 ItemKey = tuple[str, Segment | None]
@@ -83,7 +83,7 @@ class Ledger:
         ledger.work.mkdir(exist_ok=True)
         _write(begun, json.dumps(created_with))
         for path in sorted((ledger.work / "shards").glob("*.json")):
-            content = json.loads(path.read_text())
+            content = json.loads(read_text(path, MAX_LOG_BYTES))
             ledger.joined.append(JoinedShard(Shard(**content["shard"]), content["rows"]))
         return ledger
 
@@ -230,7 +230,7 @@ def _read_sources(path: Path) -> list[Done]:
     if not path.is_file():
         return []
     done = []
-    with path.open(newline="", encoding="utf-8") as file:
+    with open_text(path) as file:
         for row in csv.DictReader(file):
             segment = Segment(float(row["start"]), float(row["end"])) if row["start"] else None
             sign = int(row["bytes"]), int(row["mtime_ns"])

@@ -10,7 +10,7 @@ from pathlib import Path
 from avpretrain.data.manifest import DATASET_NAME, MANIFEST_NAME, Clip, Manifest, Shard
 from avpretrain.data.summary import checksum, fingerprint
 from avpretrain.errors import UserError
-from avpretrain.files import read_json
+from avpretrain.files import open_file, read_json
 
 BLOCK = 1 << 22
 
@@ -65,7 +65,7 @@ def _check_shard(manifest: Manifest, number: int, shard: Shard) -> list[str]:
 
 def _intact(path: Path, clip: Clip) -> bool:
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_file(path) as file:
         for offset, length in ((clip.video_offset, clip.video_length), (clip.audio_offset, clip.audio_length)):
             file.seek(offset)
             digest.update(file.read(length))
@@ -74,7 +74,7 @@ def _intact(path: Path, clip: Clip) -> bool:
 
 def _sha256(path: Path) -> str:
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_file(path) as file:
         while block := file.read(BLOCK):
             digest.update(block)
     return digest.hexdigest()

@@ -31,7 +31,7 @@ from torch.distributed.checkpoint.state_dict import (
 
 from avpretrain.configfile import from_dict, to_dict
 from avpretrain.errors import UserError
-from avpretrain.files import atomic_path, read_json, write_json
+from avpretrain.files import atomic_path, open_file, read_json, write_json
 from avpretrain.modelconfig import ModelConfig
 from avpretrain.models.diffmavil import DiffMAViL
 
@@ -114,7 +114,7 @@ def write_snapshot(root: Path, snapshot: Snapshot) -> Path:
 
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file, as hex."""
-    with path.open("rb") as file:
+    with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

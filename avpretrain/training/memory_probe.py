@@ -10,13 +10,13 @@ import dataclasses
 from collections.abc import Callable
 
 import torch
-import yaml
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from avpretrain.config import BatchConfig, TrainConfig
-from avpretrain.configfile import from_dict
+from avpretrain.configfile import from_dict, load_yaml
 from avpretrain.errors import UserError
+from avpretrain.files import read_text
 from avpretrain.models.memory import activation_bytes
 from avpretrain.schedules import ratio_pairs
 from avpretrain.training.bare_step import BareStep, random_batch
@@ -104,7 +104,7 @@ def _in_folder(cfg: TrainConfig) -> Rows | None:
     path = cfg.run_dir / CONFIG_NAME
     if not path.is_file():
         return None
-    return from_dict(TrainConfig, yaml.safe_load(path.read_text())).schedule.batch.bytes_per_clip
+    return from_dict(TrainConfig, load_yaml(read_text(path))).schedule.batch.bytes_per_clip
 
 
 def _with_rows(cfg: TrainConfig, batch: BatchConfig, rows: Rows) -> TrainConfig:

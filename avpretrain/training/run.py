@@ -11,11 +11,11 @@ from typing import Any
 import yaml
 
 from avpretrain.config import TrainConfig
-from avpretrain.configfile import from_dict, to_dict
+from avpretrain.configfile import from_dict, load_yaml, to_dict
 from avpretrain.data.clips import ClipSet
 from avpretrain.data.sampler import Order
 from avpretrain.errors import UsageError
-from avpretrain.files import atomic_path, read_json, write_json
+from avpretrain.files import atomic_path, read_json, read_text, write_json
 from avpretrain.provenance import environment
 from avpretrain.schedules import Step
 from avpretrain.training.checkpoint import Snapshot, is_intact, list_checkpoints, write_snapshot
@@ -90,7 +90,7 @@ def open_run(cfg: TrainConfig, clips: ClipSet, facts: dict[str, Any]) -> None:
 
 def _check_same(cfg: TrainConfig, clips: ClipSet) -> None:
     folder = cfg.run_dir
-    there = from_dict(TrainConfig, yaml.safe_load((folder / CONFIG_NAME).read_text()))
+    there = from_dict(TrainConfig, load_yaml(read_text(folder / CONFIG_NAME)))
     changed = differences(what_is_learnt(there), what_is_learnt(cfg))
     if changed:
         key, (old, new) = next(iter(changed.items()))
