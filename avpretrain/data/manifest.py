@@ -202,11 +202,10 @@ class Manifest:
             found[row] = reason
             if len(found) > MAX_BAD_ROWS:
                 break
-        if found and (len(found) > MAX_BAD_ROWS or len(found) == len(self.table)):
+        if len(found) > MAX_BAD_ROWS:
             row, reason = next(iter(found.items()))
-            count = f"more than {MAX_BAD_ROWS}" if len(found) > MAX_BAD_ROWS else "all"
             raise UserError(
-                f"{self.root}: {count} of its {len(self.table)} rows in {MANIFEST_NAME} are damaged "
+                f"{self.root}: more than {MAX_BAD_ROWS} of its {len(self.table)} rows in {MANIFEST_NAME} are damaged "
                 f"(row {row}: {reason}); fetch it again, or shard the source again"
             )
         hours = pc.sum(self.table.column("duration").cast(pa.float64())).as_py() if not found and len(self) else None

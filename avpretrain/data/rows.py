@@ -18,7 +18,7 @@ from avpretrain.files import parse_json
 
 Bools = NDArray[np.bool_]
 
-BLOCK = 1 << 18
+BLOCK = 1 << 16
 """Rows that are looked at together."""
 MAX_BAD_ROWS = 4096
 """Bad rows of a data set up to which it can be used."""
@@ -105,8 +105,31 @@ def _within(values: NDArray[Any], low: float, high: float) -> Bools:
 
 
 def _match(column: pa.Array, pattern: re.Pattern[str]) -> Bools:
-    """Which texts match as a whole; a column of few different values costs next to nothing."""
+    """Which texts match as a whole; a column of few different values, or of right ones, costs next to nothing."""
+    if pattern in _PLAIN and _all_plain(column, *_PLAIN[pattern]):
+        return np.ones(len(column), dtype=bool)
     return _of_distinct(column, lambda distinct: pc.match_substring_regex(distinct, f"^(?:{pattern.pattern})$"))
+
+
+_PLAIN: dict[re.Pattern[str], tuple[bytes, int, int]] = {
+    KEY: (b"AZaz09__--", 1, 255),
+    SHA256: (b"09af", 64, 64),
+}
+"""Patterns that are ranges of bytes (first and last of each), and a shortest and longest length."""
+
+
+def _all_plain(column: pa.Array, ranges: bytes, shortest: int, longest: int) -> bool:
+    """Whether every text is of such bytes and lengths; ten times faster than a regular expression."""
+    _, offsets, values = column.buffers()
+    ends = np.frombuffer(offsets, np.int32)[column.offset : column.offset + len(column) + 1]
+    lengths = np.diff(ends)
+    if len(lengths) == 0 or values is None or lengths.min() < shortest or lengths.max() > longest:
+        return False
+    text = np.frombuffer(values, np.uint8)[ends[0] : ends[-1]]
+    fits = np.zeros(len(text), dtype=bool)
+    for low, high in zip(ranges[::2], ranges[1::2], strict=True):
+        fits |= text - np.uint8(low) <= high - low  # below `low` it wraps around
+    return bool(fits.all())
 
 
 def _labels(column: pa.Array) -> Bools:
