@@ -46,7 +46,9 @@ class ForwardProcess(nn.Module):
     def __init__(self, cfg: DiffusionConfig) -> None:
         super().__init__()
         self.cfg = cfg
-        self.register_buffer("alphas_cumprod_T", make_scheduler(cfg).alphas_cumprod.clone(), persistent=False)
+        with torch.device("cpu"):  # the scheduler calls numpy, also where the model around it has no memory (meta)
+            scheduler = make_scheduler(cfg)
+        self.register_buffer("alphas_cumprod_T", scheduler.alphas_cumprod.clone(), persistent=False)
 
     def add_noise(self, clean_BNP: Tensor, noise_BNP: Tensor, timestep_B: Tensor) -> Tensor:
         """x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) noise (DDPM, equation 4)."""
