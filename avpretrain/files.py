@@ -15,7 +15,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import Any
 
 from avpretrain.errors import UserError
 
@@ -85,7 +85,7 @@ def _kernel_devices() -> frozenset[int]:
     return frozenset(found)
 
 
-def open_file(path: str | Path) -> BinaryIO:
+def open_file(path: str | Path) -> io.BufferedReader:
     """An ordinary file, open for reading; every file that a user names is opened by this.
 
     Raises:
@@ -95,7 +95,7 @@ def open_file(path: str | Path) -> BinaryIO:
     return os.fdopen(open_descriptor(path), "rb")
 
 
-def open_text(path: str | Path, encoding: str = "utf-8") -> TextIO:
+def open_text(path: str | Path, encoding: str = "utf-8") -> io.TextIOWrapper:
     """An ordinary text file, open for reading, its line ends as they are, as `csv` wants them.
 
     Raises:

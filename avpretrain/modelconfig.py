@@ -25,7 +25,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "temperature_inter": (1e-6, 1e6), "temperature_intra": (1e-6, 1e6),
 }  # fmt: skip
 """What no model is outside of; a config of a stranger's may say anything, and sizes become memory."""
-MAX_POSITIONS = 1 << 26
+MAX_POSITIONS = 1 << 25
 """Largest product of width and patches: its table of positions takes four bytes each."""
 
 
