@@ -18,8 +18,15 @@ import yaml
 
 from avpretrain.config import MECHANICS, TrainConfig
 from avpretrain.errors import UsageError
+from avpretrain.files import read_text
 
 T = TypeVar("T")
+
+MAX_YAML_BYTES = 1 << 20
+MAX_YAML_NODES = 100_000
+"""Most keys and values of a YAML file, after its aliases are followed."""
+MAX_EXTENDS = 16
+"""Most files that extend one another."""
 
 
 def from_dict(cls: type[T], values: Any, path: str = "") -> T:
@@ -121,11 +128,23 @@ def find_config(name: str) -> Path:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A config file as nested dicts, laid over the file its `extends` key names (relative to it)."""
+    """A config file as nested dicts, laid over the file its `extends` key names (relative to it).
+
+    Raises:
+        UsageError: it can't be read, or its files extend one another without end.
+    """
+    return _read_yaml(path, MAX_EXTENDS)
+
+
+def _read_yaml(path: Path, depth: int) -> dict[str, Any]:
+    if depth == 0:
+        raise UsageError(f"{path} extends others through more than {MAX_EXTENDS} files")
     try:
-        values = yaml.safe_load(path.read_text()) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        values = load_yaml(read_text(path, MAX_YAML_BYTES)) or {}
+    except (ValueError, yaml.YAMLError) as error:
         raise UsageError(f"{path} is not readable as YAML: {' '.join(str(error).split())}") from None
+    except OSError as error:
+        raise UsageError(f"{path} can't be read: {error.strerror}") from None
     if not isinstance(values, dict):
         raise UsageError(f"{path} must hold 'key: value' lines, got {type(values).__name__}")
     parent = values.pop("extends", None)
@@ -133,7 +152,44 @@ def read_yaml(path: Path) -> dict[str, Any]:
         return values
     if not (path.parent / str(parent)).is_file():
         raise UsageError(f"{path} extends '{parent}', which is not in {path.parent}")
-    return _overlay(read_yaml(path.parent / str(parent)), values)
+    return _overlay(_read_yaml(path.parent / str(parent), depth - 1), values)
+
+
+def load_yaml(text: str) -> Any:
+    """`yaml.safe_load` that holds against depth and against aliases that multiply.
+
+    Raises:
+        yaml.YAMLError: it is not YAML.
+        ValueError: it asks for too much.
+    """
+    try:
+        loader = yaml.SafeLoader(text)
+        try:
+            root = loader.get_single_node()  # type: ignore[no-untyped-call]
+            if root is None:
+                return None
+            if _yaml_size(root, {}, frozenset()) > MAX_YAML_NODES:
+                raise ValueError(f"it holds more than {MAX_YAML_NODES} values")
+            return loader.construct_document(root)  # type: ignore[no-untyped-call]
+        finally:
+            loader.dispose()  # type: ignore[no-untyped-call]
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _yaml_size(node: yaml.Node, known: dict[int, int], above: frozenset[int]) -> int:
+    """Nodes below and with `node`, counted as often as aliases repeat them."""
+    if id(node) in above:
+        raise ValueError("an alias stands inside what it names")
+    if id(node) not in known:
+        parts: list[yaml.Node] = []
+        if isinstance(node, yaml.MappingNode):
+            parts = [part for pair in node.value for part in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            parts = node.value
+        inside = above | {id(node)} if parts else above
+        known[id(node)] = 1 + sum(_yaml_size(part, known, inside) for part in parts)
+    return known[id(node)]
 
 
 def _overlay(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:

@@ -79,9 +79,10 @@ class ForwardProcess(nn.Module):
     def __init__(self, cfg: DiffusionConfig, shift: float = 1.0) -> None:
         super().__init__()
         self.cfg, self.shift = cfg, shift
-        alphas_cumprod_T = torch.cumprod(1 - torch.from_numpy(make_betas(cfg, shift)), dim=0)
-        if cfg.mask_share:
-            alphas_cumprod_T = torch.cat([alphas_cumprod_T, torch.zeros(1)])
+        with torch.device("cpu"):  # the schedule is made with numpy, also where the model has no memory (meta)
+            alphas_cumprod_T = torch.cumprod(1 - torch.from_numpy(make_betas(cfg, shift)), dim=0)
+            if cfg.mask_share:
+                alphas_cumprod_T = torch.cat([alphas_cumprod_T, torch.zeros(1)])
         self.register_buffer("alphas_cumprod_T", alphas_cumprod_T, persistent=False)
 
     @property

@@ -5,6 +5,7 @@ Nothing here imports torch, so that a wrong config fails at once.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -13,6 +14,26 @@ def require(ok: bool, message: str) -> None:
     """Raises a ValueError with `message` unless `ok`; `from_dict` adds the key's path to it."""
     if not ok:
         raise ValueError(message)
+
+
+LIMITS: dict[str, tuple[float, float]] = {
+    "sample_rate": (1000, 384_000), "audio_frames": (1, 1_000_000), "mels": (1, 1024), "audio_mean": (-1e4, 1e4),
+    "audio_std": (1e-9, 1e4), "video_frames": (1, 4096), "video_fps": (1e-3, 1000), "video_size": (1, 4096),
+    "width": (1, 65_536), "depth": (0, 1024), "heads": (1, 4096), "mlp_ratio": (1 / 64, 64), "decode_ratio": (0, 1),
+    "bottleneck_tokens": (1, 65_536), "num_train_timesteps": (1, 1_000_000), "rho": (0, 100),
+    "reconstruction": (0, 1e6), "inter": (0, 1e6), "intra": (0, 1e6),
+    "temperature_inter": (1e-6, 1e6), "temperature_intra": (1e-6, 1e6),
+}  # fmt: skip
+"""What no model is outside of; a config of a stranger's may say anything, and sizes become memory."""
+MAX_POSITIONS = 1 << 25
+"""Largest product of width and patches: its table of positions takes four bytes each."""
+
+
+def check_limits(config: object, *names: str) -> None:
+    """Raises a ValueError unless each field lies within `LIMITS`; NaN and infinity lie nowhere."""
+    for name in names:
+        value, (low, high) = getattr(config, name), LIMITS[name]
+        require(value is None or low <= value <= high, f"{name} must lie in [{low:g}, {high:g}], got {value}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +61,17 @@ class InputConfig:
         for name in ("sample_rate", "audio_frames", "mels", "video_frames", "video_fps", "video_size"):
             require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
         require(self.audio_std is None or self.audio_std > 0, f"audio_std must be positive, got {self.audio_std}")
+        check_limits(
+            self,
+            "sample_rate",
+            "audio_frames",
+            "mels",
+            "audio_mean",
+            "audio_std",
+            "video_frames",
+            "video_fps",
+            "video_size",
+        )
 
     @property
     def audio_seconds(self) -> float:
@@ -76,7 +108,9 @@ class DecoderConfig:
     tokens; kinds cross and cross_self only (DiffMAE, section 3.2). Empty = the fused tokens for all."""
 
     def __post_init__(self) -> None:
+        check_limits(self, "width", "depth", "heads", "decode_ratio")
         require(self.width % self.heads == 0, f"width {self.width} must be a multiple of heads {self.heads}")
+        require(all(size >= 1 for size in self.window), f"window must be positive, got {self.window}")
         require(self.depth >= 1, f"depth must be at least 1, got {self.depth}")
         require(0 < self.decode_ratio <= 1, f"decode_ratio must lie in (0, 1], got {self.decode_ratio}")
         local_ok = self.kind == "joint" and self.decode_ratio == 1
@@ -100,6 +134,10 @@ class AudioTowerConfig:
     """Which patches are hidden: independently, or whole columns / rows first (AudioMAE, section 3.1)."""
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
 
+    def __post_init__(self) -> None:
+        check_limits(self, "depth")
+        require(all(size >= 1 for size in self.patch), f"patch must be positive, got {self.patch}")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VideoTowerConfig:
@@ -113,6 +151,10 @@ class VideoTowerConfig:
     mask: Literal["random", "tube"] = "random"
     """Which tubelets are hidden: independently, or the same places at all times."""
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
+
+    def __post_init__(self) -> None:
+        check_limits(self, "depth")
+        require(all(size >= 1 for size in self.patch), f"patch must be positive, got {self.patch}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,6 +170,7 @@ class FusionConfig:
 
     def __post_init__(self) -> None:
         require(self.depth >= 0, f"depth must not be negative, got {self.depth}")
+        check_limits(self, "depth", "bottleneck_tokens")
         require(self.bottleneck_tokens >= 1, f"bottleneck_tokens must be at least 1, got {self.bottleneck_tokens}")
 
 
@@ -184,6 +227,7 @@ class DiffusionConfig:
         for name in ("rho", "audio_shift", "video_shift", "logit_std", "sigma_data"):
             require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
         require(0 <= self.mask_share <= 1, f"mask_share must lie in [0, 1], got {self.mask_share}")
+        check_limits(self, "num_train_timesteps", "rho")
         pure = self.zero_terminal_snr or self.mask_share > 0
         require(
             not (pure and self.prediction_type == "epsilon"),
@@ -213,6 +257,7 @@ class LossConfig:
             require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
         for name in ("temperature_inter", "temperature_intra"):
             require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
+        check_limits(self, "reconstruction", "inter", "intra", "temperature_inter", "temperature_intra")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -240,6 +285,7 @@ class ModelConfig:
     """How many of these views are reconstructed."""
 
     def __post_init__(self) -> None:
+        check_limits(self, "width", "heads", "mlp_ratio")
         require(self.width % self.heads == 0, f"width {self.width} must be a multiple of heads {self.heads}")
         require(self.decode_views <= self.views, f"decode_views {self.decode_views} exceeds views {self.views}")
         require(self.views == 2 or self.loss.intra == 0, "loss.intra needs views 2; set loss.intra to 0")
@@ -256,6 +302,12 @@ class ModelConfig:
                 all(0 <= level <= tower.depth for level in tower.decoder.levels),
                 f"{side}.decoder.levels must lie in 0 to {tower.depth}, got {list(tower.decoder.levels)}",
             )
+        for side, shape in (("audio", self.audio_grid), ("video", self.video_grid)):
+            patches = math.prod(shape)
+            widest = max(self.width, getattr(self, side).decoder.width)
+            require(patches >= 1, f"{side}.patch is larger than the input")
+            fits = patches * widest <= MAX_POSITIONS
+            require(fits, f"{patches} {side} patches of width {widest} are too many; enlarge {side}.patch")
         require(not self.video.decoder.window, "window serves the audio decoder only")
         if self.audio.decoder.window:
             fits = len(self.audio.decoder.window) == 2 and not any(

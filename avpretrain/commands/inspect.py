@@ -64,6 +64,10 @@ def _complain(problems: list[str], root: Path, as_json: bool) -> None:
 def describe(manifest: Manifest) -> dict[str, Any]:
     """Everything that the table shows, as plain values."""
     table, info = manifest.table, manifest.info
+    if manifest.bad:
+        good = np.ones(len(table), dtype=bool)
+        good[list(manifest.bad)] = False
+        table = table.filter(good)
     splits = {}
     for name in manifest.splits:
         shards = [shard for shard in manifest.shards if shard.split == name]
@@ -81,6 +85,7 @@ def describe(manifest: Manifest) -> dict[str, Any]:
         "short_side": _spread(side),
         "licenses": dict(Counter(table.column("license").to_pylist()).most_common()),
         "labels": label_counts(manifest),
+        "damaged_rows": {manifest.clip(row).key: reason for row, reason in manifest.bad.items()},
     }
 
 
@@ -98,6 +103,9 @@ def _table(facts: dict[str, Any]) -> Table:
     add("data set", f"[bold]{facts['name']}[/]")
     size = f"{facts['bytes'] / 1e6:.1f} MB in {len(facts['shards'])} shards"
     add("clips", f"{facts['clips']} ({facts['hours']:.2f} h, {size})")
+    if damaged := facts["damaged_rows"]:
+        key, reason = next(iter(damaged.items()))
+        add("damaged rows", f"{len(damaged)}, such as {key}: {reason}; in training they count as damaged clips")
     add("splits", ", ".join(f"{name} {split['clips']}" for name, split in facts["splits"].items()))
     add("with picture", str(facts["with_video"]))
     add("with sound", str(facts["with_audio"]))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -72,6 +72,7 @@ class ClipSet:
         cache_dir: keeps what is read from remote sets; empty = nothing but their manifests.
         request_timeout: seconds; see `storage.RemoteStore`.
         folders: where the manifests lie, if that is known.
+        known_bad: `Manifest.bad` of each set, where they were checked already.
 
     Raises:
         UsageError: no data set was named.
@@ -85,13 +86,15 @@ class ClipSet:
         cache_dir: str = "",
         request_timeout: float = REQUEST_TIMEOUT,
         folders: Sequence[Path] = (),
+        known_bad: Sequence[Mapping[int, str]] | None = None,
     ) -> None:
         if not shards:
             raise UsageError("no data set; name folders written by `avpretrain shards` with --data.shards")
         self.stores: list[Store] = [open_store(root, cache_dir, request_timeout) for root in shards]
         folders = tuple(folders) or tuple(store.manifest_folder() for store in self.stores)
         self._arguments = (tuple(shards), split, cache_dir, request_timeout, folders)
-        self.manifests = [Manifest(folder) for folder in folders]
+        known: Sequence[Mapping[int, str] | None] = known_bad or [None] * len(self.stores)
+        self.manifests = [Manifest(folder, bad) for folder, bad in zip(folders, known, strict=True)]
         self._shards = [(part, shard) for part, m in enumerate(self.manifests) for shard in m.shards_of_split(split)]
         self.shard_sizes = tuple(self.manifests[part].shards[shard].clips for part, shard in self._shards)
         self.shard_starts = [0, *accumulate(self.shard_sizes)]
@@ -99,7 +102,7 @@ class ClipSet:
     def __reduce__(self) -> tuple[type[ClipSet], tuple[Any, ...]]:
         # Loader processes map the manifest anew: the system keeps one copy of its pages for all of them. A remote one
         # is not fetched again: it might be another by now.
-        return ClipSet, self._arguments
+        return ClipSet, (*self._arguments, [manifest.bad for manifest in self.manifests])
 
     def __len__(self) -> int:
         return self.shard_starts[-1]
@@ -140,6 +143,23 @@ class ClipSet:
         part, shard = self._shards[chosen]
         return self.manifests[part].clip(self.manifests[part].shard_starts[shard] + index - self.shard_starts[chosen])
 
+    @property
+    def bad(self) -> dict[int, str]:
+        """Rows of the chosen split that are damaged in the manifest, and why; reading one raises a `StorageError`."""
+        found: dict[int, str] = {}
+        for start, (part, shard) in zip(self.shard_starts, self._shards, strict=False):
+            manifest = self.manifests[part]
+            first, stop = manifest.shard_starts[shard : shard + 2]
+            found |= {start + row - first: why for row, why in manifest.bad.items() if first <= row < stop}
+        return found
+
+    def _reason(self, index: int) -> str | None:
+        """Why a row is bad; none = it is not."""
+        chosen = bisect_right(self.shard_starts, index) - 1
+        part, shard = self._shards[chosen]
+        manifest = self.manifests[part]
+        return manifest.bad.get(manifest.shard_starts[shard] + index - self.shard_starts[chosen])
+
     def encoded(self, index: int) -> Encoded:
         """A clip's bytes, equal to those that were sharded.
 
@@ -148,6 +168,9 @@ class ClipSet:
         """
         clip = self.clip(index)
         store, shard = self.shard_of(index)
+        if not (clip.video_length or clip.audio_length):
+            reason = self._reason(index) or "it has neither audio nor video"
+            raise StorageError(f"clip {clip.key} in {store.root}/{shard.name} is damaged in the manifest ({reason})")
         for last in (False, True):
             media = _fetch(store, shard.name, clip)
             try:

@@ -22,6 +22,8 @@ import soundfile
 from av.video.reformatter import VideoReformatter
 from jaxtyping import Int16, UInt8
 
+from avpretrain.files import open_file
+
 Frames = UInt8[np.ndarray, "_t _h _w 3"]
 Sound = Int16[np.ndarray, "_s"]
 
@@ -116,7 +118,7 @@ def open_media(source: Path | bytes) -> Iterator[Any]:
     Raises:
         DecodeError: no demuxer understands it, or reading fails inside the block.
     """
-    with decoding(), io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
+    with decoding(), io.BytesIO(source) if isinstance(source, bytes) else open_file(source) as file:
         with decoding("can't be opened: "):
             container = av.open(file, **_OPEN)
         with container:

@@ -11,6 +11,7 @@ from typing import Any
 from avpretrain.data.ledger import Done, JoinedShard, Ledger
 from avpretrain.data.manifest import Shard
 from avpretrain.data.parts import Task
+from avpretrain.files import MAX_LOG_BYTES, read_text
 
 END_OF_TAR = b"\0" * 1024
 
@@ -63,7 +64,7 @@ class Joiner:
                 why = task.part.with_suffix(".away").read_text()
                 self.away.append(Done(task.item.path, task.item.segment, task.sign, 0, why))
             return
-        content = json.loads(index.read_text())
+        content = json.loads(read_text(index, MAX_LOG_BYTES))
         if content["reason"]:
             self.skipped.append(Done(task.item.path, task.item.segment, task.sign, 0, content["reason"]))
         rows = content["rows"]

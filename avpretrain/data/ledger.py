@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,13 +17,23 @@ from pathlib import Path
 from typing import Any
 
 from avpretrain.data.log_mel_sums import LogMelSums
-from avpretrain.data.manifest import DATASET_NAME, MANIFEST_NAME, SCHEMA, Clip, Manifest, Shard, write_manifest
+from avpretrain.data.manifest import (
+    DATASET_NAME,
+    MANIFEST_NAME,
+    SCHEMA,
+    Clip,
+    Manifest,
+    Shard,
+    is_shard_name,
+    write_manifest,
+)
 from avpretrain.data.media import Segment
 from avpretrain.data.summary import EMPTY, summarise
 from avpretrain.errors import UsageError
-from avpretrain.files import read_json
+from avpretrain.files import MAX_LOG_BYTES, open_text, read_json, read_text
 
 SOURCES_NAME, SKIPPED_NAME, MISSING_NAME = "sources.csv", "skipped.csv", "missing.csv"
+PART_NAME = re.compile(r"[0-9a-f]{32}")
 ItemKey = tuple[str, Segment | None]
 
 
@@ -73,8 +84,13 @@ class Ledger:
         Raises:
             UsageError: what is there was cut or encoded in another way.
         """
+        work = out / ".work"
+        if work.is_symlink() or (out / ".trash").is_symlink():
+            raise UsageError(f"{work} is a link to another folder; remove it")
         _recover(out)
         base = Manifest(out) if (out / DATASET_NAME).is_file() else None
+        if base is not None and base.bad:
+            raise UsageError(f"{out} has {len(base.bad)} damaged rows in its manifest; nothing can be added to it")
         done = _read_sources(out / SOURCES_NAME) if base else []
         ledger = cls(out, created_with, base, {(d.path, d.segment): d for d in done})
         begun = ledger.work / "created_with.json"
@@ -85,8 +101,11 @@ class Ledger:
         ledger.work.mkdir(exist_ok=True)
         _write(begun, json.dumps(created_with))
         for path in sorted((ledger.work / "shards").glob("*.json")):
-            content = json.loads(path.read_text())
-            ledger.joined.append(JoinedShard(Shard(**content["shard"]), content["rows"]))
+            content = json.loads(read_text(path, MAX_LOG_BYTES))
+            shard = Shard(**content["shard"])
+            if not is_shard_name(shard.name) or not all(PART_NAME.fullmatch(row["part"]) for row in content["rows"]):
+                raise UsageError(f"{path} names files outside of {out}; delete {work}")
+            ledger.joined.append(JoinedShard(shard, content["rows"]))
         return ledger
 
     def close(self) -> None:
@@ -201,7 +220,7 @@ def _recover(out: Path) -> None:
 
 
 def _refuse_other(out: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    was, wanted = before["clips"], now["clips"]
+    was, wanted = before.get("clips") or {}, now["clips"]
     different = [name for name in wanted if was.get(name) != wanted[name]]
     if different:
         listed = ", ".join(f"{name} {was.get(name)} (now {wanted[name]})" for name in different)
@@ -243,7 +262,7 @@ def _read_sources(path: Path) -> list[Done]:
     if not path.is_file():
         return []
     done = []
-    with path.open(newline="", encoding="utf-8") as file:
+    with open_text(path) as file:
         for row in csv.DictReader(file):
             segment = Segment(float(row["start"]), float(row["end"])) if row["start"] else None
             sign = int(row["bytes"]), int(row["mtime_ns"])

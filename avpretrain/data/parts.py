@@ -24,6 +24,7 @@ import av
 from avpretrain.data.decode import DecodeError
 from avpretrain.data.log_mel_sums import log_mel_sums
 from avpretrain.data.media import Limits
+from avpretrain.data.rows import MAX_CLIP_BYTES
 from avpretrain.data.sources.base import Item, need_of
 from avpretrain.data.transcode import SAMPLE_RATE, ClipMedia, Need, TranscodeConfig, cut
 from avpretrain.data.workers import Beat
@@ -166,6 +167,8 @@ def _write_clips(task: Task, beat: Beat) -> list[dict[str, Any]]:
     try:
         with temporary.open("wb") as file:
             for clip in _clips(task, dropped):
+                if len(clip.video) + len(clip.audio) > MAX_CLIP_BYTES:
+                    raise DecodeError(f"gives a clip of more than {MAX_CLIP_BYTES >> 20} MiB; try --clip-seconds 10")
                 data, row = clip_members(clip, task.item, len(rows))
                 row["part_offset"] = file.tell()
                 file.write(data)

@@ -20,7 +20,7 @@ import av
 import avpretrain
 from avpretrain.data.join import Joiner
 from avpretrain.data.ledger import Done, Ledger
-from avpretrain.data.manifest import DATASET_NAME, Manifest
+from avpretrain.data.manifest import DATASET_NAME, Manifest, is_shard_name
 from avpretrain.data.media import Limits
 from avpretrain.data.parts import Task, make_part, part_id, signature, untold, write_away, write_part
 from avpretrain.data.sources import Item, Listing, SourceName, find_items
@@ -106,6 +106,9 @@ def make_shards(
         UsageError: `out` is a data set that was written in another way, or something else.
     """
     listing = find_items(cfg.source, src, cfg.table)
+    for split in sorted({item.split for item in listing.items}):
+        if not is_shard_name(f"{split}-000000.tar"):
+            raise UserError(f"{src}: the split {split!r} can't be part of a file name; give it a plain name")
     refuse_strangers(out)
     with locked(out, "writing shards"):
         ledger = Ledger.open(out, _created_with(cfg))

@@ -16,9 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
-from avpretrain.data.manifest import DATASET_NAME, MANIFEST_NAME
+from avpretrain.data.manifest import DATASET_NAME, MANIFEST_NAME, is_shard_name
 from avpretrain.errors import PROGRAM_ERRORS, UserError
-from avpretrain.files import atomic_path
+from avpretrain.files import atomic_path, open_descriptor
 
 T = TypeVar("T")
 
@@ -128,7 +128,7 @@ class LocalStore:
 
     def _descriptor(self, name: str) -> int:
         if name not in self._files:
-            self._files[name] = os.open(Path(self.root, name), os.O_RDONLY)
+            self._files[name] = open_descriptor(Path(self.root, _plain(name)))
             if len(self._files) > OPEN_FILES:
                 os.close(self._files.popitem(last=False)[1])
         self._files.move_to_end(name)
@@ -223,7 +223,7 @@ class RemoteStore:
         return base.expanduser() / hashlib.sha256(self.root.encode()).hexdigest()[:16]
 
     def _cached(self, name: str, offset: int) -> Path | None:
-        return self._folder() / name / str(offset) if self.cache_dir else None
+        return self._folder() / _plain(name) / str(offset) if self.cache_dir else None
 
     def _retry(self, name: str, work: Callable[[Any, str], T]) -> T:
         """`work(filesystem, path)`, again and again until it succeeds or the store counts as gone.
@@ -331,6 +331,13 @@ def _raise_what_stays(error: Exception, path: str) -> None:
         raise StorageError(f"{path} is cut short: it ends before the clip") from None
     if isinstance(error, PermissionError) or (400 <= status < 500 and status not in BUSY):
         raise UnreachableError(f"{path}: the server refuses ({status or type(error).__name__}): {error}") from None
+
+
+def _plain(name: str) -> str:
+    """A shard's name; the manifest was checked, but what becomes a path is checked where it does."""
+    if not is_shard_name(name):
+        raise StorageError(f"{name!r} is no name of a shard")
+    return name
 
 
 def _whole(data: bytes, length: int, path: str) -> bytes:

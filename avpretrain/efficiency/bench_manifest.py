@@ -32,8 +32,8 @@ def write_rows(root: Path, rows: int, per_shard: int = 500) -> None:
             "name": f"train-{i:06d}.tar",
             "split": "train",
             "clips": min(per_shard, rows - first),
-            "bytes": 0,
-            "sha256": "",
+            "bytes": min(per_shard, rows - first) * CLIP_BYTES,
+            "sha256": "0" * 64,
         }
         for i, first in enumerate(starts)
     ]

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
+from avpretrain.files import read_bytes
+
 STYLE, SCRIPT = "page.css", "page.js"
 
 
@@ -49,7 +51,7 @@ def figures(items: Sequence[str], css: str = "") -> str:
 
 def picture(path: Path, alternative: str) -> str:
     """A PNG inside the page; scrolls sideways where the screen is narrow."""
-    data = base64.b64encode(path.read_bytes()).decode()
+    data = base64.b64encode(read_bytes(path)).decode()
     image = f'<img src="data:image/png;base64,{data}" alt="{escape(alternative)}">'
     return f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(alternative)}">{image}</div>'
 

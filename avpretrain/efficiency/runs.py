@@ -15,9 +15,9 @@ from typing import Any
 import yaml
 
 from avpretrain.config import TrainConfig
-from avpretrain.configfile import from_dict
+from avpretrain.configfile import from_dict, load_yaml
 from avpretrain.errors import UserError
-from avpretrain.files import read_json
+from avpretrain.files import MAX_LOG_BYTES, read_json, read_text
 
 Line = dict[str, Any]
 """One line of metrics.jsonl."""
@@ -132,11 +132,11 @@ def read_run(path: str | Path) -> Run:
 def _config(folder: Path) -> TrainConfig:
     path = folder / "config.yaml"
     try:
-        values = yaml.safe_load(path.read_text())
+        values = load_yaml(read_text(path))
         if not isinstance(values, dict):
             raise UserError("it holds no 'key: value' lines")
         return from_dict(TrainConfig, values)
-    except (yaml.YAMLError, UnicodeDecodeError, UserError) as error:
+    except (yaml.YAMLError, ValueError, OSError, UserError) as error:
         raise UserError(f"{path} is not a config that this version can read: {error}") from None
 
 
@@ -145,7 +145,7 @@ def _lines(path: Path) -> tuple[Line, ...]:
     if not path.is_file():
         raise UserError(f"no metrics at {path}; has the run logged its first step yet?")
     lines: list[Line] = []
-    texts = path.read_text(errors="replace").splitlines()
+    texts = read_text(path, MAX_LOG_BYTES, errors="replace").splitlines()
     for number, text in enumerate(texts, 1):
         try:
             line = json.loads(text)

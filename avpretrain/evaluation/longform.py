@@ -102,13 +102,15 @@ def embed_file(
         DecodeError: it can't be read, or has nothing of the modality asked for.
     """
     try:
-        return _embed_file(model, path, modality, per)
+        return _embed_file(model, path, modality, per, dropped)
     except Exception as error:
         error.add_note(f"while embedding {path}")
         raise
 
 
-def _embed_file(model: DiffMAViL, path: Path, modality: Modality, per: Per) -> list[Row]:
+def _embed_file(
+    model: DiffMAViL, path: Path, modality: Modality, per: Per, dropped: Counter[str] | None
+) -> list[Row]:
     if not path.is_file():
         raise DecodeError("no such file")
     source = Source(path, None, Limits(max_hours=24.0))

@@ -9,12 +9,12 @@ patch, D encoder width. A dictionary keyed by `SIDES` holds a thing of each moda
 
 from __future__ import annotations
 
-import contextlib
-import sys
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin
+from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
+from huggingface_hub.constants import CONFIG_NAME, SAFETENSORS_SINGLE_FILE
 from torch import Tensor, nn
 
 from avpretrain import draws
@@ -30,6 +30,7 @@ from avpretrain.models.layers import Block, init_weights
 from avpretrain.models.masking import Mask, gather_patches, make_mask, random_part
 from avpretrain.models.patches import patchify_audio, patchify_video, unpatchify_audio, unpatchify_video
 from avpretrain.models.reconstruction import Denoised, MaskedView, Reconstruction, TeacherFeatures, fill_hidden
+from avpretrain.models.weights import read_model
 
 Side = Literal["audio", "video"]
 SIDES: tuple[Side, Side] = ("audio", "video")
@@ -301,9 +302,32 @@ class DiffMAViL(
         )
 
     @classmethod
-    def _from_pretrained(cls, **kwargs: Any) -> DiffMAViL:
-        with contextlib.redirect_stdout(sys.stderr):  # the mixin announces itself on stdout, where answers in JSON go
-            return super()._from_pretrained(**kwargs)
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        force_download: bool = False,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        revision: str | None = None,
+    ) -> DiffMAViL:
+        """The model of a `save_pretrained` folder or of the Hugging Face Hub, on the CPU, in evaluation mode.
+
+        Raises:
+            UserError: the weights do not fit their config, or one is not finite.
+        """
+        folder = Path(pretrained_model_name_or_path)
+        if folder.is_dir():
+            return read_model(cls, folder / CONFIG_NAME, folder / SAFETENSORS_SINGLE_FILE).eval()
+        config, weights = (
+            hf_hub_download(
+                str(pretrained_model_name_or_path), name, revision=revision, cache_dir=cache_dir, token=token,
+                force_download=force_download, local_files_only=local_files_only,
+            )
+            for name in (CONFIG_NAME, SAFETENSORS_SINGLE_FILE)
+        )  # fmt: skip
+        return read_model(cls, Path(config), Path(weights)).eval()
 
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> Any:
         """Writes `model.safetensors`, `config.json` and a model card (huggingface_hub's mixin)."""

@@ -5,6 +5,7 @@ B clips, F spectrogram frames, M mel bins, T video frames, C colours, H height, 
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 import torch
@@ -57,7 +58,6 @@ def _coordinates(size: int, trained: int, is_time: bool) -> Tensor:
     return (steps + 0.5) * (trained / size) - 0.5
 
 
-@lru_cache(maxsize=64)
 def positions(grid: Grid, width: int, trained: Grid) -> Tensor:
     """Fixed sin-cos positions of a grid's patches, float32 [L, width]; do not write into it.
 
@@ -67,6 +67,13 @@ def positions(grid: Grid, width: int, trained: Grid) -> Tensor:
     Args:
         trained: the grid the model was trained on; other grids are interpolated into its range.
     """
+    if torch.get_default_device().type == "meta":  # only shapes are wanted, and the cache must not see them
+        return torch.empty(math.prod(grid), width)
+    return _positions(grid, width, trained)
+
+
+@lru_cache(maxsize=64)
+def _positions(grid: Grid, width: int, trained: Grid) -> Tensor:
     axes = [_coordinates(g, t, is_time=i == 0) for i, (g, t) in enumerate(zip(grid, trained, strict=True))]
     mesh = [m.flatten() for m in torch.meshgrid(*axes, indexing="ij")]
     if len(grid) == 2:

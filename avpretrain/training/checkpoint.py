@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
@@ -32,9 +31,10 @@ from torch.distributed.checkpoint.state_dict import (
 
 from avpretrain.configfile import from_dict, to_dict
 from avpretrain.errors import UserError
-from avpretrain.files import atomic_path, read_json, write_json
+from avpretrain.files import atomic_path, open_file, write_json
 from avpretrain.modelconfig import ModelConfig
 from avpretrain.models.diffmavil import DiffMAViL
+from avpretrain.models.weights import read_model
 
 WEIGHTS, CONFIG, OPTIMIZER, STATE = "model.safetensors", "config.json", "optimizer.safetensors", "state.json"
 BETTER: dict[str, Callable[..., float]] = {"reconstruction": min, "recall": max}
@@ -115,7 +115,7 @@ def write_snapshot(root: Path, snapshot: Snapshot) -> Path:
 
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file, as hex."""
-    with path.open("rb") as file:
+    with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -316,13 +316,7 @@ def load_model(path: str | Path) -> DiffMAViL:
     """The model of a run folder, a checkpoint or a `save_pretrained` folder, on the CPU, in evaluation mode.
 
     Raises:
-        UserError: there are no weights, or they do not fit their config.
+        UserError: there are no weights, they do not fit their config, or one is not finite.
     """
     folder = find_weights(path)
-    config = from_dict(ModelConfig, read_json(folder / CONFIG, "model config")["config"], "model.")
-    model = DiffMAViL(config)
-    try:
-        model.load_state_dict(load_file(folder / WEIGHTS))
-    except (SafetensorError, RuntimeError) as error:
-        raise UserError(f"{folder / WEIGHTS} is damaged or does not fit its config: {str(error)[:200]}") from None
-    return model.eval()
+    return read_model(DiffMAViL, folder / CONFIG, folder / WEIGHTS).eval()

@@ -11,11 +11,11 @@ from typing import Any
 import yaml
 
 from avpretrain.config import TrainConfig
-from avpretrain.configfile import from_dict, to_dict, what_is_learnt
+from avpretrain.configfile import from_dict, load_yaml, to_dict, what_is_learnt
 from avpretrain.data.clips import ClipSet
 from avpretrain.data.sampler import Order
 from avpretrain.errors import UsageError, UserError
-from avpretrain.files import atomic_path, clear_leftovers, read_json, write_json
+from avpretrain.files import atomic_path, clear_leftovers, read_json, read_text, write_json
 from avpretrain.locks import LOCK_NAME
 from avpretrain.provenance import environment
 from avpretrain.schedules import Step
@@ -109,7 +109,7 @@ def run_config(folder: Path) -> TrainConfig:
     """
     path = folder / CONFIG_NAME
     try:
-        return from_dict(TrainConfig, yaml.safe_load(path.read_bytes()))
+        return from_dict(TrainConfig, load_yaml(read_text(path)))
     except (yaml.YAMLError, ValueError, UsageError) as error:
         reason = " ".join(str(error).split())
         raise UsageError(

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from avpretrain.data.media import AUDIO_EXTENSIONS, Segment
 from avpretrain.data.transcode import Need
 from avpretrain.errors import UserError
+from avpretrain.files import NotAFileError, open_text
 
 VIDEO_EXTENSIONS = frozenset(
     {
@@ -80,8 +81,10 @@ def read_rows(table: Path, columns: list[str] | None = None) -> list[dict[str, s
         UserError: the file is not CSV in UTF-8.
     """
     try:
-        with table.open(encoding="utf-8-sig", newline="") as file:
+        with open_text(table, "utf-8-sig") as file:
             reader = csv.DictReader(file, fieldnames=columns, skipinitialspace=True)
             return [{k: v or "" for k, v in row.items() if k is not None} for row in reader]
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{table} is not a CSV file in UTF-8: {error}") from None
+    except NotAFileError as error:
+        raise UserError(f"{table} {error.strerror}; name a CSV file") from None

@@ -12,6 +12,7 @@ from pathlib import Path
 from avpretrain.data.sources.base import Listing, read_rows
 from avpretrain.data.sources.folder import SPLITS, from_table
 from avpretrain.errors import UserError
+from avpretrain.files import read_text
 
 
 def find(root: Path, table: Path | None) -> Listing:
@@ -36,7 +37,7 @@ def _rows(table: Path) -> list[dict[str, str]]:
     if table.suffix == ".csv":
         return read_rows(table)
     rows = []
-    for number, line in enumerate(table.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read_text(table, 4 << 30).splitlines(), 1):
         try:
             values = json.loads(line) if line.strip() else None
         except json.JSONDecodeError as error:
