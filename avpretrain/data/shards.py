@@ -10,7 +10,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -116,9 +115,9 @@ def make_shards(
         skipped = [done for done in ledger.done.values() if done.reason]
         if not (out / DATASET_NAME).is_file():
             raise UserError(_nothing_usable(src, skipped, out))
-        dropped = sum((untold(done.dropped) for done in ledger.done.values()), Counter[str]())
+        dropped = untold(done.dropped for done in ledger.done.values())
         return ShardReport(
-            manifest=Manifest(out), added=len(plan), skipped=skipped, dropped=dict(dropped), changed=changed,
+            manifest=Manifest(out), added=len(plan), skipped=skipped, dropped=dropped, changed=changed,
             listing=listing,
         )  # fmt: skip
 
