@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
@@ -51,7 +50,7 @@ def main(
     numbered = list(enumerate(files))[state.process_index :: state.num_processes]
     for number, path in track(numbered, "embed", console=console, transient=True, disable=not state.is_main_process):
         try:
-            dropped = Counter[str]()
+            dropped: dict[str, float] = {}
             mine.append((number, embed_file(model, path, modality, per, dropped)))
             for what, amount in sorted(dropped.items()):
                 console.print(f"{path}: {amount:.4g} {what}", highlight=False, soft_wrap=True, markup=False)

@@ -8,7 +8,7 @@ other lengths come from what decodes. S samples.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -103,7 +103,7 @@ class Source:
 
     def __init__(self, path: Path, segment: Segment | None, limits: Limits) -> None:
         self.path, self.limits = path, limits
-        self.dropped = Counter[str]()
+        self.dropped = defaultdict[str, float](float)
         self._spans: list[tuple[float, float]] | None = None
         with open_media(path) as container:
             if len(container.streams) > limits.max_streams:
@@ -226,6 +226,12 @@ class Source:
             return None
         self._spans = [(start / sample_rate, stop / sample_rate) for start, stop in joined.spans]
         return pcm_S[: round(self.seconds * sample_rate)]
+
+    def tell(self, dropped: dict[str, float] | None) -> None:
+        """Adds what was dropped so far to other amounts, except what is not worth a word."""
+        for what, amount in self.dropped.items():
+            if dropped is not None and amount >= LEAST_TOLD:
+                dropped[what] = dropped.get(what, 0) + amount
 
     def _count(self, what: str, amount: float) -> None:
         """Notes something as dropped, once however often the stream is read."""

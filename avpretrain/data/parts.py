@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import itertools
 import json
 import re
 import tarfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -162,7 +163,7 @@ def away(error: BaseException) -> AwayError | None:
 def _write_clips(task: Task, beat: Beat) -> list[dict[str, Any]]:
     """Writes the tar members of a part; returns their rows."""
     rows: list[dict[str, Any]] = []
-    dropped = Counter[str]()
+    dropped: dict[str, float] = {}
     temporary = task.part.with_suffix(".tmp")
     try:
         with temporary.open("wb") as file:
@@ -194,10 +195,13 @@ def told(dropped: Mapping[str, float]) -> str:
     return "; ".join(f"{amount:.4g} {what}" for what, amount in sorted(dropped.items()))
 
 
-def untold(text: str) -> Counter[str]:
-    """The amounts in what `told` wrote."""
-    entries = (entry.split(" ", 1) for entry in text.split("; ") if entry)
-    return Counter({what: float(amount) for amount, what in entries})  # type: ignore[arg-type]
+def untold(texts: Iterable[str]) -> dict[str, float]:
+    """Sums of the amounts in what `told` wrote."""
+    sums: dict[str, float] = {}
+    for entry in itertools.chain.from_iterable(text.split("; ") for text in texts if text):
+        amount, what = entry.split(" ", 1)
+        sums[what] = sums.get(what, 0.0) + float(amount)
+    return sums
 
 
 def write_part(task: Task, rows: list[dict[str, Any]], reason: str | None) -> None:

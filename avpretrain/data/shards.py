@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -126,12 +125,12 @@ def make_shards(
         skipped = [done for done in ledger.done.values() if done.reason]
         if not (out / DATASET_NAME).is_file():
             raise UserError(_nothing_usable(src, [*away, *skipped], out))
-        dropped = sum((untold(done.dropped) for done in ledger.done.values()), Counter[str]())
+        dropped = untold(done.dropped for done in ledger.done.values())
         return ShardReport(
             manifest=Manifest(out),
             added=len(plan) - len(away),
             skipped=skipped,
-            dropped=dict(dropped),
+            dropped=dropped,
             changed=changed,
             listing=listing,
             away=away,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -15,7 +14,7 @@ import numpy as np
 
 from avpretrain.data.decode import DecodeError, Sound, decode_video
 from avpretrain.data.encode import ClipEncoder, encode_flac, prepare, remux
-from avpretrain.data.media import HELD, LEAST_TOLD, MIN_COVER, Limits, Segment, Source
+from avpretrain.data.media import HELD, MIN_COVER, Limits, Segment, Source
 from avpretrain.errors import UsageError
 
 SAMPLE_RATE = 16_000
@@ -84,7 +83,7 @@ def cut(
     need: Need,
     cfg: TranscodeConfig,
     limits: Limits,
-    dropped: Counter[str] | None = None,
+    dropped: dict[str, float] | None = None,
 ) -> Iterator[ClipMedia]:
     """The clips of one file.
 
@@ -124,8 +123,7 @@ def cut(
         yield clip
     if not kept:
         raise DecodeError(f"has no clip of {MIN_CLIP_SECONDS:g} s or more with {_WANTED[need]}" + _where(source))
-    if dropped is not None:
-        dropped.update({what: amount for what, amount in source.dropped.items() if amount >= LEAST_TOLD})
+    source.tell(dropped)
 
 
 def _where(source: Source) -> str:

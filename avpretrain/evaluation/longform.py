@@ -5,7 +5,6 @@ B clips, S waveform samples (in `waveform_BS`) or steps (elsewhere), F spectrogr
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from torch import Tensor
 from avpretrain.batch import RawBatch
 from avpretrain.data.decode import DecodeError, resize, upright
 from avpretrain.data.features import Features, frame_length, frame_shift, log_mel
-from avpretrain.data.media import LEAST_TOLD, Limits, Source
+from avpretrain.data.media import Limits, Source
 from avpretrain.errors import UserError
 from avpretrain.evaluation.frozen import Modality, Side, clip_steps, encode_steps, input_for, windows
 from avpretrain.files import atomic_path
@@ -91,7 +90,7 @@ class Row:
 
 
 def embed_file(
-    model: DiffMAViL, path: Path, modality: Modality, per: Per, dropped: Counter[str] | None = None
+    model: DiffMAViL, path: Path, modality: Modality, per: Per, dropped: dict[str, float] | None = None
 ) -> list[Row]:
     """Embeddings of a file's sound, picture or both: one, one a window of trained length, or one a step in time.
 
@@ -123,8 +122,7 @@ def _embed_file(
         raise DecodeError(
             f"has no {'sound' if modality == 'audio' else 'picture' if modality == 'video' else 'stream'}"
         )
-    if dropped is not None:
-        dropped.update({what: amount for what, amount in source.dropped.items() if amount >= LEAST_TOLD})
+    source.tell(dropped)
     return rows
 
 

@@ -1,10 +1,10 @@
 """AudioSet: `*_segments.csv` (YTID, start, end, labels) and a folder of clips or whole videos, in any sub-folders.
 
 A clip is found by its YouTube id: ID.mp4, YID.wav, ID_30000.flac, ID_30-40.webm ... A file whose name holds the start
-of the segment, in seconds or milliseconds, is that segment, cut already: its first 10 s are taken. One that bears the id
-alone is the segment if it is hardly longer than that, and else the whole video, which is cut. Names of the 527 classes
-come from class_labels_indices.csv if it is there. Splits are named after their lists: balanced_train, unbalanced_train,
-eval.
+of the segment, in seconds or milliseconds, is that segment, cut already: its first 10 s are taken. One that bears the
+id alone is the segment if it is hardly longer than that, and else the whole video, which is cut. Names of the 527
+classes come from class_labels_indices.csv if it is there. Splits are named after their lists: balanced_train,
+unbalanced_train, eval.
 """
 
 from __future__ import annotations
