@@ -124,10 +124,10 @@ def test_a_trained_model_fills_better_than_the_mean() -> None:
 
 
 def test_a_feature_model_or_too_many_steps_are_refused() -> None:
-    with pytest.raises(ValueError, match="predicts no patches"):
+    with pytest.raises(UsageError, match="predicts no patches"):
         model = DiffMAViL(tiny(objective="features"))
         inpaint(model, random_batch(model.cfg), InpaintConfig())
-    with pytest.raises(ValueError, match="exceed"):
+    with pytest.raises(UsageError, match="exceed"):
         model = DiffMAViL(tiny())
         inpaint(model, random_batch(model.cfg), InpaintConfig(steps=2000))
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from avpretrain.data.workers import TaskFailed, run_contained
+from avpretrain.data.workers import TaskError, run_contained
 from avpretrain.errors import UserError
 
 
@@ -27,7 +27,7 @@ def act(task: str, beat: Callable[[], None]) -> None:
     if task == "leave":
         os._exit(3)
     if task == "raise":
-        raise TaskFailed("two\nlines")
+        raise TaskError("two\nlines")
     if task == "disk full":
         raise UserError("no space")
     if task == "hang":

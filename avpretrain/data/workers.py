@@ -27,12 +27,12 @@ Beat = Callable[[], None]
 Job = Callable[[Any, Beat], None]
 """Does one task; calls its second argument whenever it has made progress. A function that pickle finds by name.
 
-`TaskFailed` and MemoryError fail the task. Any other exception ends the whole run: a `UserError` as it is, everything
+`TaskError` and MemoryError fail the task. Any other exception ends the whole run: a `UserError` as it is, everything
 else as a fault of the program, told in one line with the task (by its `str`).
 """
 
 
-class TaskFailed(Exception):
+class TaskError(Exception):
     """What a job raises where its task can't be done; the message is the reason."""
 
 
@@ -163,7 +163,7 @@ def _serve(job: Job, pipe: Connection) -> None:
             job(task, lambda: pipe.send(("beat", None)))
         except UserError as error:
             pipe.send(("fatal", str(error)))
-        except TaskFailed as error:
+        except TaskError as error:
             failure = " ".join(str(error).split())[:300]
         except MemoryError:
             failure = "needs more memory than there is"

@@ -15,7 +15,7 @@ import numpy as np
 from avpretrain.data.decode import DecodeError, decode_video
 from avpretrain.data.media import Limits
 from avpretrain.data.transcode import TranscodeConfig, cut
-from avpretrain.data.workers import Beat, TaskFailed, run_contained
+from avpretrain.data.workers import Beat, TaskError, run_contained
 from avpretrain.provenance import environment
 
 Backend = Literal["decord", "pyav"]
@@ -79,7 +79,7 @@ def _decode(case: Case, beat: Beat) -> None:
     try:
         decode_video(case.data, TIMES, 0, case.backend)
     except DecodeError as error:
-        raise TaskFailed(f"error: {error}") from None
+        raise TaskError(f"error: {error}") from None
 
 
 def _name(failure: str | None) -> str:

@@ -17,6 +17,7 @@ from torch import Tensor
 from avpretrain import draws
 from avpretrain.batch import AVBatch
 from avpretrain.diffusion import make_scheduler
+from avpretrain.errors import UsageError
 from avpretrain.losses import PatchStats
 from avpretrain.modelconfig import DiffusionConfig
 from avpretrain.models.diffmavil import SIDES, DiffMAViL, Side
@@ -66,10 +67,10 @@ def inpaint(model: DiffMAViL, batch: AVBatch, cfg: InpaintConfig) -> Filled:
     """Hides patches of every clip, drawn from its seed, and fills them.
 
     Raises:
-        ValueError: the model predicts a teacher's features, or there are more steps than timesteps.
+        UsageError: the model predicts a teacher's features, or there are more steps than timesteps.
     """
     if model.cfg.objective == "features":
-        raise ValueError("a model of objective 'features' predicts no patches")
+        raise UsageError("a model of objective 'features' predicts no patches")
     filled = Filled({}, {}, {})
     for side, view in model.encode_masked(batch, cfg.audio_ratio, cfg.video_ratio).items():
         truth_BNP = gather_patches(view.patches_BLP, view.mask.ids_hidden_BN)
@@ -139,7 +140,7 @@ def _reverse(
 def sampler(diffusion: DiffusionConfig, cfg: InpaintConfig, shift: float = 1.0) -> Any:
     """diffusers' scheduler of the process with this shift, set to `cfg.steps`."""
     if cfg.steps > diffusion.num_train_timesteps:
-        raise ValueError(f"{cfg.steps} steps exceed the model's {diffusion.num_train_timesteps} timesteps")
+        raise UsageError(f"{cfg.steps} steps exceed the model's {diffusion.num_train_timesteps} timesteps")
     scheduler = make_scheduler(diffusion, cfg.sampler, shift)
     scheduler.set_timesteps(cfg.steps)
     return scheduler

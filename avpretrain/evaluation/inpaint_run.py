@@ -17,7 +17,7 @@ from avpretrain.batch import AVBatch
 from avpretrain.data.clips import ClipSet
 from avpretrain.data.dataset import eval_loader
 from avpretrain.data.features import Features
-from avpretrain.errors import UsageError, UserError
+from avpretrain.errors import UserError
 from avpretrain.evaluation.inpaint import METHODS, Filled, InpaintConfig, inpaint, present
 from avpretrain.evaluation.inpaint_pictures import draw_spectrograms, draw_strips
 from avpretrain.evaluation.intervals import Floats, estimate
@@ -68,10 +68,7 @@ def run_inpaint(
     with eval_loader(clips, model.cfg.input, rows, run.batch_size, run.num_workers) as loader:
         for raw in loader:
             batch = features(raw.to(device))
-            try:
-                filled = inpaint(model, batch, how)
-            except ValueError as error:
-                raise UsageError(f"{checkpoint}: {error}") from None
+            filled = inpaint(model, batch, how)
             there = present(batch)
             parts.append({side: {n: e[there[side]].cpu() for n, e in filled.errors[side].items()} for side in SIDES})
             for i in range(min(len(batch), run.shown - len(written))):
