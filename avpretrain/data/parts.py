@@ -14,7 +14,6 @@ import json
 import re
 import tarfile
 import time
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -125,7 +124,7 @@ def _require_source(task: Task, error: AwayError) -> None:
         ) from error
 
 
-def _clips(task: Task, dropped: Counter[str]) -> Iterator[ClipMedia]:
+def _clips(task: Task, dropped: dict[str, float]) -> Iterator[ClipMedia]:
     """The clips of a file.
 
     Args:

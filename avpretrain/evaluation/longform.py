@@ -108,7 +108,7 @@ def embed_file(
 
 
 def _embed_file(
-    model: DiffMAViL, path: Path, modality: Modality, per: Per, dropped: Counter[str] | None
+    model: DiffMAViL, path: Path, modality: Modality, per: Per, dropped: dict[str, float] | None
 ) -> list[Row]:
     if not path.is_file():
         raise DecodeError("no such file")
