@@ -120,6 +120,12 @@ class Ledger:
                     parts[key] = row["part"], parts.get(key, ("", 0))[1] + 1
         return parts
 
+    def signs(self) -> dict[ItemKey, tuple[int, int]]:
+        """Of each file with clips, committed or joined, its size and time of change when it was sharded."""
+        return {key: done.sign for key, done in self.done.items() if done.clips} | {
+            (done.path, done.segment): done.sign for done in self._used()
+        }
+
     def next_name(self, split: str) -> str:
         """Name of the next shard of a split; none that is committed or joined has it."""
         committed = self.base.shards if self.base else []

@@ -79,7 +79,7 @@ def revise(listing: Listing, ledger: Ledger, unlisted: Unlisted, drop: bool) -> 
     wanted = _by_stem([*listing.items, *(listing.absent or [])])
     stems = {stem(_known(key)): key for key in [*unlisted.dropped_from_list, *unlisted.gone]}
     dropped = {stem(_known(key)) for key in unlisted.dropped_from_list} if drop else set()
-    dropped |= _twins(ledger, wanted, stems.keys() - dropped)
+    dropped |= _twins(ledger, wanted, {one: key for one, key in stems.items() if one not in dropped})
     review = _Review(ledger, wanted, dropped)
     review.read()
     names = {one: escape_name(key[0]) for one, key in stems.items()}
@@ -128,8 +128,12 @@ def _rows_of_base(ledger: Ledger, columns: list[str]) -> Iterator[dict[str, Any]
             yield from batch.to_pylist()
 
 
-def _twins(ledger: Ledger, wanted: Mapping[str, Item], suspects: Collection[str]) -> set[str]:
-    """Those of the files `suspects` whose clips are, byte for byte, those of a file of the list: it was moved there."""
+def _twins(ledger: Ledger, wanted: Mapping[str, Item], suspects: Mapping[str, ItemKey]) -> set[str]:
+    """Those of the files `suspects` that were moved or renamed to a file of the list.
+
+    Their clips are, byte for byte, those of that file; or, since another version of the encoder writes other bytes, the
+    files had the same size and time of change.
+    """
     if not suspects:
         return set()
     clips: defaultdict[str, dict[str, str]] = defaultdict(dict)
@@ -138,8 +142,14 @@ def _twins(ledger: Ledger, wanted: Mapping[str, Item], suspects: Collection[str]
         one, number = row["key"].rsplit("-", 1)
         clips[one][number] = row["sha256"]
     contents = {one: tuple(sha for _, sha in sorted(numbered.items())) for one, numbered in clips.items()}
+    signs = ledger.signs()
     listed = {content for one, content in contents.items() if one in wanted}
-    return {one for one in suspects if contents.get(one) in listed}
+    listed_signs = {(*signs[key], key[1]) for item in wanted.values() if (key := (item.path, item.segment)) in signs}
+    return {
+        one
+        for one, key in suspects.items()
+        if contents.get(one) in listed or (key in signs and (*signs[key], key[1]) in listed_signs)
+    }
 
 
 class _Review:
