@@ -179,5 +179,10 @@ class ForwardProcess(nn.Module):
             "snr": snr_BX,
             "edm": edm_BX,
         }[kind]
-        divisor_BX: Tensor | float = {"sample": torch.ones_like(a_BX), "epsilon": snr_BX, "v_prediction": snr_BX + 1, "edm": edm_BX}[predicted]
+        divisor_BX: Tensor | float = {
+            "sample": torch.ones_like(a_BX),
+            "epsilon": snr_BX,
+            "v_prediction": snr_BX + 1,
+            "edm": edm_BX,
+        }[predicted]
         return weight_BX / divisor_BX

@@ -27,7 +27,8 @@ def main(
     Reads SRC and never changes it. Writes OUT: SPLIT-000000.tar ..., manifest.arrow, dataset.json, and the lists
     sources.csv, skipped.csv and missing.csv. Takes as long as decoding every file once (docs/DATA.md has
     figures). Stopped at any moment and started again, it goes on where it was; with new files in
-    SRC it adds only those.
+    SRC it adds only those; where its list gives other labels or splits than before, clips get them without being
+    decoded again.
 
     Args:
         src: folder with the files.
@@ -75,6 +76,12 @@ def _facts(report: ShardReport) -> dict[str, object]:
         "away_files": len(report.away),
         "dropped": report.dropped,
         "changed_files": len(report.changed),
+        "relabelled_files": len(report.revision.relabelled),
+        "resplit_files": len(report.revision.resplit),
+        "removed_files": len(report.revision.removed),
+        "unlisted_files": len(report.revision.kept),
+        "in_several_splits": len(report.shared),
+        "notes": report.listing.notes,
         "missing_files": len(report.listing.missing),
         "present_share": report.listing.present,
         "ignored_files": report.listing.ignored,
@@ -109,4 +116,17 @@ def _say(report: ShardReport, out: Path) -> None:
             f"{len(report.changed)} files changed since they were sharded, e.g. {report.changed[0]}; "
             "their old clips stay (for new ones, shard into a new folder)"
         )
+    revision = report.revision
+    for paths, what in (
+        (revision.relabelled, "files got the labels or licence that the list has now"),
+        (revision.resplit, "files went to the split that the list has now"),
+        (revision.removed, "files are no longer in the list, or have another name; their clips are left out"),
+        (revision.kept, "files are gone or not in the list; their clips stay"),
+    ):
+        if paths:
+            print(f"{len(paths)} {what}, e.g. {paths[0]}")
+    if report.shared:
+        print(f"warning: {len(report.shared)} clips or files stand in several splits, e.g. {report.shared[0]}")
+    for note in listing.notes:
+        print(note)
     print(f"fingerprint {info['fingerprint'][:16]}")

@@ -10,6 +10,7 @@ from typing import Any
 
 from avpretrain.data.ledger import Done, JoinedShard, Ledger
 from avpretrain.data.manifest import Shard
+from avpretrain.data.move import moved_members
 from avpretrain.data.parts import Task
 from avpretrain.files import MAX_LOG_BYTES, read_text
 
@@ -50,6 +51,15 @@ class Joiner:
     def finish(self) -> None:
         """Writes what is left; all parts must be there."""
         self.advance()
+        self._write()
+
+    def move(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Joins clips that stand in other shards already, in order, each into its row's `split`."""
+        for row in rows:
+            if row["split"] != self.pending_split:
+                self._write()
+                self.pending_split = row["split"]
+            self._add(row)
         self._write()
 
     def _take(self, task: Task) -> None:
@@ -94,7 +104,7 @@ class Joiner:
         rows, self.pending, self.pending_bytes = self.pending, [], 0
         if not rows:
             return
-        name = f"{self.pending_split}-{self.ledger.shard_count(self.pending_split):06d}.tar"
+        name = self.ledger.next_name(self.pending_split)
         temporary = self.ledger.work / "shard.tmp"
         digest, offset = hashlib.sha256(), 0
         with temporary.open("wb") as file:
@@ -111,10 +121,12 @@ class Joiner:
         shard = Shard(name, self.pending_split, len(rows), offset + len(END_OF_TAR), digest.hexdigest())
         self.ledger.record(JoinedShard(shard, rows))
         for row in rows:
-            if row["last"]:
+            if row.get("last"):
                 self._forget(self._part(row))
 
     def _read(self, row: dict[str, Any]) -> bytes:
+        if "moved" in row:
+            return moved_members(self.ledger.out, row)
         with self._part(row).with_suffix(".tar").open("rb") as file:
             file.seek(row["part_offset"])
             return file.read(row["bytes"])

@@ -1,7 +1,8 @@
 """What is known of a data set that is being written: files done, shards joined, and the commit that makes them visible.
 
 A commit writes all new small files into OUT/.work/commit, whose name appears at once, and then moves them into place; a
-run that finds it there moves the rest. So manifest, summary and lists change together, whenever the power fails.
+run that finds it there moves the rest. So manifest, summary and lists change together, whenever the power fails. Shards
+that the new manifest does not name any more are deleted after that; OUT/.work/retired holds a file of each one's name.
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ from avpretrain.data.manifest import (
     write_manifest,
 )
 from avpretrain.data.media import Segment
+from avpretrain.data.names import escape_name, printable_name, unescape_name
 from avpretrain.data.summary import EMPTY, summarise
-from avpretrain.errors import UsageError
+from avpretrain.errors import UsageError, UserError
 from avpretrain.files import MAX_LOG_BYTES, open_text, read_json, read_text
 
 SOURCES_NAME, SKIPPED_NAME, MISSING_NAME = "sources.csv", "skipped.csv", "missing.csv"
@@ -54,10 +56,25 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class JoinedShard:
-    """A shard that is written but not yet committed, with the rows of its clips."""
+    """A shard that is written but not yet committed, with the rows of its clips.
+
+    A row that has `moved` was taken from another shard, which its shard is to replace; the others come from parts.
+    """
 
     shard: Shard
     rows: list[dict[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Retired:
+    """What a commit takes out of the data set."""
+
+    shards: frozenset[str] = frozenset()
+    """Names; their clips stand in joined shards, or nowhere."""
+    sums: tuple[tuple[str, LogMelSums], ...] = ()
+    """Split and log-mel sums of committed clips that leave their split."""
+    files: frozenset[ItemKey] = frozenset()
+    """Source files that are no part of the set any more."""
 
 
 @dataclass
@@ -118,20 +135,42 @@ class Ledger:
         parts: dict[ItemKey, tuple[str, int]] = {}
         for joined in self.joined:
             for row in joined.rows:
-                key = row["source"], None if row["segment"] is None else Segment(*row["segment"])
-                parts[key] = row["part"], parts.get(key, ("", 0))[1] + 1
+                if "moved" not in row:
+                    key = _item_key(row)
+                    parts[key] = row["part"], parts.get(key, ("", 0))[1] + 1
         return parts
 
-    def shard_count(self, split: str) -> int:
-        """Shards of a split, committed or joined."""
+    def signs(self) -> dict[ItemKey, tuple[int, int]]:
+        """Of each file with clips, committed or joined, its size and time of change when it was sharded."""
+        return {key: done.sign for key, done in self.done.items() if done.clips} | {
+            (done.path, done.segment): done.sign for done in self._used()
+        }
+
+    def next_name(self, split: str) -> str:
+        """Name of the next shard of a split; none that is committed or joined has it."""
         committed = self.base.shards if self.base else []
-        return sum(s.split == split for s in [*committed, *(joined.shard for joined in self.joined)])
+        taken = (s for s in [*committed, *(joined.shard for joined in self.joined)] if s.split == split)
+        numbers = (re.fullmatch(r"(\d+)\.tar", s.name.removeprefix(f"{split}-")) for s in taken)
+        return f"{split}-{max((int(match[1]) for match in numbers if match), default=-1) + 1:06d}.tar"
 
     def record(self, joined: JoinedShard) -> None:
         """Remembers a shard whose tar is in place."""
         content = {"shard": {name: getattr(joined.shard, name) for name in Shard.__slots__}, "rows": joined.rows}
         _write(self.work / "shards" / f"{joined.shard.name}.json", json.dumps(content))
         self.joined.append(joined)
+
+    def discard(self, joined: JoinedShard) -> None:
+        """Gives up a shard that is not committed."""
+        self.joined.remove(joined)
+        self._retire([joined.shard.name])
+        (self.work / "shards" / f"{joined.shard.name}.json").unlink()
+        (self.out / joined.shard.name).unlink(missing_ok=True)
+
+    def _retire(self, names: Iterable[str]) -> None:
+        """Has the next commit delete shards, unless its manifest names them."""
+        for name in sorted(names):
+            (self.work / "retired").mkdir(exist_ok=True)
+            (self.work / "retired" / name).touch()
 
     def commit(
         self,
@@ -140,6 +179,7 @@ class Ledger:
         skipped: Iterable[Done],
         missing: Sequence[str],
         away: Iterable[Done] = (),
+        retired: Retired = Retired(),  # noqa: B008
     ) -> None:
         """Makes the joined shards part of the data set and clears the work away.
 
@@ -149,13 +189,22 @@ class Ledger:
             skipped: files that could not be used.
             missing: what the source's table names and the folder has not.
             away: files that could not be read in this run; they are listed, and the next run tries them again.
+            retired: what leaves the data set.
+
+        Raises:
+            UserError: no clip would be left.
         """
+        shards, clips, sums = self._everything(retired)
+        if self.base is not None and not clips:
+            raise UserError(f"no clip of {self.out} is in the list any more; delete that folder, or name another one")
+        self._retire(retired.shards)
         for done in [*self._used(), *skipped]:
             self.done[done.path, done.segment] = done
+        for key in retired.files:
+            self.done.pop(key, None)
         staging = self.work / "commit.tmp"
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir()
-        shards, clips, sums = self._everything()
         if clips:
             write_manifest(staging / MANIFEST_NAME, clips)
             seal = hashlib.sha256((staging / MANIFEST_NAME).read_bytes()).hexdigest()
@@ -167,9 +216,13 @@ class Ledger:
         _write_csv(
             staging / SKIPPED_NAME,
             ("path", "start", "end", "reason"),
-            [(d.path, *_ends(d.segment), d.reason) for d in sorted([*everything, *away], key=_by_place) if d.reason],
+            [
+                (escape_name(d.path), *_ends(d.segment), d.reason)
+                for d in sorted([*everything, *away], key=_by_place)
+                if d.reason
+            ],
         )
-        _write_csv(staging / MISSING_NAME, ("name",), [(entry,) for entry in missing])
+        _write_csv(staging / MISSING_NAME, ("name",), [(printable_name(entry),) for entry in missing])
         staging.rename(self.work / "commit")
         _recover(self.out)
 
@@ -177,35 +230,45 @@ class Ledger:
         counts: dict[ItemKey, Done] = {}
         for joined in self.joined:
             for row in joined.rows:
-                segment = None if row["segment"] is None else Segment(*row["segment"])
-                clips = counts[row["source"], segment].clips if (row["source"], segment) in counts else 0
-                sign = row["sign"][0], row["sign"][1]
-                dropped = row.get("dropped", "")  # stands in a file's last row
-                counts[row["source"], segment] = Done(row["source"], segment, sign, clips + 1, "", dropped)
+                if "moved" not in row:
+                    key = _item_key(row)
+                    clips = counts[key].clips if key in counts else 0
+                    dropped = row.get("dropped", "")  # stands in a file's last row
+                    counts[key] = Done(*key, (row["sign"][0], row["sign"][1]), clips + 1, "", dropped)
         return list(counts.values())
 
-    def _everything(self) -> tuple[list[Shard], list[Clip], dict[str, LogMelSums]]:
+    def _everything(self, retired: Retired) -> tuple[list[Shard], list[Clip], dict[str, LogMelSums]]:
         """Shards by name, all clips in their order, and the log-mel sums of each split."""
         clips: dict[str, list[Clip]] = {}
         sums: dict[str, LogMelSums] = {}
-        shards = {joined.shard.name: joined.shard for joined in self.joined}
+        kept = [joined for joined in self.joined if joined.shard.name not in retired.shards]
+        shards = {joined.shard.name: joined.shard for joined in kept}
         if self.base is not None:
-            shards |= {shard.name: shard for shard in self.base.shards}
+            shards |= {shard.name: shard for shard in self.base.shards if shard.name not in retired.shards}
             sums = {split: LogMelSums(*values) for split, values in self.base.info["log_mel"]["sums"].items()}
         numbers = {name: number for number, name in enumerate(sorted(shards))}
         for row in self.base.table.to_pylist() if self.base is not None else []:
             assert self.base is not None
             name = self.base.shards[row["shard"]].name
-            clips.setdefault(name, []).append(Clip(**{**row, "shard": numbers[name]}))
-        for joined in self.joined:
+            if name in numbers:
+                clips.setdefault(name, []).append(Clip(**{**row, "shard": numbers[name]}))
+        for joined in kept:
             split = joined.shard.split
             for row in joined.rows:
                 values = {column: row[column] for column in SCHEMA.names if column != "shard"}
                 clips.setdefault(joined.shard.name, []).append(Clip(**values, shard=numbers[joined.shard.name]))
                 if row["log_mel"] is not None:
                     sums[split] = sums.get(split, EMPTY).plus(LogMelSums(*row["log_mel"]))
+        for split, gone in retired.sums:
+            sums[split] = sums[split].minus(gone)
+        sums = {split: values for split, values in sums.items() if values.clips}
         ordered = [clip for name in numbers for clip in clips[name]]
         return [shards[name] for name in numbers], ordered, sums
+
+
+def _item_key(row: Mapping[str, Any]) -> ItemKey:
+    """The source file of a joined shard's row."""
+    return unescape_name(row["source"]), None if row["segment"] is None else Segment(*row["segment"])
 
 
 def _recover(out: Path) -> None:
@@ -215,8 +278,19 @@ def _recover(out: Path) -> None:
     if commit.is_dir():
         for path in commit.iterdir():
             path.replace(out / path.name)
+        _delete_retired(out)
         (out / ".work").rename(trash)
         shutil.rmtree(trash)
+
+
+def _delete_retired(out: Path) -> None:
+    """Deletes the shards that were replaced, once the manifest that does without them is in place."""
+    retired = out / ".work" / "retired"
+    if retired.is_dir():
+        named = {shard["name"] for shard in read_json(out / DATASET_NAME, "data set summary")["shards"]}
+        for marker in sorted(retired.iterdir()):
+            if marker.name not in named:
+                (out / marker.name).unlink(missing_ok=True)
 
 
 def _refuse_other(out: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -253,9 +327,8 @@ _SOURCE_COLUMNS = ("path", "start", "end", "bytes", "mtime_ns", "clips", "reason
 
 
 def _write_sources(path: Path, done: Iterable[Done]) -> None:
-    _write_csv(
-        path, _SOURCE_COLUMNS, [(d.path, *_ends(d.segment), *d.sign, d.clips, d.reason, d.dropped) for d in done]
-    )
+    rows = [(escape_name(d.path), *_ends(d.segment), *d.sign, d.clips, d.reason, d.dropped) for d in done]
+    _write_csv(path, _SOURCE_COLUMNS, rows)
 
 
 def _read_sources(path: Path) -> list[Done]:
@@ -266,5 +339,6 @@ def _read_sources(path: Path) -> list[Done]:
         for row in csv.DictReader(file):
             segment = Segment(float(row["start"]), float(row["end"])) if row["start"] else None
             sign = int(row["bytes"]), int(row["mtime_ns"])
-            done.append(Done(row["path"], segment, sign, int(row["clips"]), row["reason"], row.get("dropped") or ""))
+            path, dropped = unescape_name(row["path"]), row.get("dropped") or ""
+            done.append(Done(path, segment, sign, int(row["clips"]), row["reason"], dropped))
     return done

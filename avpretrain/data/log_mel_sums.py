@@ -39,6 +39,10 @@ class LogMelSums(NamedTuple):
             self.squares + other.squares,
         )
 
+    def minus(self, other: LogMelSums) -> LogMelSums:
+        """The sums without those of `other`, which they hold."""
+        return self.plus(LogMelSums(-other.clips, -other.values, -other.total, -other.squares))
+
 
 def log_mel_sums(pcm_S: Sound, sample_rate: int) -> LogMelSums:
     """Sums over the log-mel values of one clip, the waveform's mean removed."""

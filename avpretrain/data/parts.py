@@ -24,6 +24,7 @@ import av
 from avpretrain.data.decode import DecodeError
 from avpretrain.data.log_mel_sums import log_mel_sums
 from avpretrain.data.media import Limits
+from avpretrain.data.names import escape_name, name_bytes
 from avpretrain.data.rows import MAX_CLIP_BYTES
 from avpretrain.data.sources.base import Item, need_of
 from avpretrain.data.transcode import SAMPLE_RATE, ClipMedia, Need, TranscodeConfig, cut
@@ -211,10 +212,15 @@ def write_part(task: Task, rows: list[dict[str, Any]], reason: str | None) -> No
     temporary.replace(task.part.with_suffix(".json"))
 
 
+def labels_json(item: Item) -> str:
+    """An item's labels as the manifest holds them."""
+    return json.dumps(item.labels, sort_keys=True, ensure_ascii=False)
+
+
 def clip_key(item: Item, number: int) -> str:
     """Name of a clip's members: readable, of [A-Za-z0-9_-] only, and unique by a hash of path and segment."""
     readable = re.sub(r"[^A-Za-z0-9]+", "_", item.path.rsplit(".", 1)[0])[-48:].strip("_")
-    digest = hashlib.sha256(f"{item.path}\n{item.segment}".encode()).hexdigest()[:10]
+    digest = hashlib.sha256(name_bytes(f"{item.path}\n{item.segment}")).hexdigest()[:10]
     return f"{readable or 'clip'}-{digest}-{number:04d}"
 
 
@@ -233,8 +239,8 @@ def clip_members(clip: ClipMedia, item: Item, number: int) -> tuple[bytes, dict[
         "fps": clip.fps,
         "width": clip.width,
         "height": clip.height,
-        "labels": json.dumps(item.labels, sort_keys=True, ensure_ascii=False),
-        "source": item.path,
+        "labels": labels_json(item),
+        "source": escape_name(item.path),
         "start": clip.start,
         "license": item.license,
         "sha256": hashlib.sha256(clip.video + clip.audio).hexdigest(),

@@ -3,6 +3,8 @@
 OUT/.work holds what is not finished: parts (one a source file), the rows of shards that are joined already, and at
 the very end the new manifest and summary, which are then moved into place together. Shards are joined in an order fixed
 by a hash of the paths, so that each is a random sample of the set and nothing depends on who finished first.
+
+At the end, what is sharded is compared with the list: clips whose labels, licence or split changed move to new shards.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ from avpretrain.data.join import Joiner
 from avpretrain.data.ledger import Done, Ledger
 from avpretrain.data.manifest import DATASET_NAME, Manifest, is_shard_name
 from avpretrain.data.media import Limits
+from avpretrain.data.names import escape_name, name_bytes
 from avpretrain.data.parts import Task, make_part, part_id, signature, untold, write_away, write_part
+from avpretrain.data.revise import Revision, find_unlisted, revise
 from avpretrain.data.sources import Item, Listing, SourceName, find_items
 from avpretrain.data.transcode import TranscodeConfig
 from avpretrain.data.workers import run_contained
@@ -40,7 +44,11 @@ class ShardConfig:
     source: SourceName = "folder"
     """Layout of the source folder."""
     table: Path | None = None
-    """CSV of labels or segments, where it does not lie where the source expects it."""
+    """CSV, JSON lines or Parquet of labels or segments, where it does not lie where the source expects it."""
+    multi_label: tuple[str, ...] = ()
+    """Labels (columns) whose text holds several classes."""
+    separator: str = ";"
+    """What stands between the classes of a --multi-label text."""
     name: str = ""
     """Of the data set; empty = that of OUT."""
     clips: TranscodeConfig = field(default_factory=TranscodeConfig)
@@ -53,6 +61,9 @@ class ShardConfig:
     """Processes; 0 = one a core."""
     timeout: float = 300.0
     """Seconds without a finished clip after which work on a file is given up."""
+    unlisted: Literal["refuse", "keep", "drop"] = "refuse"
+    """What becomes of the clips of files that the list does not name any more: refuse the run, keep them as they are,
+    or drop them."""
     retry: bool = False
     """Try files again that were skipped before."""
     engine: Engine = "processes"
@@ -65,6 +76,8 @@ class ShardConfig:
         for name in ("workers", "shard_clips"):
             if getattr(self, name) < 0:
                 raise UsageError(f"{name} must not be negative, got {getattr(self, name)}")
+        if not self.separator:
+            raise UsageError("separator must not be empty")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +103,10 @@ class ShardReport:
     """Of the others, what was left out or filled in: amounts by description, in the unit with which it begins."""
     changed: list[str]
     """Files that changed since they were sharded; their old clips stay."""
+    revision: Revision
+    """What changed of clips that had been sharded before."""
+    shared: list[str]
+    """Files or contents that stand in several splits, a line each."""
     listing: Listing
     away: list[Done] = field(default_factory=list)
     """Files that could not be read in this run, through no fault of their own; the next run tries them again."""
@@ -104,37 +121,66 @@ def make_shards(
         UserError: no file was usable, or the disk is full, or another process writes there.
         UsageError: `out` is a data set that was written in another way, or something else.
     """
-    listing = find_items(cfg.source, src, cfg.table)
+    listing = find_items(cfg.source, src, cfg.table, cfg.multi_label, cfg.separator)
     for split in sorted({item.split for item in listing.items}):
         if not is_shard_name(f"{split}-000000.tar"):
             raise UserError(f"{src}: the split {split!r} can't be part of a file name; give it a plain name")
     refuse_strangers(out)
     with locked(out, "writing shards"):
         ledger = Ledger.open(out, _created_with(cfg))
-        plan, changed = _plan(src, listing, ledger, cfg)
-        if plan:
-            try:
-                unusable, away = _work(plan, cfg, ledger, on_progress)
-                ledger.commit(cfg.name or out.resolve().name, _found(listing, cfg), unusable, listing.missing, away)
-            except OSError as error:
-                reason = error.strerror or error
-                raise UserError(f"can't write to {out}: {reason}; mend that and run again to go on") from error
-        else:
-            away = []
+        unlisted = find_unlisted(src, listing, ledger)
+        if unlisted.dropped_from_list and cfg.unlisted == "refuse":
             ledger.close()
+            raise UserError(_not_in_the_list(out, [escape_name(path) for path, _ in unlisted.dropped_from_list]))
+        plan, changed = _plan(src, listing, ledger, cfg)
+        try:
+            unusable, away = _work(plan, cfg, ledger, on_progress) if plan else ([], [])
+            revision = revise(listing, ledger, unlisted, drop=cfg.unlisted == "drop")
+            Joiner(ledger, [], cfg.shard_mb * 1_000_000, cfg.shard_clips).move(revision.rows)
+            if plan or ledger.joined or revision.retired.shards:
+                name = cfg.name or out.resolve().name
+                ledger.commit(name, _found(listing, cfg), unusable, listing.missing, away, revision.retired)
+            else:
+                ledger.close()
+        except OSError as error:
+            reason = error.strerror or error
+            raise UserError(f"can't write to {out}: {reason}; mend that and run again to go on") from error
         skipped = [done for done in ledger.done.values() if done.reason]
         if not (out / DATASET_NAME).is_file():
             raise UserError(_nothing_usable(src, [*away, *skipped], out))
-        dropped = untold(done.dropped for done in ledger.done.values())
+        manifest = Manifest(out)
         return ShardReport(
-            manifest=Manifest(out),
+            manifest=manifest,
             added=len(plan) - len(away),
             skipped=skipped,
-            dropped=dropped,
+            dropped=untold(done.dropped for done in ledger.done.values()),
             changed=changed,
+            revision=revision,
+            shared=in_several_splits(manifest),
             listing=listing,
             away=away,
         )
+
+
+def _not_in_the_list(out: Path, paths: list[str]) -> str:
+    return (
+        f"{out} has clips of {len(paths)} files that the list does not name any more, e.g. {min(paths)}; "
+        "--unlisted drop leaves them out, --unlisted keep leaves them as they are"
+    )
+
+
+def in_several_splits(manifest: Manifest) -> list[str]:
+    """A line for each file, or media of equal bytes, whose clips stand in more than one split."""
+    columns = manifest.table.select(["source", "sha256", "shard"]).to_pydict()
+    first: dict[tuple[str, str], tuple[str, str]] = {}
+    found: dict[str, None] = {}
+    for source, sha256, shard in zip(columns["source"], columns["sha256"], columns["shard"], strict=True):
+        split = manifest.shards[shard].split
+        for kind, value in (("file", source), ("content", sha256)):
+            there, where = first.setdefault((kind, value), (source, split))
+            if where != split:
+                found[f"{there} ({where}) and {source} ({split})"] = None
+    return list(found)
 
 
 def refuse_strangers(out: Path) -> None:
@@ -167,7 +213,7 @@ def _plan(src: Path, listing: Listing, ledger: Ledger, cfg: ShardConfig) -> tupl
         done = ledger.done.get((item.path, item.segment))
         if done is not None and not (done.reason and (cfg.retry or done.sign != sign)):
             if done.sign != sign:
-                changed.append(item.path)
+                changed.append(escape_name(item.path))
             continue
         # a file whose clips are joined in part goes on from the part they came from, even if it has changed since
         name = joined.get((item.path, item.segment), (part_id(item, sign, cfg.clips), 0))[0]
@@ -177,7 +223,7 @@ def _plan(src: Path, listing: Listing, ledger: Ledger, cfg: ShardConfig) -> tupl
 
 
 def _place(item: Item) -> tuple[str, str]:
-    return item.split, hashlib.sha256(f"{item.path}\n{item.segment}".encode()).hexdigest()
+    return item.split, hashlib.sha256(name_bytes(f"{item.path}\n{item.segment}")).hexdigest()
 
 
 def _work(
@@ -236,7 +282,7 @@ def _engine(name: Engine) -> Callable[..., Iterator[Any]]:
 
 
 def _nothing_usable(src: Path, skipped: Sequence[Done], out: Path) -> str:
-    example = f", e.g. {skipped[0].path} {skipped[0].reason}" if skipped else ""
+    example = f", e.g. {escape_name(skipped[0].path)} {skipped[0].reason}" if skipped else ""
     return (
         f"nothing in {src} was usable: {len(skipped)} files skipped{example}; all are listed in {out / 'skipped.csv'}"
     )

@@ -22,7 +22,7 @@ COLUMNS = ["YTID", "start_seconds", "end_seconds", "positive_labels"]
 
 def find(root: Path, table: Path | None) -> Listing:
     """Items of AudioSet."""
-    tables = [table] if table else sorted(root.rglob("*_segments.csv"))
+    tables = [table] if table else [root / path for path in walk(root) if path.endswith("_segments.csv")]
     if not tables:
         raise UserError(f"{root} has no *_segments.csv of AudioSet; give its path with --table")
     names = _class_names(root, tables[0])
@@ -54,5 +54,7 @@ def _segments(table: Path) -> list[dict[str, str]]:
 
 
 def _class_names(root: Path, table: Path) -> dict[str, str]:
-    found = [*sorted(root.rglob("class_labels_indices.csv")), *table.parent.glob("class_labels_indices.csv")]
-    return {row["mid"]: row["display_name"] for row in read_rows(found[0])} if found else {}
+    inside = [root / path for path in walk(root) if PurePosixPath(path).name == "class_labels_indices.csv"]
+    found = [*inside, *table.parent.glob("class_labels_indices.csv")]
+    rows = read_rows(found[0], need=("mid", "display_name")) if found else []
+    return {row["mid"]: row["display_name"] for row in rows}

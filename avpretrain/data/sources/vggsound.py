@@ -7,6 +7,7 @@ are cut.
 
 from __future__ import annotations
 
+from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
 from avpretrain.data.media import Segment
@@ -19,7 +20,8 @@ SECONDS = 10.0
 
 def find(root: Path, table: Path | None) -> Listing:
     """Items of VGGSound."""
-    table = table or next(iter(sorted(root.rglob("vggsound*.csv"))), None)
+    tables = (p for p in walk(root) if fnmatch(PurePosixPath(p).name, "vggsound*.csv"))
+    table = table or next((root / path for path in tables), None)
     if table is None:
         raise UserError(f"{root} has no vggsound.csv; give its path with --table")
     rows = read_rows(table, ["id", "start", "label", "split"])
