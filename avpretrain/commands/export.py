@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from rich.console import Console
 from tyro.conf import Positional, arg
 
+from avpretrain.commands.places import require_file, require_model_folder
 from avpretrain.errors import UsageError, UserError
 from avpretrain.evaluation.scores import read_score
 from avpretrain.files import atomic_path, read_json
@@ -37,15 +38,17 @@ def main(
         onnx: Which encoder to write as ONNX; needs the extra: pip install 'avpretrain[onnx]'.
         json: Print what was written as JSON.
     """
+    if onnx is None:
+        require_model_folder(out)
+    elif out.is_dir():
+        raise UsageError(f"{out} is a folder; name a file, such as {out / onnx}.onnx")
+    else:
+        require_file(out, "OUT")
     model = load_model(ckpt)
     answer: dict[str, Any] = {"written": str(out)}
     if onnx is not None:
-        if out.is_dir():
-            raise UsageError(f"{out} is a folder; name a file, such as {out / onnx}.onnx")
         answer["largest_difference"] = export_onnx(model, onnx, out)
     else:
-        if (out / "run.json").exists() or (out.exists() and not out.is_dir()):
-            raise UsageError(f"{out} is something else already; name a new folder")
         _write_folder(model, ckpt, out)
     if json:
         print(json_format.dumps(answer, indent=2))

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from rich.console import Console
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
+from avpretrain.commands.places import require_folder
 from avpretrain.commands.tables import show_table
 from avpretrain.errors import UsageError
 from avpretrain.evaluation.inpaint import METHODS, InpaintConfig
@@ -50,6 +51,7 @@ def main(
     folder = out or (beside.with_suffix("") if beside else None)
     if folder is None:
         raise UsageError(f"{ckpt} belongs to no run; name a folder for the results with --out")
+    require_folder(folder)
     result = run_inpaint(ckpt, data, folder, how, run)
     if json:
         print(json_format.dumps(result, indent=2))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json as json_format
 from pathlib import Path
 
+from avpretrain.commands.places import require_file
 from avpretrain.commands.tables import show_table
 from avpretrain.configfile import load_config
 from avpretrain.efficiency.hours import GPUS, read_bench
@@ -38,6 +39,7 @@ def main(
     """
     if clips < 1:
         raise UsageError(f"--clips must be at least 1, got {clips}")
+    require_file(out)
     cfg = load_config(config)
     measured = read_bench(bench) if bench else None
     entries = ledger(cfg, clips, measured)

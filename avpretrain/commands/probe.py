@@ -10,11 +10,12 @@ from accelerate import PartialState
 from rich.console import Console
 from tyro.conf import Positional, arg
 
+from avpretrain.commands.places import require_file
 from avpretrain.commands.tables import show_table
 from avpretrain.evaluation.frozen import Modality, Pooling, PoolingKind
 from avpretrain.evaluation.probe import ProbeConfig, run_probe
 from avpretrain.evaluation.results import compare_results, result_path, save_result
-from avpretrain.evaluation.scores import points
+from avpretrain.evaluation.scores import points, require_score
 
 
 def main(
@@ -63,6 +64,9 @@ def main(
         pictures: Also draw confusion matrix, bars by class and map of the features, as PNG beside the result.
         json: Print the result as JSON.
     """
+    require_file(out)
+    if compare is not None:
+        require_score(compare)
     cfg = ProbeConfig(
         label=label, modality=modality, classifier=classifier, pool=Pooling(pooling, layers), folds=folds,
         max_seconds=max_seconds, baselines=baselines, batch_size=batch_size, num_workers=num_workers, seed=seed,

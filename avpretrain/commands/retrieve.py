@@ -10,11 +10,12 @@ from accelerate import PartialState
 from rich.console import Console
 from tyro.conf import Positional, arg
 
+from avpretrain.commands.places import require_file
 from avpretrain.commands.probe import against
 from avpretrain.commands.tables import show_table
 from avpretrain.evaluation.results import compare_results, result_path, save_result
 from avpretrain.evaluation.retrieval import RetrievalConfig, run_retrieval
-from avpretrain.evaluation.scores import points
+from avpretrain.evaluation.scores import points, require_score
 
 
 def main(
@@ -54,6 +55,9 @@ def main(
         pictures: Also draw examples, NAME-examples.png beside the result.
         json: Print the result as JSON.
     """
+    require_file(out)
+    if compare is not None:
+        require_score(compare)
     cfg = RetrievalConfig(
         split=split, limit=limit, max_seconds=max_seconds, baselines=baselines, batch_size=batch_size,
         num_workers=num_workers, seed=seed,

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from rich.console import Console
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
+from avpretrain.commands.places import require_file
 from avpretrain.commands.tables import show_table
 from avpretrain.errors import UsageError
 from avpretrain.evaluation.results import result_path
@@ -43,6 +44,7 @@ def main(
     for name, number in (("clips", how.clips), ("steps", how.steps), ("batch-size", how.batch_size)):
         if number < 1:
             raise UsageError(f"--{name} must be at least 1, got {number}")
+    require_file(out)
     result = run_spectrum(ckpt, data, how)
     path = result_path(ckpt, out, "spectrum", how.split)
     if path:

@@ -77,7 +77,7 @@ class ClipSet:
 
     def __init__(self, shards: Sequence[str], split: str = "train", cache_dir: str = "") -> None:
         if not shards:
-            raise UsageError("no data set; name folders written by `avpretrain shards` with --data.shards")
+            raise UsageError("no data set; name folders that avpretrain shards wrote")
         self._arguments = (tuple(shards), split, cache_dir)
         self.stores: list[Store] = [open_store(root, cache_dir) for root in shards]
         self.manifests = [Manifest(store.manifest_folder()) for store in self.stores]

@@ -102,9 +102,9 @@ class Manifest:
             source = pa.memory_map(str(self.root / MANIFEST_NAME))
             self.table = pa.ipc.open_file(source).read_all()
         except FileNotFoundError:
-            raise UserError(
-                f"{root} is not a sharded data set; make one with: avpretrain shards VIDEOS {root}"
-            ) from None
+            raise UserError(_no_data_set(self.root)) from None
+        except NotADirectoryError:
+            raise UserError(f"{root} is a file; name the folder that avpretrain shards wrote") from None
         except (json.JSONDecodeError, UnicodeDecodeError, pa.ArrowInvalid) as error:
             raise UserError(f"{root}: its manifest is damaged ({error}); run avpretrain shards again") from None
         if self.info.get("format") != FORMAT:
@@ -160,6 +160,20 @@ class Manifest:
         if not chosen:
             raise UserError(f"{self.root} has no split '{split}'; it has: {', '.join(self.splits)}")
         return chosen
+
+
+def _no_data_set(root: Path) -> str:
+    """Why a folder can't be opened; what has media in it is meant as the source of one."""
+    if not root.exists():
+        return f"there is no {root}; name a folder that avpretrain shards wrote"
+    if (root / DATASET_NAME).is_file():
+        return f"{root}: {MANIFEST_NAME} is missing; fetch it again, or run avpretrain shards again"
+    if (root / MANIFEST_NAME).is_file():
+        return f"{root}: {DATASET_NAME} is missing; fetch it again, or run avpretrain shards again"
+    return (
+        f"{root} is not a sharded data set (it has no {DATASET_NAME}); "
+        f"make one of a folder of videos with: avpretrain shards VIDEOS SHARDS, and name SHARDS here"
+    )
 
 
 def write_manifest(path: Path, clips: Sequence[Clip]) -> None:

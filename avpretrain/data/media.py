@@ -16,6 +16,7 @@ import av
 import numpy as np
 
 from avpretrain.data.decode import (
+    NOT_FINITE,
     DecodeError,
     Sound,
     average_rate,
@@ -145,6 +146,11 @@ class Source:
             tally = _Tally("sound")
             joined = _Joined(sample_rate)
             for time, frame in self._decoded(container, stream, tally):
+                if not _finite(frame):  # resampled, these would be clicks of full scale
+                    if stream.codec_context.name.startswith("pcm_"):
+                        raise DecodeError(NOT_FINITE)
+                    tally.bad += 1  # lossy codecs give such where a packet is damaged
+                    continue
                 joined.add(time, frame)
             tally.check()
             pcm_S = joined.finish()
@@ -199,6 +205,11 @@ class Source:
 def _aspect(video: Any) -> float:
     ratio = float(video.sample_aspect_ratio or 1) if video is not None else 1.0
     return ratio if 0.1 <= ratio <= 10 else 1.0
+
+
+def _finite(frame: Any) -> bool:
+    """Whether all samples of a frame are finite; integers are."""
+    return frame.format.name[:3] not in ("flt", "dbl") or bool(np.isfinite(frame.to_ndarray()).all())
 
 
 class _Joined:

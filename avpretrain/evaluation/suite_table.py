@@ -52,9 +52,9 @@ def _origin(results: Sequence[Result], command: str) -> str:
     return (
         f"Made by `{command}` from weights {weights['sha256'][:16]}{seen}; commit {one['commit']}, {versions}, "
         f"{machine}, seed {one['seed']}. The JSON of each number, with data fingerprint and config, lies beside it.\n\n"
-        "In %, with 95% intervals over test clips: Wilson's for accuracy and recall, bootstrap for the rest. Differences "
-        "are paired by clip; those in bold have an interval without 0. One interval in twenty misses the truth, and no "
-        "correction is made for the number of rows."
+        "In %, with 95% intervals over test clips: Wilson's for accuracy and recall, bootstrap for the rest. "
+        "Differences are paired by clip; those in bold have an interval without 0. One interval in "
+        "twenty misses the truth, and no correction is made for the number of rows."
     )
 
 
