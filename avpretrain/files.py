@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import io
@@ -162,18 +163,50 @@ def check_zip(path: Path, limit: int) -> None:
         raise ValueError(f"its members claim {claimed / 1e6:.0f} MB, more than {limit / 1e6:.0f} MB")
 
 
+def mistaken_for(head: bytes) -> str | None:
+    """What a file that should hold media or weights holds in their place, by its first bytes; none = nothing known."""
+    start = head[:200].lstrip().lower()
+    if not head:
+        return "is empty: the copy or the download was cut off before it began"
+    if start.startswith(b"version https://git-lfs"):
+        return "is a Git LFS pointer, not the file itself: fetch it with git lfs pull"
+    if start.startswith((b"<!doctype html", b"<html")):
+        return "is an HTML page: the download got a web page, such as a login or an error, in place of the file"
+    return None
+
+
+def read_head(path: Path, size: int = 512) -> bytes:
+    """The first bytes of a regular file; none where it can't be read."""
+    try:
+        with open_file(path) as file:
+            return file.read(size)
+    except OSError:
+        return b"?"
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`, which takes its place when the block succeeds and vanishes when it fails.
 
-    The block may write a file or make a directory there; an existing file or directory at `path` is replaced.
+    The block may write a file or make a directory there; an existing file or directory at `path` is replaced, but
+    never a directory by a file.
+
+    Raises:
+        UserError: a file was to be written where a directory stands, or below something that is no directory.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError, NotADirectoryError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.parent.is_dir():
+        raise UserError(f"can't write {path}: {path.parent} is no folder")
     holder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
     temporary = holder / path.name
     try:
         yield temporary
-        if path.is_dir() or (temporary.is_dir() and path.exists()):
+        if path.is_dir() and not temporary.is_dir():
+            raise UserError(f"{path} is a folder; name a file to write")
+        if path.exists() and not path.is_dir() and temporary.is_dir():
+            raise UserError(f"{path} is a file; name a folder to write")
+        if path.is_dir():
             path.rename(holder / "replaced")
         temporary.replace(path)
     finally:
@@ -205,9 +238,13 @@ def read_json(path: Path, what: str) -> Any:
     """
     try:
         return parse_json(read_bytes(path))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"no {what} at {path}") from None
     except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are of it
+        if found := mistaken_for(read_head(path)):
+            raise UserError(f"{what} {path} {found}") from None
         raise UserError(f"{what} {path} is not valid JSON: {error}") from None
     except OSError as error:
+        if path.is_dir():
+            raise UserError(f"{path} is a folder; name the file of the {what}") from None
         raise UserError(f"{what} {path} can't be read: {error.strerror}") from None

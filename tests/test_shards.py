@@ -319,11 +319,11 @@ def test_the_command_line_sharding_and_inspection(
 @pytest.mark.parametrize(
     ("arguments", "status", "words"),
     [
-        (["shards", "nowhere", "out"], 1, "no folder nowhere"),
+        (["shards", "nowhere", "out"], 1, "nowhere is not there; name the folder"),
         (["shards", ".", "out", "--fps", "0"], 2, "fps"),
         (["shards", ".", "out", "--sauce", "grid"], 2, "--source"),
-        (["shards", ".", "out", "--table", "none.csv"], 1, "no table none.csv"),
-        (["inspect", "nowhere"], 1, "no folder nowhere"),
+        (["shards", ".", "out", "--table", "none.csv"], 1, "none.csv is not there; name the table's file"),
+        (["inspect", "nowhere"], 1, "there is no nowhere; name a folder that avpretrain shards wrote"),
         (["inspect", "."], 1, "not a sharded data set"),
     ],
 )

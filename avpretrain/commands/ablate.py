@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from avpretrain.cli import parse
 from avpretrain.commands.config_first import ConfigArguments, first_and_rest
+from avpretrain.commands.tables import show_table
 from avpretrain.config import TrainConfig
 from avpretrain.configfile import to_dict
 from avpretrain.efficiency.ablate import OF_A_CELL, Ablation, Cell, cells_of, load_ablation
@@ -148,14 +148,8 @@ def _conclude(ablation: Ablation, cells: Sequence[Cell], given: Arguments) -> li
 
 def _show(title: str, rows: Sequence[Sequence[str]]) -> None:
     headings, *body = rows
-    shown = Table(title=title)
-    for i, heading in enumerate(headings):
-        shown.add_column(heading, justify="right" if i else "left", overflow="fold")
-    for row in body:
-        shown.add_row(*row)
     console = Console()
-    console = console if console.is_terminal else Console(width=WIDE)
-    console.print(shown)
+    show_table(headings, body, title, console=console if console.is_terminal else Console(width=WIDE))
 
 
 def _show_plan(ablation: Ablation, cells: Sequence[Cell]) -> None:

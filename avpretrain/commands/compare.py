@@ -9,6 +9,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from avpretrain.evaluation.results import compare_results
+from avpretrain.evaluation.scores import bounds, points
 
 
 def main(
@@ -32,9 +33,14 @@ def main(
     if json:
         print(json_format.dumps(found, indent=2))
         return
-    low, high = (100 * bound for bound in found["difference_ci"])
-    sure = "the interval leaves out 0" if low > 0 or high < 0 else "no clear difference: the interval holds 0"
+    interval = bounds(found["difference_ci"])
+    if interval is None:
+        said = "95% interval unknown: the clips are too few or too alike to tell"
+    else:
+        clear = interval[0] > 0 or interval[1] < 0
+        sure = "the interval leaves out 0" if clear else "no clear difference: the interval holds 0"
+        said = f"95% interval {points(interval, '+')} ({sure})"
     print(
         f"{found['metric']} of {a} less that of {b}, on {found['clips']} clips: "
-        f"{100 * found['difference']:+.1f} points, 95% interval {low:+.1f} to {high:+.1f} ({sure})"
+        f"{100 * found['difference']:+.1f} points, {said}"
     )

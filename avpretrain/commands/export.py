@@ -9,7 +9,9 @@ from typing import Annotated, Any, Literal
 from rich.console import Console
 from tyro.conf import Positional, arg
 
-from avpretrain.errors import UsageError
+from avpretrain.commands.places import require_file, require_model_folder
+from avpretrain.errors import UsageError, UserError
+from avpretrain.evaluation.scores import read_score
 from avpretrain.files import atomic_path, read_json
 from avpretrain.models.card import card_values
 from avpretrain.models.diffmavil import DiffMAViL
@@ -36,15 +38,17 @@ def main(
         onnx: Which encoder to write as ONNX; needs the extra: pip install 'avpretrain[onnx]'.
         json: Print what was written as JSON.
     """
+    if onnx is None:
+        require_model_folder(out)
+    elif out.is_dir():
+        raise UsageError(f"{out} is a folder; name a file, such as {out / onnx}.onnx")
+    else:
+        require_file(out, "OUT")
     model = load_model(ckpt)
     answer: dict[str, Any] = {"written": str(out)}
     if onnx is not None:
-        if out.is_dir():
-            raise UsageError(f"{out} is a folder; name a file, such as {out / onnx}.onnx")
         answer["largest_difference"] = export_onnx(model, onnx, out)
     else:
-        if (out / "run.json").exists() or (out.exists() and not out.is_dir()):
-            raise UsageError(f"{out} is something else already; name a new folder")
         _write_folder(model, ckpt, out)
     if json:
         print(json_format.dumps(answer, indent=2))
@@ -65,14 +69,17 @@ def _provenance(ckpt: Path) -> str:
     if run is None:
         return ""
     facts = read_json(run / "run.json", "run record")
-    data = facts["data"]
-    parts = [f"Trained on {data['clips']:,} clips (split {data['split']}, fingerprint {data['fingerprint'][:12]})."]
+    try:
+        data = facts["data"]
+        parts = [f"Trained on {data['clips']:,} clips (split {data['split']}, fingerprint {data['fingerprint'][:12]})."]
+    except (KeyError, TypeError, ValueError):
+        raise UserError(
+            f"run record {run / 'run.json'} is damaged: it does not say what data the run was trained on; "
+            "to export the weights without it, copy their folder out of the run and export the copy"
+        ) from None
     for path in sorted((run / "eval").glob("*.json")):
-        result = read_json(path, "result")
-        if "label" in result and "metric" in result:
-            metric, (low, high) = result["metric"], result["ci"]
-            parts.append(
-                f"{result['task'].replace('_', ' ')} of {result['label']} ({result['modality']}): "
-                f"{metric} {result[metric]:.3f}, 95% interval [{low:.3f}, {high:.3f}]."
-            )
+        score = read_score(path)
+        if score is not None:
+            interval = "" if score.interval is None else ", 95% interval [{:.3f}, {:.3f}]".format(*score.interval)
+            parts.append(f"{score.words}: {score.metric} {score.value:.3f}{interval}.")
     return " ".join(parts)

@@ -12,9 +12,11 @@ import tyro
 from tyro.conf import arg
 
 from avpretrain.cli import parse
+from avpretrain.commands.places import require_file
 from avpretrain.commands.probe import show_result
 from avpretrain.errors import UsageError
 from avpretrain.evaluation.recipes import RECIPES, FinetuneConfig
+from avpretrain.evaluation.scores import require_score
 
 HELP = f"""\
 usage: avpretrain finetune CKPT DATA --label NAME [--recipe RECIPE] [--FIELD VALUE ...]
@@ -66,6 +68,9 @@ def run(args: Sequence[str]) -> None:
     given = parse(Arguments, options, "avpretrain finetune CKPT DATA", Arguments(recipe=recipe, config=RECIPES[recipe]))
     if not data:
         raise UsageError("checkpoint and data come first: avpretrain finetune CKPT DATA --label NAME")
+    require_file(given.out)
+    if given.compare is not None:
+        require_score(given.compare)
     from accelerate import PartialState
 
     from avpretrain.evaluation.finetune import run_finetune

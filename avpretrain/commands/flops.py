@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
-from rich.table import Table
 
 from avpretrain.commands.config_first import ConfigArguments, read
+from avpretrain.commands.tables import show_table
 from avpretrain.configfile import load_config
 from avpretrain.efficiency.flops import RunCost, as_json, mavil_of, run_cost, samples_of
 from avpretrain.efficiency.numbers import flops, percent
@@ -56,8 +56,8 @@ def run(args: Sequence[str]) -> None:
         print(json.dumps({**answer, "baseline": against}, indent=2))
         return
     console = Console()
-    console.print(_components(cfg.name, cost, other.name, baseline))
-    console.print(_phases(cost, samples is not None))
+    _show_components(cfg.name, cost, other.name, baseline)
+    _show_phases(cost, samples is not None)
     console.print(
         f"{flops(cost.per_clip)} to train on one clip: {_compared(cost.saving(baseline))} {other.name}"
         + (f"; {flops(cost.total)} for {cost.clips:,} clips in {cost.steps:,} steps" if samples else ""),
@@ -72,11 +72,8 @@ def _compared(saving: float) -> str:
     return f"{percent(abs(saving))} {'less' if saving > 0 else 'more'} than"
 
 
-def _components(name: str, cost: RunCost, other: str, baseline: RunCost) -> Table:
-    table = Table(title=f"FLOPs of one clip, mean over the run: {name} beside {other}")
-    table.add_column("component")
-    for heading in ("forward", "training", "share", "baseline", "saved"):
-        table.add_column(heading, justify="right")
+def _show_components(name: str, cost: RunCost, other: str, baseline: RunCost) -> None:
+    rows = []
     theirs = baseline.components
     for key, part in cost.components.items():
         if not part.training and not theirs[key].training:
@@ -84,22 +81,21 @@ def _components(name: str, cost: RunCost, other: str, baseline: RunCost) -> Tabl
         saved = percent(1 - part.training / theirs[key].training) if theirs[key].training else ""
         share = percent(part.training / cost.per_clip)
         cells = [flops(part.forward), flops(part.training), share, flops(theirs[key].training), saved]
-        table.add_row(key.replace("_", " "), *cells)
-    table.add_section()
+        rows.append([key.replace("_", " "), *cells])
     forward = sum(part.forward for part in cost.components.values())
     totals = [flops(forward), flops(cost.per_clip), "100.0%", flops(baseline.per_clip), percent(cost.saving(baseline))]
-    table.add_row("all", *totals)
-    return table
+    headings = ("component", "forward", "training", "share", "baseline", "saved")
+    title = f"FLOPs of one clip, mean over the run: {name} beside {other}"
+    show_table(headings, [*rows, ["all", *totals]], title, total=True)
 
 
-def _phases(cost: RunCost, known_length: bool) -> Table:
-    table = Table(title="Phases of the schedule")
+def _show_phases(cost: RunCost, known_length: bool) -> None:
+    rows = []
     headings = ["share of clips", "audio masked", "video masked", "batch", "FLOPs a clip"]
-    for heading in headings + (["steps", "FLOPs in all"] if known_length else []):
-        table.add_column(heading, justify="right")
+    headings += ["steps", "FLOPs in all"] if known_length else []
     for phase in cost.phases:
         row = [percent(phase.clips / cost.clips), percent(phase.audio_ratio), percent(phase.video_ratio)]
         row += [f"{phase.batch_size}", flops(phase.flops.training)]
         row += [f"{phase.steps:,}", flops(phase.flops.training * phase.clips)] if known_length else []
-        table.add_row(*row)
-    return table
+        rows.append(row)
+    show_table(headings, rows, "Phases of the schedule", text=0)

@@ -10,7 +10,9 @@ from typing import Annotated
 from rich.console import Console
 from tyro.conf import Positional, arg
 
+from avpretrain.commands.places import require_model_folder
 from avpretrain.configfile import load_config
+from avpretrain.errors import UsageError
 from avpretrain.files import atomic_path, write_json
 from avpretrain.modelconfig import ModelConfig
 from avpretrain.models.foreign import Format
@@ -25,6 +27,7 @@ def main(
     config: str = "",
     into: Into = "both",
     heads: int | None = None,
+    audio_stats: tuple[float, float] | None = None,
     json: bool = False,
 ) -> None:
     """Turn another project's ViT weights into a model of ours.
@@ -40,9 +43,19 @@ def main(
         config: Config or preset that gives input sizes and decoders; without it, MAViL's.
         into: Which encoder to fill; an image ViT can go to either or to both.
         heads: Attention heads; without it, one for every 64 values of the width.
+        audio_stats: MEAN STD of the log-mel spectrograms that the audio encoder gets, where the format does not imply
+            them; `avpretrain inspect` shows those of a data set.
         json: Print the report as JSON.
     """
+    require_model_folder(out)
+    if heads is not None and heads < 1:
+        raise UsageError(f"--heads must be at least 1, got {heads}")
     base = load_config(config).model if config else ModelConfig()
+    if audio_stats is not None:
+        mean, std = audio_stats
+        if not std > 0:
+            raise UsageError(f"--audio-stats takes a mean and a standard deviation above 0, got {mean:g} {std:g}")
+        base = dataclasses.replace(base, input=dataclasses.replace(base.input, audio_mean=mean, audio_std=std))
     model, report = import_checkpoint(ckpt, format, base, into, heads)
     with atomic_path(out) as folder:
         model.save_pretrained(folder)
@@ -63,4 +76,6 @@ def _show(report: ImportReport, out: Path) -> None:
         console.print(f"[yellow]freshly initialised:[/] {', '.join(report.missing)}")
     if report.unused:
         console.print(f"without a place here: {len(report.unused)} tensors, such as {', '.join(report.unused[:5])}")
-    console.print(f"model: {out}")
+    for line in report.warnings:
+        console.print(f"[yellow]mind:[/] {line}", soft_wrap=True)
+    console.print(f"model: {out}", soft_wrap=True)

@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from rich.console import Console
-from rich.table import Table
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
+from avpretrain.commands.places import require_folder
+from avpretrain.commands.tables import show_table
 from avpretrain.errors import UsageError
 from avpretrain.evaluation.inpaint import METHODS, InpaintConfig
 from avpretrain.evaluation.inpaint_run import InpaintRun, run_inpaint
 from avpretrain.evaluation.results import result_path
+from avpretrain.evaluation.scores import bounds
 
 
 def main(
@@ -49,6 +51,7 @@ def main(
     folder = out or (beside.with_suffix("") if beside else None)
     if folder is None:
         raise UsageError(f"{ckpt} belongs to no run; name a folder for the results with --out")
+    require_folder(folder)
     result = run_inpaint(ckpt, data, folder, how, run)
     if json:
         print(json_format.dumps(result, indent=2))
@@ -57,17 +60,22 @@ def main(
 
 
 def _show(result: dict[str, Any], folder: Path) -> None:
-    table = Table(title=f"mean squared error on hidden patches, {result['clips']} clips [95% interval]")
-    table.add_column("filling")
-    for side in result["mse"]:
-        table.add_column(side, justify="right")
-    for method in METHODS:
-        cells = [result["mse"][side].get(method) for side in result["mse"]]
-        texts = [f"{c['value']:.4f} [{c['ci'][0]:.4f}, {c['ci'][1]:.4f}]" if c else "-" for c in cells]
-        table.add_row(method.replace("_", " "), *texts)
+    rows = [
+        [method.replace("_", " "), *(_cell(result["mse"][side].get(method)) for side in result["mse"])]
+        for method in METHODS
+    ]
     console = Console()
-    console.print(table)
+    title = f"mean squared error on hidden patches, {result['clips']} clips (95% interval)"
+    show_table(("filling", *result["mse"]), rows, title, console=console)
     if source := result["settings"]["statistics"]:
         where = {"neighbours": "come from visible neighbours", "own": "are the hidden patches' own"}[source]
         console.print(f"The model predicts normalised patches; means and variances {where}.")
     console.print(f"pictures, sounds and errors.json: {folder}", highlight=False)
+
+
+def _cell(error: dict[str, Any] | None) -> str:
+    """'0.1234 (0.1200 to 0.1300)'."""
+    if error is None:
+        return "-"
+    ci = bounds(error["ci"])
+    return f"{error['value']:.4f} " + ("(unknown)" if ci is None else f"({ci[0]:.4f} to {ci[1]:.4f})")

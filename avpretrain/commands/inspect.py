@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 from tyro.conf import Positional, arg
 
+from avpretrain.commands.tables import show_facts
 from avpretrain.data.manifest import Manifest
 from avpretrain.data.verify import label_counts, require_data_set, verify
 from avpretrain.errors import UserError
 
 MAX_VALUES = 12
 """Values of one label that the table shows."""
+MAX_LETTERS = 24
+"""Of one value."""
 
 
 def main(
@@ -45,7 +49,7 @@ def main(
         json.dump({**facts, "problems": problems} if verify_ else facts, sys.stdout, indent=2, ensure_ascii=False)
         print()
         return
-    Console(highlight=False).print(_table(facts))
+    show_facts(_rows(facts))
     if verify_:
         print(f"verified: every byte of {len(facts['shards'])} shards is as it was written")
 
@@ -86,6 +90,7 @@ def describe(manifest: Manifest) -> dict[str, Any]:
         "licenses": dict(Counter(table.column("license").to_pylist()).most_common()),
         "labels": label_counts(manifest),
         "damaged_rows": {manifest.clip(row).key: reason for row, reason in manifest.bad.items()},
+        "free_text": [name for name, values in info.get("labels", {}).items() if not values],
     }
 
 
@@ -96,11 +101,13 @@ def _spread(values: np.ndarray) -> dict[str, float] | None:
     return {"min": low, "median": middle, "max": high}
 
 
-def _table(facts: dict[str, Any]) -> Table:
-    table = Table("", "", show_header=False, box=None, padding=(0, 2, 0, 0))
-    table.columns[1].overflow = "fold"
-    add = table.add_row
-    add("data set", f"[bold]{facts['name']}[/]")
+def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    rows: list[tuple[str, str]] = []
+
+    def add(name: str, said: str) -> None:
+        rows.append((name, said))
+
+    add("data set", str(facts["name"]))
     size = f"{facts['bytes'] / 1e6:.1f} MB in {len(facts['shards'])} shards"
     add("clips", f"{facts['clips']} ({facts['hours']:.2f} h, {size})")
     if damaged := facts["damaged_rows"]:
@@ -113,11 +120,45 @@ def _table(facts: dict[str, Any]) -> Table:
         if facts[name]:
             add(name.replace("_", " "), "{min:g} to {max:g}, median {median:g} ".format(**facts[name]) + unit)
     for name, counts in facts["labels"].items():
-        shown = ", ".join(f"{value} {count}" for value, count in list(counts.items())[:MAX_VALUES])
-        more = f" ... ({len(counts)} values)" if len(counts) > MAX_VALUES else ""
-        add(f"label {name}", shown + more)
-    add("licences", ", ".join(f"{name or 'unknown'} {count}" for name, count in facts["licenses"].items()))
+        add(f"label {name}", label_in_a_line(counts))
+    for name in facts["free_text"]:
+        add(f"label {name}", "free text: too many values to count")
+    add("licences", label_in_a_line({name or "unknown": count for name, count in facts["licenses"].items()}))
     log_mel = facts["log_mel"]
     add("log-mel", f"mean {log_mel['mean']:.7f}, std {log_mel['std']:.7f} over {log_mel['clips']} clips")
     add("fingerprint", facts["fingerprint"])
-    return table
+    return rows
+
+
+def label_in_a_line(counts: Mapping[str, int]) -> str:
+    """What a label holds: its values with their clips, or what kind of values they are where there are many.
+
+    Numbers such as times and coordinates give their range; values that hardly any two clips share give examples.
+    """
+    there = {value: count for value, count in counts.items() if count}
+    clips, names = sum(there.values()), [_short(value) for value in there]
+    if not there:
+        return "no clip has it"
+    if len(there) <= MAX_VALUES:
+        return ", ".join(f"{name} {count}" for name, count in zip(names, there.values(), strict=True))
+    numbers = [_number(value) for value in there]
+    if all(number is not None for number in numbers):
+        known = [number for number in numbers if number is not None]
+        return f"{len(there)} numbers from {min(known):g} to {max(known):g} in {clips} clips"
+    if 2 * len(there) > clips:
+        return f"{len(there)} values in {clips} clips, nearly one for each, such as {', '.join(names[:3])}"
+    most = sorted(there, key=lambda value: (-there[value], value))[:MAX_VALUES]
+    return f"{len(there)} values, most often {', '.join(f'{_short(value)} {there[value]}' for value in most)}"
+
+
+def _short(value: str) -> str:
+    return value if len(value) <= MAX_LETTERS else f"{value[: MAX_LETTERS - 3]}..."
+
+
+def _number(value: str) -> float | None:
+    """A finite number; none for other texts."""
+    try:
+        number = float(value)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json as json_format
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
+from avpretrain.commands.places import require_file
+from avpretrain.commands.tables import show_table
 from avpretrain.configfile import load_config
 from avpretrain.efficiency.hours import GPUS, read_bench
 from avpretrain.efficiency.ledger import ACCOUNTINGS, VARIANTS, Entry, as_json, ledger
@@ -40,6 +39,7 @@ def main(
     """
     if clips < 1:
         raise UsageError(f"--clips must be at least 1, got {clips}")
+    require_file(out)
     cfg = load_config(config)
     measured = read_bench(bench) if bench else None
     entries = ledger(cfg, clips, measured)
@@ -56,31 +56,27 @@ def main(
         print(json_format.dumps(answer, indent=2))
     else:
         title = f"{cfg.name}, {entries[0].cost.clips:,} clips seen"
-        Console().print(_table(title, entries))
+        _show(title, entries)
         if measured:
-            Console().print(_hours(title, entries))
+            _show_hours(title, entries)
             print(ASSUMPTION)
 
 
-def _hours(title: str, entries: list[Entry]) -> Table:
-    table = Table(title=f"Hours and saving against MAViL: {title}")
-    for heading in ("variant", "accounting", "measured as", *(f"on {n} GPU{'s' * (n > 1)}" for n in GPUS), "saved"):
-        table.add_column(heading, justify="left" if heading in ("variant", "accounting", "measured as") else "right")
+def _show_hours(title: str, entries: list[Entry]) -> None:
+    rows = []
     for entry in entries:
         if entry.time is not None:
             hours = [f"{significant(entry.time.hours / n)} h" for n in GPUS]
             saved = "" if entry.time_saving is None else percent(entry.time_saving)
-            table.add_row(entry.variant, entry.accounting, entry.time.measured, *hours, saved)
-    return table
+            rows.append([entry.variant, entry.accounting, entry.time.measured, *hours, saved])
+    headings = ("variant", "accounting", "measured as", *(f"on {n} GPU{'s' * (n > 1)}" for n in GPUS), "saved")
+    show_table(headings, rows, f"Hours and saving against MAViL: {title}", text=3)
 
 
-def _table(title: str, entries: list[Entry]) -> Table:
-    table = Table(title=f"FLOPs and saving against MAViL: {title}")
-    table.add_column("variant", no_wrap=True)
-    for accounting in ACCOUNTINGS:
-        table.add_column(accounting, justify="right", no_wrap=True)
+def _show(title: str, entries: list[Entry]) -> None:
+    rows = []
     found = {(entry.variant, entry.accounting): entry for entry in entries}
     for variant in VARIANTS:
         row = [found[variant, accounting] for accounting in ACCOUNTINGS]
-        table.add_row(variant, *(f"{flops(entry.cost.total)}  {percent(entry.saving):>6}" for entry in row))
-    return table
+        rows.append([variant, *(f"{flops(entry.cost.total)}  {percent(entry.saving):>6}" for entry in row)])
+    show_table(("variant", *ACCOUNTINGS), rows, f"FLOPs and saving against MAViL: {title}")

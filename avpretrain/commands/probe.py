@@ -8,12 +8,14 @@ from typing import Annotated, Any, Literal
 
 from accelerate import PartialState
 from rich.console import Console
-from rich.table import Table
 from tyro.conf import Positional, arg
 
+from avpretrain.commands.places import require_file
+from avpretrain.commands.tables import show_table
 from avpretrain.evaluation.frozen import Modality, Pooling, PoolingKind
 from avpretrain.evaluation.probe import ProbeConfig, run_probe
 from avpretrain.evaluation.results import compare_results, result_path, save_result
+from avpretrain.evaluation.scores import points, require_score
 
 
 def main(
@@ -64,6 +66,9 @@ def main(
         pictures: Also draw confusion matrix, bars by class and map of the features, as PNG beside the result.
         json: Print the result as JSON.
     """
+    require_file(out)
+    if compare is not None:
+        require_score(compare)
     cfg = ProbeConfig(
         label=label, modality=modality, classifier=classifier, pool=Pooling(pooling, layers), folds=folds, split=split,
         max_seconds=max_seconds, baselines=baselines, batch_size=batch_size, num_workers=num_workers, seed=seed,
@@ -90,14 +95,12 @@ def main(
 def show_result(result: dict[str, Any], comparison: dict[str, Any] | None, path: Path | None) -> None:
     """Prints a result beside its baselines, for people."""
     metric, console = result["metric"], Console()
-    table = Table(title=f"{result['task'].replace('_', ' ')}: {result['label']} from {result['modality']}")
-    for heading in ("features", metric, "95% interval", "encoder is ahead by"):
-        table.add_column(heading, justify="left" if heading == "features" else "right")
-    table.add_row("[bold]encoder[/]", f"[bold]{result[metric]:.1%}[/]", _percent(result["ci"]), "")
+    rows = [("encoder", f"{result[metric]:.1%}", points(result["ci"]), "")]
     for name, other in result["baselines"].items():
-        gain = f"{100 * other['difference']:+.1f} ({_points(other['difference_ci'])}) points"
-        table.add_row(name.replace("_", " "), f"{other[metric]:.1%}", _percent(other["ci"]), gain)
-    console.print(table)
+        gain = f"{100 * other['difference']:+.1f} ({points(other['difference_ci'], '+')}) points"
+        rows.append((name.replace("_", " "), f"{other[metric]:.1%}", points(other["ci"]), gain))
+    title = f"{result['task'].replace('_', ' ')}: {result['label']} from {result['modality']}"
+    show_table(("features", metric, "95% interval", "encoder is ahead by"), rows, title, bold=0, console=console)
     parts = result["parts"]
     console.print(
         f"{sum(p['test'] for p in parts)} test clips, {len(result['classes'])} classes; "
@@ -121,13 +124,5 @@ def show_result(result: dict[str, Any], comparison: dict[str, Any] | None, path:
 
 def against(comparison: dict[str, Any]) -> str:
     """A paired difference in a line."""
-    gain = f"{100 * comparison['difference']:+.1f} ({_points(comparison['difference_ci'])}) points"
+    gain = f"{100 * comparison['difference']:+.1f} ({points(comparison['difference_ci'], '+')}) points"
     return f"against {comparison['b']['path']}: {gain} on {comparison['clips']} clips"
-
-
-def _percent(ci: list[float]) -> str:
-    return f"{ci[0]:.1%} to {ci[1]:.1%}"
-
-
-def _points(ci: list[float]) -> str:
-    return f"{100 * ci[0]:+.1f} to {100 * ci[1]:+.1f}"

@@ -8,12 +8,14 @@ from typing import Annotated, Any
 
 from accelerate import PartialState
 from rich.console import Console
-from rich.table import Table
 from tyro.conf import Positional, arg
 
+from avpretrain.commands.places import require_file
 from avpretrain.commands.probe import against
+from avpretrain.commands.tables import show_table
 from avpretrain.evaluation.results import compare_results, result_path, save_result
 from avpretrain.evaluation.retrieval import RetrievalConfig, run_retrieval
+from avpretrain.evaluation.scores import points, require_score
 
 
 def main(
@@ -53,6 +55,9 @@ def main(
         pictures: Also draw examples, NAME-examples.png beside the result.
         json: Print the result as JSON.
     """
+    require_file(out)
+    if compare is not None:
+        require_score(compare)
     cfg = RetrievalConfig(
         split=split, limit=limit, max_seconds=max_seconds, baselines=baselines, batch_size=batch_size,
         num_workers=num_workers, seed=seed,
@@ -78,15 +83,14 @@ def main(
 
 def _show(result: dict[str, Any], path: Path | None) -> None:
     console = Console()
-    table = Table(title=f"retrieval among {result['gallery']} clips of split '{result['label']}', in %")
-    for heading in ("features", "query", "R@1", "R@5", "R@10", "median rank"):
-        table.add_column(heading, justify="left" if heading in ("features", "query") else "right", no_wrap=True)
+    rows = []
     for name, row in {"encoder": result, **result["baselines"]}.items():
         for direction in ("audio_to_video", "video_to_audio"):
             cells = [_cell(row[direction], f"recall_at_{k}") for k in (1, 5, 10)]
             title = name.replace("_", " ") if direction == "audio_to_video" else ""
-            table.add_row(title, direction.split("_")[0], *cells, f"{row[direction]['median_rank']:g}")
-    console.print(table)
+            rows.append([title, direction.split("_")[0], *cells, f"{row[direction]['median_rank']:g}"])
+    title = f"retrieval among {result['gallery']} clips of split '{result['label']}', in %"
+    show_table(("features", "query", "R@1", "R@5", "R@10", "median rank"), rows, title, text=2, console=console)
     if path:
         console.print(f"result: {path}", highlight=False, soft_wrap=True)
 
@@ -98,5 +102,4 @@ def _cell(scores: dict[str, Any], name: str) -> str:
     value = f"{100 * scores[name]:.1f}"
     if "cis" not in scores:
         return value
-    low, high = scores["cis"][name]
-    return f"{value} ({100 * low:.0f}-{100 * high:.0f})"
+    return f"{value} ({points(scores['cis'][name], digits=0, between='-')})"

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from rich.console import Console
-from rich.table import Table
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
+from avpretrain.commands.places import require_file
+from avpretrain.commands.tables import show_table
 from avpretrain.errors import UsageError
 from avpretrain.evaluation.results import result_path
+from avpretrain.evaluation.scores import points
 from avpretrain.evaluation.spectrum import METHODS, SpectrumConfig, run_spectrum
 from avpretrain.files import write_json
 
@@ -42,6 +44,7 @@ def main(
     for name, number in (("clips", how.clips), ("steps", how.steps), ("batch-size", how.batch_size)):
         if number < 1:
             raise UsageError(f"--{name} must be at least 1, got {number}")
+    require_file(out)
     result = run_spectrum(ckpt, data, how)
     path = result_path(ckpt, out, "spectrum", how.split)
     if path:
@@ -54,17 +57,14 @@ def main(
 
 def _show(result: dict[str, Any], path: Path | None) -> None:
     console = Console()
-    table = Table(title=f"detail of hidden spectrogram patches, {result['clips']} clips [95% interval]")
-    table.add_column("reconstruction")
+    rows = []
     columns = {f"{name}_{place}": f"{name}, {place}" for name in ("missed", "detail") for place in ("low", "high")}
-    for heading in columns.values():
-        table.add_column(heading, justify="right", no_wrap=True)
     for method in METHODS:
         if method in result["methods"]:
             cells = [result["methods"][method][key] for key in columns]
-            texts = [f"{c['value']:.1%} [{c['ci'][0]:.1%}, {c['ci'][1]:.1%}]" for c in cells]
-            table.add_row(method.replace("_", " "), *texts)
-    console.print(table)
+            rows.append([method.replace("_", " "), *(f"{c['value']:.1%} ({points(c['ci'])})" for c in cells)])
+    title = f"detail of hidden spectrogram patches in %, {result['clips']} clips (95% interval)"
+    show_table(("reconstruction", *columns.values()), rows, title, console=console)
     console.print("Shares of the true detail's energy. Low and high: the halves of the mel bins.", highlight=False)
     if path:
         console.print(f"result: {path}", highlight=False, soft_wrap=True)

@@ -136,29 +136,28 @@ def planned_clips(cfg: TrainConfig) -> int:
 def print_plan(answer: dict[str, Any]) -> None:
     """The plan as a table and a few lines."""
     from rich.console import Console
-    from rich.table import Table
 
+    from avpretrain.commands.tables import show_table
     from avpretrain.efficiency.numbers import duration, flops, percent, si
 
     timed = "hours" in answer
-    table = Table(title=f"Plan of {answer['config']}")
-    for heading in (
+    headings = [
         "masked a/v",
         "batch",
         "steps",
         "clips",
         "FLOPs",
         *(("clips timed", "seconds", "time") if timed else ()),
-    ):
-        table.add_column(heading, justify="right")
+    ]
+    rows = []
     for row in answer["phases"]:
         cells = [f"{percent(row['audio_mask_ratio'])} / {percent(row['video_mask_ratio'])}", f"{row['batch_size']}"]
         cells += [f"{row['steps']:,}", f"{row['clips']:,}", flops(row["flops"])]
         if timed:
             cells += [f"{row['timed_clips']}", f"{row['timed_seconds']:.3g}", duration(row["hours"] * 3600)]
-        table.add_row(*cells)
+        rows.append(cells)
     console = Console()
-    console.print(table)
+    show_table(headings, rows, f"Plan of {answer['config']}", text=0, console=console)
     lines = [
         f"{answer['clips']:,} clips in {answer['steps']:,} steps, {si(answer['visible_tokens'])} visible tokens, "
         f"{flops(answer['flops'])}, {answer['shapes']} distinct shapes"

@@ -89,7 +89,7 @@ class ClipSet:
         known_bad: Sequence[Mapping[int, str]] | None = None,
     ) -> None:
         if not shards:
-            raise UsageError("no data set; name folders written by `avpretrain shards` with --data.shards")
+            raise UsageError("no data set; name folders that avpretrain shards wrote")
         self.stores: list[Store] = [open_store(root, cache_dir, request_timeout) for root in shards]
         folders = tuple(folders) or tuple(store.manifest_folder() for store in self.stores)
         self._arguments = (tuple(shards), split, cache_dir, request_timeout, folders)

@@ -22,12 +22,15 @@ import soundfile
 from av.video.reformatter import VideoReformatter
 from jaxtyping import Int16, UInt8
 
-from avpretrain.files import open_file
+from avpretrain.files import mistaken_for, open_file
 
 Frames = UInt8[np.ndarray, "_t _h _w 3"]
 Sound = Int16[np.ndarray, "_s"]
 
 av.logging.set_level(None)  # libav's remarks on damaged files would flood stderr; what matters is raised
+
+
+NOT_FINITE = "has samples that are no finite numbers (NaN or infinity)"
 
 
 class DecodeError(Exception):
@@ -119,8 +122,14 @@ def open_media(source: Path | bytes) -> Iterator[Any]:
         DecodeError: no demuxer understands it, or reading fails inside the block.
     """
     with decoding(), io.BytesIO(source) if isinstance(source, bytes) else open_file(source) as file:
-        with decoding("can't be opened: "):
-            container = av.open(file, **_OPEN)
+        try:
+            with decoding("can't be opened: "):
+                container = av.open(file, **_OPEN)
+        except DecodeError as error:
+            file.seek(0)
+            if found := mistaken_for(file.read(512)):
+                raise DecodeError(found) from error
+            raise
         with container:
             yield container
 
@@ -357,7 +366,9 @@ def decode_audio(data: bytes, sample_rate: int) -> Sound:
     with decoding():
         samples_SK, rate = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
     mono_S = samples_SK[:, 0] if samples_SK.shape[1] == 1 else samples_SK.mean(axis=1)
-    pcm_S: Sound = np.clip(np.rint(np.nan_to_num(mono_S) * 32768), -32768, 32767).astype(np.int16)
+    if not np.isfinite(mono_S).all():
+        raise DecodeError(NOT_FINITE)
+    pcm_S: Sound = np.clip(np.rint(mono_S * 32768), -32768, 32767).astype(np.int16)
     return pcm_S if rate == sample_rate else _resample(pcm_S, rate, sample_rate)
 
 

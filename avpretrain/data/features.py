@@ -119,7 +119,10 @@ class Features(nn.Module):
     def __init__(self, input: InputConfig, augment: AugmentConfig | None = None) -> None:
         super().__init__()
         if input.audio_mean is None or input.audio_std is None:
-            raise UsageError("model.input.audio_mean and audio_std are not set; take them from the data set's log_mel")
+            raise UsageError(
+                "the model has no log-mel statistics (model.input.audio_mean and audio_std), so it can't hear; "
+                "an imported model gets them by avpretrain import --audio-stats MEAN STD, or by training"
+            )
         self.input, self.augment = input, augment
         self.audio_mean, self.audio_std = input.audio_mean, input.audio_std
 

@@ -19,6 +19,7 @@ import av
 import numpy as np
 
 from avpretrain.data.decode import (
+    NOT_FINITE,
     DecodeError,
     Sound,
     audio_streams,
@@ -214,9 +215,16 @@ class Source:
                 return None
             tally = _Tally("sound")
             joined = _Joined(sample_rate)
-            for time, frame in self._decoded(container, container.streams[self._indices[1]], tally):
-                if frame is not None:
-                    joined.add(time, frame)
+            stream = container.streams[self._indices[1]]
+            for time, frame in self._decoded(container, stream, tally):
+                if frame is None:
+                    continue
+                if not _finite(frame):  # resampled, these would be clicks of full scale
+                    if stream.codec_context.name.startswith("pcm_"):
+                        raise DecodeError(NOT_FINITE)
+                    tally.bad += 1  # lossy codecs give such where a packet is damaged
+                    continue
+                joined.add(time, frame)
             tally.check()
             pcm_S = joined.finish()
         self._count("packets of audio that do not decode", tally.bad)
@@ -401,6 +409,11 @@ def _duration(frame: Any) -> float:
 def _aspect(video: Any) -> float:
     ratio = float(video.sample_aspect_ratio or 1) if video is not None else 1.0
     return ratio if 0.1 <= ratio <= 10 else 1.0
+
+
+def _finite(frame: Any) -> bool:
+    """Whether all samples of a frame are finite; integers are."""
+    return frame.format.name[:3] not in ("flt", "dbl") or bool(np.isfinite(frame.to_ndarray()).all())
 
 
 class _Joined:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from avpretrain.data.manifest import DATASET_NAME, MANIFEST_NAME, Clip, Manifest, Shard
 from avpretrain.data.summary import checksum, fingerprint
-from avpretrain.errors import UserError
 from avpretrain.files import open_file, read_json
 
 BLOCK = 1 << 22
@@ -98,6 +97,4 @@ def require_data_set(root: Path) -> Manifest:
     Raises:
         UserError: there is none.
     """
-    if not root.is_dir():
-        raise UserError(f"no folder {root}")
     return Manifest(root)

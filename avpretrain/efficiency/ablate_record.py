@@ -16,6 +16,7 @@ from avpretrain.efficiency.comparison import LOSSES
 from avpretrain.efficiency.flops import as_json, run_cost
 from avpretrain.efficiency.runs import Run, read_run
 from avpretrain.errors import UsageError
+from avpretrain.evaluation.scores import read_score
 from avpretrain.files import read_json, write_json
 
 FORMAT = 1
@@ -140,8 +141,7 @@ def _evaluation(path: Path) -> dict[str, Any]:
     kept = ("task", "label", "modality", "metric", "ci", "gallery", "clips", "mel_hz", "methods", "settings",
             "audio_to_video", "video_to_audio")  # fmt: skip
     found = {key: result[key] for key in kept if key in result}
-    metric = result.get("metric")
-    if metric is not None:
-        found["value"] = result[metric]
-        found["baselines"] = {name: other[metric] for name, other in result.get("baselines", {}).items()}
+    score = read_score(path)
+    if score is not None:
+        found |= {"value": score.value, "ci": score.interval, "baselines": score.baselines}
     return found

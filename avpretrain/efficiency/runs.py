@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import yaml
 from avpretrain.config import TrainConfig
 from avpretrain.configfile import from_dict, load_yaml
 from avpretrain.errors import UserError
+from avpretrain.evaluation.scores import Score, read_score
 from avpretrain.files import MAX_LOG_BYTES, read_json, read_text
 
 Line = dict[str, Any]
@@ -164,30 +164,22 @@ def _lines(path: Path) -> tuple[Line, ...]:
 
 def _probe(path: Path, seen: int) -> Iterable[Probe]:
     """The result in an evaluation's file; files of another shape are none."""
-    result = read_json(path, "evaluation result")
-    metric = result.get("metric") if isinstance(result, dict) else None
-    if not isinstance(metric, str) or not isinstance(result.get(metric), int | float):
+    score = read_score(path)
+    if score is None:
         return
-    ci = result.get("ci")
-    baselines = {
-        name.replace("_", " "): float(found[metric])
-        for name, found in (result.get("baselines") or {}).items()
-        if isinstance(found, dict) and isinstance(found.get(metric), int | float)
-    }
-    weights = result.get("checkpoint") or {}
     yield Probe(
-        task=_task(result) or path.stem,
-        metric=metric.replace("_", " "),
-        value=float(result[metric]),
-        interval=(float(ci[0]), float(ci[1])) if isinstance(ci, list) and len(ci) == 2 else None,
-        baselines={name: value for name, value in baselines.items() if math.isfinite(value)},
-        seen=int(weights.get("seen", seen)) if isinstance(weights, dict) else seen,
+        task=_task(score) or path.stem,
+        metric=score.metric.replace("_", " "),
+        value=score.value,
+        interval=score.interval,
+        baselines={name.replace("_", " "): value for name, value in score.baselines.items()},
+        seen=seen if score.seen is None else score.seen,
     )
 
 
-def _task(result: dict[str, Any]) -> str:
+def _task(score: Score) -> str:
     """'class from audio, linear probe', or 'retrieval, test' where no modality is named."""
-    label, modality, task = (str(result.get(key) or "").replace("_", " ") for key in ("label", "modality", "task"))
+    label, modality, task = (text.replace("_", " ") for text in (score.label, score.modality, score.task))
     parts = (f"{label} from {modality}", task) if label and modality else (task, label)
     return ", ".join(part for part in parts if part)
 

@@ -13,6 +13,7 @@ from avpretrain.efficiency.page import Section, figure, figures, legend
 from avpretrain.efficiency.runs import Run
 from avpretrain.efficiency.svg import Bar, Segment, Series, bars, chart
 from avpretrain.errors import UserError
+from avpretrain.evaluation.scores import bounds
 from avpretrain.files import read_json
 
 METHODS = {"one_step": "one step", "sampled": "sampled"}
@@ -86,6 +87,6 @@ def _bar(index: int, group: Group, method: str, found: list[dict[str, Any]]) -> 
     values = [f["missed_high"]["value"] for f in found]
     value, low_high = statistics.fmean(values), (min(values), max(values))
     kept = percent(statistics.fmean(f["detail_high"]["value"] for f in found))
-    interval = low_high if len(found) > 1 else tuple(found[0]["missed_high"]["ci"])
+    interval = low_high if len(found) > 1 else bounds(found[0]["missed_high"]["ci"])
     label = f"{group.name}, {METHODS[method]}"
     return Bar(label, f"{percent(value)}, kept {kept}", [Segment(0.0, value, f"c{index % COLOURS}")], interval)

@@ -38,7 +38,10 @@ def spectrogram(waveform_BS: Tensor, input: InputConfig) -> Tensor:
         waveform_BS: float32 in [-1, 1] at the model's sample rate, all of one length.
     """
     if input.audio_mean is None or input.audio_std is None:
-        raise UserError("the model's config has no log-mel statistics (audio_mean, audio_std), so it can't hear")
+        raise UserError(
+            "the model's config has no log-mel statistics (audio_mean, audio_std), so it can't hear; "
+            "an imported model gets them by avpretrain import --audio-stats MEAN STD, or by training"
+        )
     length, shift = frame_length(input.sample_rate), frame_shift(input.sample_rate)
     waveform_BS = F.pad(waveform_BS, (0, max(0, length - waveform_BS.shape[1])))
     frames = 1 + (waveform_BS.shape[1] - length) // shift
@@ -111,7 +114,7 @@ def _embed_file(
     model: DiffMAViL, path: Path, modality: Modality, per: Per, dropped: dict[str, float] | None
 ) -> list[Row]:
     if not path.is_file():
-        raise DecodeError("no such file")
+        raise DecodeError("is no regular file" if path.exists() else "no such file")
     source = Source(path, None, Limits(max_hours=24.0))
     rows: list[Row] = []
     if modality != "video" and source.has_audio:
@@ -119,11 +122,18 @@ def _embed_file(
     if modality != "audio" and source.has_video:
         rows += _picture_rows(model, source, per)
     if not rows:
-        raise DecodeError(
-            f"has no {'sound' if modality == 'audio' else 'picture' if modality == 'video' else 'stream'}"
-        )
+        raise DecodeError(_lacking(source, modality))
     source.tell(dropped)
     return rows
+
+
+def _lacking(source: Source, modality: Modality) -> str:
+    """Why a file gave no vector."""
+    if modality != "video" and source.has_audio:
+        return "has an audio stream without samples"
+    if modality != "audio" and source.has_video:
+        return "has a video stream without frames"
+    return {"audio": "has no sound", "video": "has no picture", "both": "has neither sound nor picture"}[modality]
 
 
 def _sound_rows(model: DiffMAViL, source: Source, per: Per) -> list[Row]:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm
+from scipy.special import ndtri
 
 Floats = NDArray[np.float64]
 Metric = Callable[[NDArray[np.floating], NDArray[np.generic], Floats], Floats]
@@ -87,7 +87,7 @@ def mean_auc(scores_NC: NDArray[np.floating], target_NC: NDArray[np.generic], we
 
 def d_prime(scores_NC: NDArray[np.floating], target_NC: NDArray[np.generic], weight_RN: Floats) -> Floats:
     """[R] sqrt(2) times the normal quantile of the mean AUC (Hershey et al. 2017, section 3)."""
-    d_R: Floats = np.sqrt(2) * norm.ppf(mean_auc(scores_NC, target_NC, weight_RN))
+    d_R: Floats = np.sqrt(2) * ndtri(mean_auc(scores_NC, target_NC, weight_RN))
     return d_R
 
 
@@ -99,3 +99,5 @@ def without_positives(target_NC: NDArray[np.generic]) -> NDArray[np.int64]:
 SINGLE_LABEL: dict[str, Metric] = {"accuracy": accuracy}
 MULTI_LABEL: dict[str, Metric] = {"map": mean_average_precision, "auc": mean_auc, "d_prime": d_prime}
 """Metrics of a task by name; the first is the one that selection and headlines use."""
+PROPORTIONS = frozenset({"accuracy", "recall_at_1"})
+"""Metrics that are means over clips of values between 0 and 1, so that their intervals have a closed form."""

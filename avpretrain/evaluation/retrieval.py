@@ -147,13 +147,14 @@ def _both_directions(ranked: Ranks, seed: int) -> dict[str, Any]:
     rank = {"audio_to_video": ranked.audio_to_video_N, "video_to_audio": ranked.video_to_audio_N}
     for direction, rank_N in rank.items():
         estimates = {
-            name: intervals.estimate(score, len(rank_N), seed) for name, score in scores(rank_N, len(rank_N)).items()
+            name: intervals.estimate(score, len(rank_N), seed, intervals.wilson if name.startswith("recall") else None)
+            for name, score in scores(rank_N, len(rank_N)).items()
         }
         directions[direction] = {
             **{name: found["value"] for name, found in estimates.items()},
             "cis": {name: found["ci"] for name, found in estimates.items()},
         }
-    both = intervals.estimate(ranked.statistic(ranked.metric), len(ranked.keys), seed)
+    both = intervals.estimate(ranked.statistic(ranked.metric), len(ranked.keys), seed, intervals.wilson)
     return {"metric": ranked.metric, ranked.metric: both["value"], "ci": both["ci"], **directions}
 
 

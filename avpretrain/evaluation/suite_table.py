@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from avpretrain.evaluation.frozen import PLAIN_NAMES
+from avpretrain.evaluation.scores import bounds, points
 from avpretrain.evaluation.suite import Job
 
 Result = dict[str, Any]
@@ -51,8 +52,9 @@ def _origin(results: Sequence[Result], command: str) -> str:
     return (
         f"Made by `{command}` from weights {weights['sha256'][:16]}{seen}; commit {one['commit']}, {versions}, "
         f"{machine}, seed {one['seed']}. The JSON of each number, with data fingerprint and config, lies beside it.\n\n"
-        "In %, with 95% intervals: bootstrap over test clips. Differences are paired by clip; those in bold have an "
-        "interval without 0. One interval in twenty misses the truth, and no correction is made for the number of rows."
+        "In %, with 95% intervals over test clips: Wilson's for accuracy and recall, bootstrap for the rest. "
+        "Differences are paired by clip; those in bold have an interval without 0. One interval in "
+        "twenty misses the truth, and no correction is made for the number of rows."
     )
 
 
@@ -119,22 +121,22 @@ def _head(job: Job, result: Result) -> Row:
 def _value(of: Result, ci: bool = True) -> str:
     """'84.2 (80.6 to 87.6)'."""
     value = f"{100 * of[of['metric']]:.1f}"
-    return f"{value} ({100 * of['ci'][0]:.1f} to {100 * of['ci'][1]:.1f})" if ci else value
+    return f"{value} ({points(of['ci'])})" if ci else value
 
 
 def _recall(scores: Result, name: str) -> str:
     if name not in scores:
         return ""
     value = f"{100 * scores[name]:.1f}"
-    low, high = scores.get("cis", {}).get(name, (None, None))
-    return value if low is None or high is None else f"{value} ({100 * low:.0f} to {100 * high:.0f})"
+    ci = scores.get("cis", {}).get(name)
+    return value if bounds(ci) is None else f"{value} ({points(ci, digits=0)})"
 
 
 def _gain(other: Result) -> str:
     """'**+3.1** (0.4 to 5.8)', in points; bold where the interval leaves out 0."""
-    (low, high), gain = other["difference_ci"], f"{100 * other['difference']:+.1f}"
-    gain = f"**{gain}**" if low > 0 or high < 0 else gain
-    return f"{gain} ({100 * low:+.1f} to {100 * high:+.1f})"
+    ci, gain = bounds(other["difference_ci"]), f"{100 * other['difference']:+.1f}"
+    gain = f"**{gain}**" if ci and (ci[0] > 0 or ci[1] < 0) else gain
+    return f"{gain} ({points(ci, '+')})"
 
 
 def _notes(found: Sequence[tuple[Job, Result]]) -> list[str]:

@@ -26,6 +26,7 @@ from avpretrain.modelconfig import ModelConfig
 from avpretrain.models.card import CARD_TEMPLATE, card_values
 from avpretrain.models.decoder import Decoder, DecoderBlock
 from avpretrain.models.encoder import Encoder, Fusion
+from avpretrain.models.inputs import require_spectrogram, require_video
 from avpretrain.models.layers import Block, init_weights
 from avpretrain.models.masking import Mask, gather_patches, make_mask, random_part
 from avpretrain.models.patches import patchify_audio, patchify_video, unpatchify_audio, unpatchify_video
@@ -236,12 +237,22 @@ class DiffMAViL(
     # --- downstream --------------------------------------------------------------------------------------------------
 
     def encode_audio(self, audio_BFM: Tensor) -> Tensor:
-        """Tokens [B, prefix + L, D] of whole spectrograms of any number of frames (a multiple of the patch)."""
+        """Tokens [B, prefix + L, D] of whole spectrograms of any number of frames (a multiple of the patch).
+
+        Raises:
+            ValueError: the shape is another; see `require_spectrogram`.
+        """
+        require_spectrogram(audio_BFM, self.cfg)
         grid = audio_BFM.shape[1] // self.cfg.audio.patch[0], audio_BFM.shape[2] // self.cfg.audio.patch[1]
         return self.audio_encoder(patchify_audio(audio_BFM, self.cfg.audio.patch), grid=grid)
 
     def encode_video(self, video_BTCHW: Tensor) -> Tensor:
-        """Tokens [B, prefix + L, D] of whole videos of any number of frames and size (multiples of the tubelet)."""
+        """Tokens [B, prefix + L, D] of whole videos of any number of frames and size (multiples of the tubelet).
+
+        Raises:
+            ValueError: the shape is another; see `require_video`.
+        """
+        require_video(video_BTCHW, self.cfg)
         (frames, _, height, width), (t, h, w) = video_BTCHW.shape[1:], self.cfg.video.patch
         grid = frames // t, height // h, width // w
         return self.video_encoder(patchify_video(video_BTCHW, self.cfg.video.patch), grid=grid)

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from avpretrain.errors import UserError
+from avpretrain.files import mistaken_for, read_head
 
 Format = Literal["mae", "audiomae", "cav-mae", "mavil", "timm"]
 
@@ -68,8 +69,12 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         UserError: there is no such file, it is damaged, or it holds code (pickles are read with `weights_only=True`).
     """
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; name the file of the weights in it (.pth, .bin or .safetensors)")
     if not path.is_file():
         raise UserError(f"no checkpoint at {path}")
+    if found := mistaken_for(read_head(path)):
+        raise UserError(f"{path} {found}")
     try:
         if path.suffix == ".safetensors":
             return _unwrapped(load_file(path))

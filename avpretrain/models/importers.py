@@ -16,7 +16,7 @@ from torch import Tensor
 
 from avpretrain.errors import UsageError, UserError
 from avpretrain.modelconfig import ModelConfig
-from avpretrain.models.diffmavil import DiffMAViL, Side
+from avpretrain.models.diffmavil import SIDES, DiffMAViL, Side
 from avpretrain.models.foreign import READERS, ForeignModel, ForeignViT, Format, Taker, read_weights
 from avpretrain.models.patches import Grid, positions, resize_positions
 
@@ -39,6 +39,8 @@ class ImportReport:
     """Tensors of the checkpoint that have no place here (decoders, heads)."""
     adapted: list[str] = field(default_factory=list)
     """What was changed on the way, in words."""
+    warnings: list[str] = field(default_factory=list)
+    """What the model can't do yet, in words."""
 
 
 def import_checkpoint(
@@ -65,6 +67,15 @@ def import_checkpoint(
     for side, vit in chosen.items():
         weights = _encoder_weights(vit, side, cfg, report)
         _load(model, f"{side}_encoder", weights, report)
+    report.warnings += [
+        f"nothing of the checkpoint went into the {side} encoder, whose weights are random" for side in SIDES
+        if side not in chosen
+    ]  # fmt: skip
+    if "audio" in chosen and cfg.input.audio_std is None:
+        report.warnings.append(
+            f"a checkpoint of format {format} says nothing of log-mel statistics, so the model can't hear before it is "
+            "trained; for use as it is, import with --audio-stats MEAN STD"
+        )
     if foreign.fusion and set(chosen) == {"audio", "video"}:
         layers = {f"blocks.{i}.{key}": value for i, block in enumerate(foreign.fusion) for key, value in block.items()}
         _load(model, "fusion", layers, report)

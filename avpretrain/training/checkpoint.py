@@ -30,8 +30,9 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from avpretrain.configfile import from_dict, to_dict
+from avpretrain.data.manifest import DATASET_NAME
 from avpretrain.errors import UserError
-from avpretrain.files import atomic_path, open_file, write_json
+from avpretrain.files import atomic_path, mistaken_for, open_file, read_head, write_json
 from avpretrain.modelconfig import ModelConfig
 from avpretrain.models.diffmavil import DiffMAViL
 from avpretrain.models.weights import read_model
@@ -309,7 +310,15 @@ def find_weights(path: str | Path) -> Path:
     for folder in (path, path / "model", *newest):
         if (folder / WEIGHTS).is_file() and (folder / CONFIG).is_file():
             return folder
-    raise UserError(f"no weights in {path}; give a run folder, a checkpoint, or a folder with {WEIGHTS} and {CONFIG}")
+    wanted = f"a run folder, a checkpoint, or a folder with {WEIGHTS} and {CONFIG}"
+    if path.is_file():
+        hint = "; turn another project's weights into one with: avpretrain import" if path.name != WEIGHTS else ""
+        raise UserError(f"{path} is a file; give {wanted}{hint}")
+    if not path.exists():
+        raise UserError(f"there is no {path}; give {wanted}")
+    if (path / DATASET_NAME).is_file():
+        raise UserError(f"{path} is a sharded data set; give {wanted} (the checkpoint comes first, then the data)")
+    raise UserError(f"no weights in {path}; give {wanted}")
 
 
 def load_model(path: str | Path) -> DiffMAViL:
@@ -319,4 +328,6 @@ def load_model(path: str | Path) -> DiffMAViL:
         UserError: there are no weights, they do not fit their config, or one is not finite.
     """
     folder = find_weights(path)
+    if found := mistaken_for(read_head(folder / WEIGHTS)):
+        raise UserError(f"{folder / WEIGHTS} {found}")
     return read_model(DiffMAViL, folder / CONFIG, folder / WEIGHTS).eval()

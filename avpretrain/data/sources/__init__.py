@@ -70,9 +70,9 @@ def find_items(
         UsageError: no file has a label of `multi_label`.
     """
     if not root.is_dir():
-        raise UserError(f"no folder {root}")
+        raise UserError(f"{root} is {'a file' if root.exists() else 'not there'}; name the folder that holds the files")
     if table is not None and not table.is_file():
-        raise UserError(f"no table {table}")
+        raise UserError(f"{table} is {'a folder' if table.exists() else 'not there'}; name the table's file")
     module, function = SOURCES[source].split(":")
     find = getattr(importlib.import_module(f"avpretrain.data.sources.{module}"), function)
     listing: Listing = find(root, table)
