@@ -339,6 +339,6 @@ def _read_sources(path: Path) -> list[Done]:
         for row in csv.DictReader(file):
             segment = Segment(float(row["start"]), float(row["end"])) if row["start"] else None
             sign = int(row["bytes"]), int(row["mtime_ns"])
-            path, dropped = unescape_name(row["path"]), row.get("dropped") or ""
-            done.append(Done(path, segment, sign, int(row["clips"]), row["reason"], dropped))
+            name, dropped = unescape_name(row["path"]), row.get("dropped") or ""
+            done.append(Done(name, segment, sign, int(row["clips"]), row["reason"], dropped))
     return done

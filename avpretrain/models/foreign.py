@@ -81,8 +81,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         with torch.serialization.safe_globals([argparse.Namespace]):  # MAE keeps its arguments so; plain data
             return _unwrapped(torch.load(path, map_location="cpu", weights_only=True))
     except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL (\S+)", str(error))
-        what = f" ({found.group(1)})" if found else ""
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        what = f" ({named.group(1)})" if named else ""
         raise UserError(
             f"{path} is a pickle that holds more than weights{what}, which could run code; it was not opened. "
             "Save its state_dict alone, best as .safetensors"
