@@ -26,6 +26,9 @@ def main(
     pooling: PoolingKind = "mean",
     layers: int = 1,
     folds: str = "",
+    train_split: str | tuple[str, ...] = "",
+    val_split: str | tuple[str, ...] = "",
+    test_split: str | tuple[str, ...] = "",
     max_seconds: float = 30.0,
     baselines: bool = True,
     seed: int = 0,
@@ -52,6 +55,9 @@ def main(
             time of each band of patches, one after the other.
         layers: Last layers of the encoder whose vectors are concatenated.
         folds: Cross-validate: over official folds, by the name of their label, or over so many made here, by a number.
+        train_split: Splits that are for training; by default train and those that end in _train.
+        val_split: Splits that are for validation; by default val.
+        test_split: Splits that are for test; by default test and eval.
         max_seconds: Of longer clips the middle is taken.
         baselines: Also probe a random encoder and features without learning.
         seed: Of the random encoder and the intervals.
@@ -64,7 +70,8 @@ def main(
     """
     cfg = ProbeConfig(
         label=label, modality=modality, classifier=classifier, pool=Pooling(pooling, layers), folds=folds,
-        max_seconds=max_seconds, baselines=baselines, batch_size=batch_size, num_workers=num_workers, seed=seed,
+        train_split=train_split, val_split=val_split, test_split=test_split, max_seconds=max_seconds,
+        baselines=baselines, batch_size=batch_size, num_workers=num_workers, seed=seed,
     )  # fmt: skip
     outcome = run_probe(ckpt, data, cfg)
     if not PartialState().is_main_process:

@@ -16,8 +16,9 @@ import numpy as np
 
 from avpretrain.data.decode import DecodeError, decode_audio, decode_video
 from avpretrain.data.manifest import Clip, Manifest, Shard
+from avpretrain.data.splits import chosen_splits
 from avpretrain.data.storage import StorageError, Store, open_store
-from avpretrain.errors import UsageError
+from avpretrain.errors import UsageError, UserError
 from avpretrain.modelconfig import InputConfig
 
 Modality = Literal["audio", "video", "both"]
@@ -67,7 +68,7 @@ class ClipSet:
 
     Args:
         shards: folders or URLs written by `avpretrain shards`.
-        split: a split's name, or 'all'.
+        split: a split's name, or several, or 'all'; each of several must be in one data set at least.
         cache_dir: keeps what is read from remote sets; empty = nothing but their manifests.
 
     Raises:
@@ -75,15 +76,32 @@ class ClipSet:
         UserError: one cannot be read, or has no such split.
     """
 
-    def __init__(self, shards: Sequence[str], split: str = "train", cache_dir: str = "") -> None:
+    def __init__(self, shards: Sequence[str], split: str | Sequence[str] = "train", cache_dir: str = "") -> None:
         if not shards:
             raise UsageError("no data set; name folders written by `avpretrain shards` with --data.shards")
+        split = split if isinstance(split, str) else tuple(split)
         self._arguments = (tuple(shards), split, cache_dir)
         self.stores: list[Store] = [open_store(root, cache_dir) for root in shards]
         self.manifests = [Manifest(store.manifest_folder()) for store in self.stores]
+        self._require_each(split)
         self._shards = [(part, shard) for part, m in enumerate(self.manifests) for shard in m.shards_of_split(split)]
         self.shard_sizes = tuple(self.manifests[part].shards[shard].clips for part, shard in self._shards)
         self.shard_starts = [0, *accumulate(self.shard_sizes)]
+
+    def _require_each(self, split: str | tuple[str, ...]) -> None:
+        for name in () if isinstance(split, str) else split:
+            if not any(chosen_splits(name, manifest.splits) for manifest in self.manifests):
+                there = ", ".join(dict.fromkeys(name for manifest in self.manifests for name in manifest.splits))
+                raise UserError(f"no data set has a split '{name}'; there are: {there}")
+
+    @property
+    def clips_by_split(self) -> dict[str, int]:
+        """Clips of each split that is taken, by the splits' own names."""
+        counts: dict[str, int] = {}
+        for part, number in self._shards:
+            shard = self.manifests[part].shards[number]
+            counts[shard.split] = counts.get(shard.split, 0) + shard.clips
+        return counts
 
     def __reduce__(self) -> tuple[type[ClipSet], tuple[Any, ...]]:
         # Loader processes map the manifest anew: the system keeps one copy of its pages for all of them.

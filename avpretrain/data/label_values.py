@@ -23,6 +23,7 @@ from avpretrain.data.names import printable_name
 
 Label = str | list[str]
 
+
 class Nested:
     """Type of a value that can't be a class: a mapping, a list of lists, bytes."""
 

@@ -158,7 +158,7 @@ class Ledger:
         source: Mapping[str, Any],
         skipped: Iterable[Done],
         missing: Sequence[str],
-        retired: Retired = Retired(),  # noqa: B008
+        retired: Retired = Retired(),
     ) -> None:
         """Makes the joined shards part of the data set and clears the work away.
 

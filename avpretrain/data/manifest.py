@@ -17,6 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from avpretrain.data.splits import chosen_splits, split_text
 from avpretrain.errors import UserError
 
 MANIFEST_NAME = "manifest.arrow"
@@ -150,15 +151,16 @@ class Manifest:
     def shard_of(self, row: int) -> int:
         return bisect_right(self.shard_starts, row) - 1
 
-    def shards_of_split(self, split: str) -> list[int]:
-        """Indices of the shards of one split, or of all for 'all'.
+    def shards_of_split(self, split: str | Sequence[str]) -> list[int]:
+        """Indices of the shards of one split or several (see `splits.chosen_splits`), or of all for 'all'.
 
         Raises:
-            UserError: there is no such split.
+            UserError: there is none of them.
         """
-        chosen = [i for i, shard in enumerate(self.shards) if split in ("all", shard.split)]
+        wanted = chosen_splits(split, self.splits)
+        chosen = [i for i, shard in enumerate(self.shards) if shard.split in wanted]
         if not chosen:
-            raise UserError(f"{self.root} has no split '{split}'; it has: {', '.join(self.splits)}")
+            raise UserError(f"{self.root} has no split '{split_text(split)}'; it has: {', '.join(self.splits)}")
         return chosen
 
 

@@ -14,6 +14,7 @@ from avpretrain.config import TrainConfig
 from avpretrain.configfile import from_dict, to_dict
 from avpretrain.data.clips import ClipSet
 from avpretrain.data.sampler import Order
+from avpretrain.data.splits import split_text
 from avpretrain.errors import UsageError
 from avpretrain.files import atomic_path, read_json, write_json
 from avpretrain.provenance import environment
@@ -81,7 +82,7 @@ def open_run(cfg: TrainConfig, clips: ClipSet, facts: dict[str, Any]) -> None:
         {
             "name": cfg.name,
             "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-            "data": {"fingerprint": clips.fingerprint, "clips": len(clips), "split": cfg.data.split},
+            "data": {"fingerprint": clips.fingerprint, "clips": len(clips), "split": split_text(cfg.data.split)},
             **facts,
             **environment(),
         },

@@ -107,7 +107,9 @@ def _require_labels(listing: Listing, names: Sequence[str]) -> None:
     there = {name for item in listing.items for name in item.labels}
     lacking = next((name for name in names if name not in there), None)
     if lacking is not None:
-        raise UsageError(f"--multi-label {lacking}: no file has that label; labels: {', '.join(sorted(there)) or 'none'}")
+        raise UsageError(
+            f"--multi-label {lacking}: no file has that label; labels: {', '.join(sorted(there)) or 'none'}"
+        )
 
 
 def _perhaps_several(listing: Listing, separator: str) -> list[str]:
@@ -138,7 +140,7 @@ def _once(root: Path, listing: Listing) -> list[Item]:
     twice: list[str] = []
     for item in listing.items:
         try:
-            status = os.stat(root / item.path)
+            status = (root / item.path).stat()
         except OSError:
             kept[-1, len(kept), item.segment] = item
             continue
@@ -147,7 +149,7 @@ def _once(root: Path, listing: Listing) -> list[Item]:
         if other is None:
             kept[key] = item
         elif status.st_nlink > 1 or os.path.realpath(root / item.path) == os.path.realpath(root / other.path):
-            if os.path.islink(root / other.path) and not os.path.islink(root / item.path):
+            if (root / other.path).is_symlink() and not (root / item.path).is_symlink():
                 item, kept[key] = other, item
             twice.append(f"{escape_name(item.path)} is {escape_name(kept[key].path)}")
         else:  # a file system that gives files no numbers of their own
@@ -165,5 +167,7 @@ def _plain(split: str) -> str:
 
 def _hint(listing: Listing) -> str:
     if listing.missing:
-        return f": all {len(listing.missing)} that its table names are missing, such as {escape_name(listing.missing[0])}"
+        return (
+            f": all {len(listing.missing)} that its table names are missing, such as {escape_name(listing.missing[0])}"
+        )
     return "; videos and sound files are known by their extension (.mp4, .webm, .wav, .flac ...)"

@@ -65,7 +65,9 @@ def from_table(root: Path, table: Path, split: str = "train") -> Listing:
         else:
             listing.items.append(item)
     if nested:
-        listing.notes.append(f"columns whose values are nested are no labels and are left out: {listed(sorted(nested))}")
+        listing.notes.append(
+            f"columns whose values are nested are no labels and are left out: {listed(sorted(nested))}"
+        )
     named = {item.path for item in listing.items}
     listing.ignored = sum(p not in named and PurePosixPath(p).suffix.lower() in MEDIA_EXTENSIONS for p in walk(root))
     return listing
