@@ -54,8 +54,9 @@ class DataConfig:
 
     shards: tuple[str, ...] = mechanics(())
     """Folders or URLs written by `avpretrain shards`; several are read as one set. What counts is what they hold."""
-    split: str = "train"
-    """Which split to train on; clips without a split count as 'train'; 'all' takes every clip."""
+    split: str | tuple[str, ...] = "train"
+    """Which split to train on, or which several; clips without a split count as 'train'. A set without a split of that
+    name gives its `..._train` splits for 'train'; 'all' takes every clip, those for evaluation too, and says so."""
     mode: Literal["random", "stream"] = "random"
     """random: each clip by its offset, in an order that resumes anywhere; stream: whole shards from end to end, where
     random access is dear; resumes at the start of a shard."""
@@ -77,6 +78,11 @@ class DataConfig:
     """A run stops once more than this share of clips (and at least 20) failed to decode."""
 
     def __post_init__(self) -> None:
+        splits = (self.split,) if isinstance(self.split, str) else self.split
+        require(bool(splits) and all(splits), f"split must name a split, or several, got {self.split!r}")
+        require(len(set(splits)) == len(splits), f"split names one twice: {', '.join(splits)}")
+        if len(splits) == 1:  # one way to write one split, so that equal configs are equal
+            object.__setattr__(self, "split", splits[0])
         for name in ("num_workers", "memory_cache_mb"):
             require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
         require(self.request_timeout > 0, f"request_timeout must be above 0, got {self.request_timeout}")

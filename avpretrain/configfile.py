@@ -58,6 +58,9 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     if origin in (Union, types.UnionType):
         if value is None and type(None) in args:
             return None
+        listed = [arg for arg in args if typing.get_origin(arg) is tuple]
+        if listed and isinstance(value, list | tuple):
+            return _convert(listed[0], value, path)
         return _convert(next(arg for arg in args if arg is not type(None)), value, path)
     if origin is Literal:
         if value in args and not isinstance(value, bool):

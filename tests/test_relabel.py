@@ -169,7 +169,7 @@ def test_a_set_is_not_emptied(src: Path, tmp_path: Path) -> None:
     before = {name: seal for name, seal in contents(out).items() if name != ".work"}
     (src / "other.wav").write_bytes(b"no sound")
     write_table(src, [{"file": "other.wav", "class": "x", "split": "train", "license": ""}])
-    with pytest.raises(UserError, match="no clip of .* is in the list any more"):
+    with pytest.raises(UserError, match=r"no clip of .* is in the list any more"):
         shard(src, out, unlisted="drop")
     assert {path.name for path in out.iterdir() if path.is_file()} == set(before)
 

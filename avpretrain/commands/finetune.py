@@ -30,6 +30,7 @@ takes   minutes (recipe small, 1,000 clips) to days (as2m), twice unless --no-ba
 
 --label NAME     label to learn
 --recipe RECIPE  {", ".join(RECIPES)}; default small
+--train-split S  splits that are for training, one or several; --val-split and --test-split likewise
 --out FILE       file of the result
 --compare FILE   an earlier result; prints the paired difference to it
 --pictures       also draw confusion matrix and bars by class, as PNG beside the result

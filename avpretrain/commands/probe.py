@@ -29,6 +29,9 @@ def main(
     layers: int = 1,
     folds: str = "",
     split: Literal["test", "val"] = "test",
+    train_split: str | tuple[str, ...] = "",
+    val_split: str | tuple[str, ...] = "",
+    test_split: str | tuple[str, ...] = "",
     max_seconds: float = 30.0,
     baselines: bool = True,
     seed: int = 0,
@@ -56,6 +59,9 @@ def main(
         layers: Last layers of the encoder whose vectors are concatenated.
         folds: Cross-validate: over official folds, by the name of their label, or over so many made here, by a number.
         split: What is scored. val: validation clips, for choices between models; no test clip is touched.
+        train_split: Splits that are for training; by default train and those that end in _train.
+        val_split: Splits that are for validation; by default val.
+        test_split: Splits that are for test; by default test and eval.
         max_seconds: Of longer clips the middle is taken.
         baselines: Also probe a random encoder and features without learning.
         seed: Of the random encoder and the intervals.
@@ -71,7 +77,8 @@ def main(
         require_score(compare)
     cfg = ProbeConfig(
         label=label, modality=modality, classifier=classifier, pool=Pooling(pooling, layers), folds=folds, split=split,
-        max_seconds=max_seconds, baselines=baselines, batch_size=batch_size, num_workers=num_workers, seed=seed,
+        train_split=train_split, val_split=val_split, test_split=test_split, max_seconds=max_seconds,
+        baselines=baselines, batch_size=batch_size, num_workers=num_workers, seed=seed,
     )  # fmt: skip
     outcome = run_probe(ckpt, data, cfg)
     if not PartialState().is_main_process:

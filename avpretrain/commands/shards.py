@@ -19,7 +19,7 @@ from avpretrain.data.shards import Progress, ShardConfig, ShardReport, make_shar
 def main(
     src: Annotated[Positional[Path], arg(metavar="SRC")],
     out: Annotated[Positional[Path], arg(metavar="OUT")],
-    cfg: Annotated[OmitArgPrefixes[ShardConfig], arg(name="")] = ShardConfig(),  # noqa: B008
+    cfg: Annotated[OmitArgPrefixes[ShardConfig], arg(name="")] = ShardConfig(),
     json_: Annotated[bool, arg(name="json")] = False,
 ) -> None:
     """Turn a folder of videos or sounds into shards and a manifest.

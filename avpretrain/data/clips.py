@@ -17,8 +17,9 @@ import numpy as np
 
 from avpretrain.data.decode import DecodeError, decode_audio, decode_video
 from avpretrain.data.manifest import Clip, Manifest, Shard
+from avpretrain.data.splits import chosen_splits
 from avpretrain.data.storage import REQUEST_TIMEOUT, StorageError, Store, open_store
-from avpretrain.errors import UsageError
+from avpretrain.errors import UsageError, UserError
 from avpretrain.modelconfig import InputConfig
 
 Modality = Literal["audio", "video", "both"]
@@ -68,7 +69,7 @@ class ClipSet:
 
     Args:
         shards: folders or URLs written by `avpretrain shards`.
-        split: a split's name, or 'all'.
+        split: a split's name, or several, or 'all'; each of several must be in one data set at least.
         cache_dir: keeps what is read from remote sets; empty = nothing but their manifests.
         request_timeout: seconds; see `storage.RemoteStore`.
         folders: where the manifests lie, if that is known.
@@ -82,7 +83,7 @@ class ClipSet:
     def __init__(
         self,
         shards: Sequence[str],
-        split: str = "train",
+        split: str | Sequence[str] = "train",
         cache_dir: str = "",
         request_timeout: float = REQUEST_TIMEOUT,
         folders: Sequence[Path] = (),
@@ -90,14 +91,31 @@ class ClipSet:
     ) -> None:
         if not shards:
             raise UsageError("no data set; name folders that avpretrain shards wrote")
+        split = split if isinstance(split, str) else tuple(split)
         self.stores: list[Store] = [open_store(root, cache_dir, request_timeout) for root in shards]
         folders = tuple(folders) or tuple(store.manifest_folder() for store in self.stores)
         self._arguments = (tuple(shards), split, cache_dir, request_timeout, folders)
         known: Sequence[Mapping[int, str] | None] = known_bad or [None] * len(self.stores)
         self.manifests = [Manifest(folder, bad) for folder, bad in zip(folders, known, strict=True)]
+        self._require_each(split)
         self._shards = [(part, shard) for part, m in enumerate(self.manifests) for shard in m.shards_of_split(split)]
         self.shard_sizes = tuple(self.manifests[part].shards[shard].clips for part, shard in self._shards)
         self.shard_starts = [0, *accumulate(self.shard_sizes)]
+
+    def _require_each(self, split: str | tuple[str, ...]) -> None:
+        for name in () if isinstance(split, str) else split:
+            if not any(chosen_splits(name, manifest.splits) for manifest in self.manifests):
+                there = ", ".join(dict.fromkeys(name for manifest in self.manifests for name in manifest.splits))
+                raise UserError(f"no data set has a split '{name}'; there are: {there}")
+
+    @property
+    def clips_by_split(self) -> dict[str, int]:
+        """Clips of each split that is taken, by the splits' own names."""
+        counts: dict[str, int] = {}
+        for part, number in self._shards:
+            shard = self.manifests[part].shards[number]
+            counts[shard.split] = counts.get(shard.split, 0) + shard.clips
+        return counts
 
     def __reduce__(self) -> tuple[type[ClipSet], tuple[Any, ...]]:
         # Loader processes map the manifest anew: the system keeps one copy of its pages for all of them. A remote one

@@ -179,7 +179,7 @@ class Ledger:
         skipped: Iterable[Done],
         missing: Sequence[str],
         away: Iterable[Done] = (),
-        retired: Retired = Retired(),  # noqa: B008
+        retired: Retired = Retired(),
     ) -> None:
         """Makes the joined shards part of the data set and clears the work away.
 

@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from avpretrain.data.rows import MAX_BAD_ROWS, SHA256, bad_rows, repaired
+from avpretrain.data.splits import chosen_splits, split_text
 from avpretrain.errors import UserError
 from avpretrain.files import open_descriptor, parse_json, read_bytes
 
@@ -69,7 +70,7 @@ def check_summary(info: Mapping[str, Any]) -> None:
         ValueError: one is wrong; the message names it.
     """
     count, number = (lambda v: type(v) is int and 0 <= v < 1 << 62), (lambda v: type(v) in (int, float) and _finite(v))
-    text = lambda v: isinstance(v, str)  # noqa: E731
+    text = lambda v: isinstance(v, str)
     wanted: dict[str, Callable[[Any], bool]] = {
         "name": text, "clips": count, "hours": number, "bytes": count, "log_mel": lambda v: isinstance(v, dict),
         "fingerprint": lambda v: text(v) and SHA256.fullmatch(v) is not None, "shards": lambda v: isinstance(v, list),
@@ -258,15 +259,16 @@ class Manifest:
     def shard_of(self, row: int) -> int:
         return bisect_right(self.shard_starts, row) - 1
 
-    def shards_of_split(self, split: str) -> list[int]:
-        """Indices of the shards of one split, or of all for 'all'.
+    def shards_of_split(self, split: str | Sequence[str]) -> list[int]:
+        """Indices of the shards of one split or several (see `splits.chosen_splits`), or of all for 'all'.
 
         Raises:
-            UserError: there is no such split.
+            UserError: there is none of them.
         """
-        chosen = [i for i, shard in enumerate(self.shards) if split in ("all", shard.split)]
+        wanted = chosen_splits(split, self.splits)
+        chosen = [i for i, shard in enumerate(self.shards) if shard.split in wanted]
         if not chosen:
-            raise UserError(f"{self.root} has no split '{split}'; it has: {', '.join(self.splits)}")
+            raise UserError(f"{self.root} has no split '{split_text(split)}'; it has: {', '.join(self.splits)}")
         return chosen
 
 

@@ -38,7 +38,7 @@ class Revision:
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     """Clips to write into new shards, in order (see `move.moving_row`)."""
-    retired: Retired = Retired()  # noqa: RUF009 - frozen
+    retired: Retired = Retired()
     relabelled: list[str] = field(default_factory=list)
     """Files whose labels or licence changed."""
     resplit: list[str] = field(default_factory=list)
@@ -67,7 +67,7 @@ def find_unlisted(src: Path, listing: Listing, ledger: Ledger) -> Unlisted:
 
 
 def revise(listing: Listing, ledger: Ledger, unlisted: Unlisted, drop: bool) -> Revision:
-    """What must change so that labels, licences and splits are those of the list; gives up joined shards that are stale.
+    """What must change so that labels, licences and splits are those of the list; discards stale new shards.
 
     Args:
         drop: leave out the clips of files that the list could name and does not. Files that were moved or renamed lose

@@ -33,7 +33,7 @@ from avpretrain.evaluation.extract import longest_clip, progress
 from avpretrain.evaluation.frozen import input_for
 from avpretrain.evaluation.labels import Parts, Task
 from avpretrain.evaluation.predictions import Predictions, beside
-from avpretrain.evaluation.probe import Outcome, all_clips, parts_of, random_encoder
+from avpretrain.evaluation.probe import Outcome, all_clips, parts_of, random_encoder, roles_of
 from avpretrain.evaluation.recipes import FinetuneConfig
 from avpretrain.evaluation.results import origin
 from avpretrain.evaluation.selection import across_parts, headline, majority, pool
@@ -79,7 +79,7 @@ def run_finetune(checkpoint: Path, shards: tuple[str, ...], label: str, cfg: Fin
     if cfg.batch_size % accelerator.num_processes:
         raise UserError(f"batch_size {cfg.batch_size} must be a multiple of the {accelerator.num_processes} ranks")
     model = load_model(checkpoint)
-    clips, task = all_clips(shards, label)
+    clips, task = all_clips(shards, label, roles_of(cfg))
     seconds = longest_clip(clips, task.rows_N.tolist(), cfg.max_seconds)
     setting = Setting(accelerator, clips, task, input_for(model, seconds, cfg.modality), cfg)
     parts = parts_of(clips, task, cfg.folds)

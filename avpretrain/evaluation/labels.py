@@ -13,20 +13,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from avpretrain.data.label_values import Nested, label_value
 from avpretrain.data.manifest import Clip
+from avpretrain.data.splits import SplitRoles
 from avpretrain.errors import UserError
 
 Ints = NDArray[np.int64]
 
 VALIDATION_SHARE = 0.2
-_SPLIT_NAMES = {
-    "training": "train",
-    "validation": "val",
-    "valid": "val",
-    "dev": "val",
-    "testing": "test",
-    "eval": "test",
-}
 
 
 @dataclass(frozen=True)
@@ -43,6 +37,7 @@ class Task:
     groups: tuple[str, ...]
     """The file each clip was cut from: clips of one file never stand on both sides of a carved split."""
     splits: tuple[str, ...]
+    """What each clip is for: train, val or test; another name = it is not used."""
     without_label: int
     """Clips of the data set that do not carry it."""
 
@@ -77,11 +72,12 @@ class Parts:
     """The validation clips belong to the training data, so the chosen classifier is fitted again with them."""
 
 
-def read_task(clips: Iterable[tuple[int, Clip, str]], label: str) -> Task:
+def read_task(clips: Iterable[tuple[int, Clip, str]], label: str, roles: SplitRoles = SplitRoles()) -> Task:
     """The label `label` of all clips that have it.
 
     Args:
         clips: row, clip and split.
+        roles: which splits are for what.
 
     Raises:
         UserError: no clip has the label (the message names those there are), or all have the same value.
@@ -92,15 +88,17 @@ def read_task(clips: Iterable[tuple[int, Clip, str]], label: str) -> Task:
     for row, clip, split in clips:
         labels = clip.label_dict
         seen.update(labels.keys())
-        value = labels.get(label)
-        if value is None or value == "":
+        value = label_value(labels.get(label))
+        if isinstance(value, Nested):
+            raise UserError(f"the label '{label}' of clip {clip.key} is nested; a class is a text, several are a list")
+        if value is None:
             without += 1
             continue
         rows.append(row)
         keys.append(clip.key)
         values.append(value)
         groups.append(clip.source)
-        splits.append(_SPLIT_NAMES.get(split.lower(), split.lower()))
+        splits.append(roles.of(split) or f"{split} (not used)")
     if not rows:
         known = f"labels there are: {', '.join(sorted(seen))}" if seen else "the data set has no labels at all"
         raise UserError(f"no clip has the label '{label}'; {known}")
@@ -141,12 +139,40 @@ def official_parts(task: Task) -> Parts:
             there = ", ".join(sorted(set(task.splits)))
             raise UserError(
                 f"no clip with label '{task.label}' is in a {name} split (splits: {there}); "
-                "shard the data with a split column, or cross-validate with --folds 5 or --folds LABEL"
+                f"say which with --{name}-split, shard the data with a split column, or cross-validate with --folds 5 "
+                "or --folds LABEL"
             )
     if len(val):
-        return Parts("official", train, val, test, val_is_training=False)
+        return _learnable(task, [Parts("official", train, val, test, val_is_training=False)])[0]
     fit, val = carve(train, task.groups)
-    return Parts("official", fit, val, test, val_is_training=True)
+    return _learnable(task, [Parts("official", fit, val, test, val_is_training=True)])[0]
+
+
+def _learnable(task: Task, parts: list[Parts]) -> list[Parts]:
+    """The parts, if a classifier could tell anything of a test clip.
+
+    Raises:
+        UserError: no class has two training clips, or none of a test clip's classes has one.
+    """
+    seen = [_counts(task, np.concatenate([part.fit, part.val])) for part in parts]
+    if all(count.max(initial=0) < 2 for count in seen):
+        raise UserError(
+            f"the label '{task.label}' has {len(task.classes)} values for {len(task)} clips, and no two training clips "
+            "have the same: it tells clips apart, and is no class to learn"
+        )
+    if not any(np.any((count > 0) & (_counts(task, part.test) > 0)) for count, part in zip(seen, parts, strict=True)):
+        raise UserError(
+            f"no test clip has a value of the label '{task.label}' that a training clip has ({len(task.classes)} "
+            f"values for {len(task)} clips): nothing can be learnt of them"
+        )
+    return parts
+
+
+def _counts(task: Task, chosen: Ints) -> Ints:
+    """Clips of each class [C] among some."""
+    if task.multi_label:
+        return task.target[chosen].sum(axis=0).astype(np.int64)
+    return np.bincount(task.target[chosen].astype(np.int64), minlength=len(task.classes))
 
 
 def without_test(task: Task) -> Task:
@@ -186,7 +212,7 @@ def cross_validation_parts(task: Task, folds: Sequence[str]) -> list[Parts]:
         fit = np.flatnonzero((fold_N != name) & (fold_N != following))
         val, test = np.flatnonzero(fold_N == following), np.flatnonzero(fold_N == name)
         parts.append(Parts(f"fold {name}", fit, val, test, val_is_training=True))
-    return parts
+    return _learnable(task, parts)
 
 
 def made_folds(task: Task, count: int) -> list[str]:

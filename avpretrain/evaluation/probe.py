@@ -14,7 +14,8 @@ from accelerate import PartialState
 from torch import Tensor
 
 from avpretrain.data.clips import ClipSet
-from avpretrain.errors import UserError
+from avpretrain.data.splits import SplitRoles, split_names
+from avpretrain.errors import UsageError, UserError
 from avpretrain.evaluation import intervals
 from avpretrain.evaluation.extract import Extracted, Reading, extract, longest_clip
 from avpretrain.evaluation.frozen import (
@@ -37,6 +38,7 @@ from avpretrain.evaluation.labels import (
     without_test,
 )
 from avpretrain.evaluation.predictions import Predictions, beside
+from avpretrain.evaluation.recipes import FinetuneConfig
 from avpretrain.evaluation.results import origin
 from avpretrain.evaluation.selection import METHODS, across_parts, at_edge, evaluate, majority
 from avpretrain.modelconfig import ModelConfig
@@ -58,6 +60,12 @@ class ProbeConfig:
     """Label that names official folds, or how many to make; empty = the data set's splits."""
     split: Literal["test", "val"] = "test"
     """What is scored; val: validation clips, and no test clip is touched (folds are of the others)."""
+    train_split: str | tuple[str, ...] = ""
+    """Splits that are for training; empty = train and those that end in _train."""
+    val_split: str | tuple[str, ...] = ""
+    """Splits that are for validation; empty = val."""
+    test_split: str | tuple[str, ...] = ""
+    """Splits that are for test; empty = test and eval."""
     max_seconds: float = 30.0
     """Of longer clips the middle is taken."""
     baselines: bool = True
@@ -84,11 +92,31 @@ def random_encoder(config: ModelConfig, seed: int) -> DiffMAViL:
         return DiffMAViL(config).eval()
 
 
-def all_clips(shards: tuple[str, ...], label: str) -> tuple[ClipSet, Task]:
-    """The data set, all splits, and its clips that carry `label`."""
+def all_clips(shards: tuple[str, ...], label: str, roles: SplitRoles = SplitRoles()) -> tuple[ClipSet, Task]:
+    """The data set, all splits, and its clips that carry `label`; where `roles` names splits, no others but those.
+
+    Raises:
+        UserError: see `read_task`; or there is no split of a name.
+    """
     clips = ClipSet(shards, "all")
+    roles.require(clips.clips_by_split)
     rows = ((row, clips.clip(row), clips.shard_of(row)[1].split) for row in range(len(clips)))
-    return clips, read_task(rows, label)
+    task = read_task(rows, label, roles)
+    used = np.flatnonzero(np.isin(np.array(task.splits), ("train", "val", "test")))
+    return clips, task.take(used) if roles != SplitRoles() and len(used) else task
+
+
+def roles_of(cfg: ProbeConfig | FinetuneConfig) -> SplitRoles:
+    """Which splits are for what.
+
+    Raises:
+        UsageError: a split is named twice, or splits and folds are both named.
+    """
+    if cfg.folds and (cfg.train_split or cfg.val_split or cfg.test_split):
+        raise UsageError(f"--folds {cfg.folds} takes clips of all splits; name splits or folds, not both")
+    return SplitRoles(
+        train=split_names(cfg.train_split), val=split_names(cfg.val_split), test=split_names(cfg.test_split)
+    )
 
 
 def parts_of(clips: ClipSet, task: Task, folds: str) -> list[Parts]:
@@ -116,7 +144,7 @@ def run_probes(checkpoint: Path, shards: tuple[str, ...], cfgs: Sequence[ProbeCo
     """Several probes of one data set, each as `run_probe` gives it; clips are decoded and encoded once for all.
 
     Args:
-        cfgs: they may differ in label, modality, classifier and folds, and in nothing else.
+        cfgs: they may differ in label, modality, classifier, folds and splits, and in nothing else.
 
     Raises:
         ValueError: they differ in something else.
@@ -124,18 +152,22 @@ def run_probes(checkpoint: Path, shards: tuple[str, ...], cfgs: Sequence[ProbeCo
     """
     reading = cfgs[0]
     if any(_reading(cfg) != _reading(reading) for cfg in cfgs):
-        raise ValueError("probes that share features may differ in label, modality, classifier and folds alone")
+        raise ValueError("probes that share features may differ in label, modality, classifier, folds and splits alone")
     model = load_model(checkpoint)
-    tasks = {label: all_clips(shards, label) for label in dict.fromkeys(cfg.label for cfg in cfgs)}
+    asked = [(cfg.label, roles_of(cfg)) for cfg in cfgs]
+    tasks = {(label, roles): all_clips(shards, label, roles) for label, roles in dict.fromkeys(asked)}
     clips = next(iter(tasks.values()))[0]
     found = _features(model, clips, [task for _, task in tasks.values()], cfgs)
-    for cfg in cfgs:
-        yield _probe(found, checkpoint, model, shards, tasks[cfg.label], cfg)
+    for cfg, which in zip(cfgs, asked, strict=True):
+        yield _probe(found, checkpoint, model, shards, tasks[which], cfg)
+
+
+_SHARED: dict[str, Any] = {"folds": "", "train_split": "", "val_split": "", "test_split": ""}
 
 
 def _reading(cfg: ProbeConfig) -> ProbeConfig:
     """What features depend on, and what is written beside every probe of them."""
-    return dataclasses.replace(cfg, label="", modality="audio", classifier="linear", folds="")
+    return dataclasses.replace(cfg, label="", modality="audio", classifier="linear", **_SHARED)
 
 
 @dataclass(frozen=True)

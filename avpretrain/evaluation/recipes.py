@@ -63,6 +63,12 @@ class FinetuneConfig:
     """Clips are trained on by windows of at most this; their middle is evaluated."""
     folds: str = ""
     """Label that names official folds, or how many to make; empty = the data set's splits."""
+    train_split: str | tuple[str, ...] = ""
+    """Splits that are for training; empty = train and those that end in _train."""
+    val_split: str | tuple[str, ...] = ""
+    """Splits that are for validation; empty = val."""
+    test_split: str | tuple[str, ...] = ""
+    """Splits that are for test; empty = test and eval."""
     baselines: bool = True
     """Also train the same architecture from scratch, with the same budget."""
     num_workers: int = 2
@@ -82,7 +88,7 @@ class FinetuneConfig:
 
 
 RECIPES: dict[str, FinetuneConfig] = {
-    "as20k": FinetuneConfig(epochs=60, warmup_epochs=4.0, batch_size=32),
+    "as20k": FinetuneConfig(epochs=60, warmup_epochs=4.0, batch_size=32, train_split="balanced_train"),
     "as2m": FinetuneConfig(
         epochs=100, warmup_epochs=10.0, samples_per_epoch=200_000, batch_size=512, base_lr=2e-4, balanced=True
     ),

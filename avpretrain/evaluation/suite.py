@@ -38,6 +38,10 @@ class Entry:
     """What to learn; retrieval needs none."""
     folds: str = ""
     """Label that names official folds, or how many to make; empty = the data set's splits."""
+    train_split: str | tuple[str, ...] = ""
+    """Splits that are for training; empty = those of such names, or what the recipe says."""
+    test_split: str | tuple[str, ...] = ""
+    """Splits that are for test; empty = those of such names."""
     modalities: tuple[Modality, ...] = ("audio",)
     methods: tuple[Method, ...] = ("linear",)
     split: str = "test"

@@ -98,7 +98,8 @@ def probe_options(job: Job, cfg: SuiteConfig) -> ProbeConfig:
     """A task's options as a probe."""
     return ProbeConfig(
         label=job.entry.label, modality=job.modality, classifier="knn" if job.method == "knn" else "linear",
-        pool=cfg.pool, folds=job.entry.folds, batch_size=cfg.batch_size, num_workers=cfg.num_workers, seed=cfg.seed,
+        pool=cfg.pool, folds=job.entry.folds, train_split=job.entry.train_split, test_split=job.entry.test_split,
+        batch_size=cfg.batch_size, num_workers=cfg.num_workers, seed=cfg.seed,
     )  # fmt: skip
 
 
@@ -108,6 +109,7 @@ def finetune_options(job: Job, cfg: SuiteConfig) -> FinetuneConfig:
     epochs, seconds = job.entry.epochs or recipe.epochs, job.entry.max_seconds or recipe.max_seconds
     return replace(
         recipe, modality=job.modality, folds=job.entry.folds, epochs=epochs, max_seconds=seconds, seed=cfg.seed,
+        train_split=job.entry.train_split or recipe.train_split, test_split=job.entry.test_split,
         warmup_epochs=recipe.warmup_epochs * epochs / recipe.epochs, num_workers=cfg.num_workers,
     )  # fmt: skip
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import sys
 import time
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from avpretrain.batch import RawBatch
 from avpretrain.config import TrainConfig
 from avpretrain.data.dataset import ClipSet, check_bad_share, train_loader
 from avpretrain.data.features import Features
+from avpretrain.data.splits import is_held_out, split_text
 from avpretrain.errors import UserError
 from avpretrain.locks import locked
 from avpretrain.models.cost import cost_of
@@ -67,6 +69,8 @@ def train(cfg: TrainConfig, stop_at: int | None = None) -> Outcome:
     """
     accelerator = make_accelerator(cfg)
     clips = ClipSet(cfg.data.shards, cfg.data.split, cfg.data.cache_dir, cfg.data.request_timeout)
+    if accelerator.is_main_process:
+        warn_of_held_out(cfg.data.split, clips)
     cfg = resolve(cfg, clips)
     check_ranks(accelerator, cfg.schedule.batch.multiple)
     with locked(cfg.run_dir, "training") if accelerator.is_main_process else contextlib.nullcontext():
@@ -75,6 +79,18 @@ def train(cfg: TrainConfig, stop_at: int | None = None) -> Outcome:
         trainer = Trainer(cfg, accelerator, clips)
         with Preemption().listening() as preemption, Watchdog(cfg.run.hang_timeout) as watchdog:
             return trainer.run(preemption, watchdog, stop_at)
+
+
+def warn_of_held_out(split: str | tuple[str, ...], clips: ClipSet) -> None:
+    """Says on stderr which clips that are meant for evaluation a run trains on."""
+    held_out = {name: count for name, count in clips.clips_by_split.items() if is_held_out(name)}
+    if held_out:
+        counts = ", ".join(f"{name} {count}" for name, count in held_out.items())
+        print(
+            f"avpretrain: warning: data.split {split_text(split)} trains on clips that are meant for evaluation "
+            f"({counts}); scores on them will not be those of new clips. --data.split takes several names",
+            file=sys.stderr,
+        )
 
 
 class Trainer:

@@ -14,6 +14,7 @@ from avpretrain.batch import AVBatch
 from avpretrain.config import TrainConfig
 from avpretrain.data.dataset import ClipSet, eval_loader
 from avpretrain.data.features import IMAGENET_MEAN, IMAGENET_STD, Features
+from avpretrain.data.splits import split_text
 from avpretrain.errors import UserError
 from avpretrain.files import atomic_path
 from avpretrain.models.diffmavil import DiffMAViL
@@ -32,7 +33,7 @@ class Preview:
         try:
             self.clips, self.split = ClipSet(cfg.data.shards, "val", request_timeout=cfg.data.request_timeout), "val"
         except UserError:
-            self.clips, self.split = ClipSet(cfg.data.shards, cfg.data.split), cfg.data.split
+            self.clips, self.split = ClipSet(cfg.data.shards, cfg.data.split), split_text(cfg.data.split)
         self._features = Features(cfg.model.input, None)
         self._batch: AVBatch | None = None
 

@@ -14,6 +14,7 @@ from avpretrain.config import TrainConfig
 from avpretrain.configfile import from_dict, load_yaml, to_dict, what_is_learnt
 from avpretrain.data.clips import ClipSet
 from avpretrain.data.sampler import Order
+from avpretrain.data.splits import split_text
 from avpretrain.errors import UsageError, UserError
 from avpretrain.files import atomic_path, clear_leftovers, read_json, read_text, write_json
 from avpretrain.locks import LOCK_NAME
@@ -80,7 +81,7 @@ def open_run(cfg: TrainConfig, clips: ClipSet, facts: dict[str, Any]) -> None:
         {
             "name": cfg.name,
             "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-            "data": {"fingerprint": clips.fingerprint, "clips": len(clips), "split": cfg.data.split},
+            "data": {"fingerprint": clips.fingerprint, "clips": len(clips), "split": split_text(cfg.data.split)},
             **facts,
             **environment(),
         },

@@ -140,7 +140,7 @@ def _once(root: Path, listing: Listing) -> list[Item]:
     twice: list[str] = []
     for item in listing.items:
         try:
-            status = os.stat(root / item.path)
+            status = (root / item.path).stat()
         except OSError:
             kept[-1, len(kept), item.segment] = item
             continue
@@ -149,7 +149,7 @@ def _once(root: Path, listing: Listing) -> list[Item]:
         if other is None:
             kept[key] = item
         elif status.st_nlink > 1 or os.path.realpath(root / item.path) == os.path.realpath(root / other.path):
-            if os.path.islink(root / other.path) and not os.path.islink(root / item.path):
+            if (root / other.path).is_symlink() and not (root / item.path).is_symlink():
                 item, kept[key] = other, item
             twice.append(f"{escape_name(item.path)} is {escape_name(kept[key].path)}")
         else:  # a file system that gives files no numbers of their own

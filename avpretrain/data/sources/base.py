@@ -102,7 +102,7 @@ def scan(root: Path) -> Scan:
                     folders.append(name)
                 else:
                     again.append(name)
-            elif os.path.isfile(entry.path):
+            elif _is_file(root / name):
                 found.append(name)
             elif entry.is_symlink():
                 broken.append(name)
@@ -155,7 +155,7 @@ def _reached(folder: str | Path, seen: set[tuple[int, int]]) -> bool:
 
 
 def _identity(path: str | Path) -> tuple[int, int]:
-    status = os.stat(path)
+    status = Path(path).stat()
     return status.st_dev, status.st_ino
 
 
@@ -174,6 +174,14 @@ def inside(name: str) -> str | None:
 def is_file(root: Path, name: str) -> str | None:
     """The path by which a table's file is there: as it is spelt, or with its accents composed or decomposed."""
     for spelt in dict.fromkeys((name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name))):
-        if os.path.isfile(root / spelt):  # unlike Path.is_file, no error for a name that no file could have
+        if _is_file(root / spelt):
             return spelt
     return None
+
+
+def _is_file(path: Path) -> bool:
+    """Whether it is a regular file, or a link to one; false for a name that no file could have."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
