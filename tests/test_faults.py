@@ -137,7 +137,9 @@ class Broken(Dataset[int]):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_faults_of_loader_processes_are_told_in_one_line(workers: int) -> None:
+    context = "forkserver" if workers else None
+    loader = DataLoader(Broken(), num_workers=workers, multiprocessing_context=context, generator=torch.Generator())
     with pytest.raises(TypeError) as caught:
-        next(iter(DataLoader(Broken(), num_workers=workers, generator=torch.Generator())))
+        next(iter(loader))
     line = "TypeError: open() got an unexpected keyword argument 'newer'; while decoding clip a (from a.mp4)"
     assert describe(caught.value) == line
