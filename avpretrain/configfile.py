@@ -148,14 +148,14 @@ def load_yaml(text: str) -> Any:
     try:
         loader = yaml.SafeLoader(text)
         try:
-            root = loader.get_single_node()  # type: ignore[no-untyped-call]
+            root = loader.get_single_node()
             if root is None:
                 return None
             if _yaml_size(root, {}, frozenset()) > MAX_YAML_NODES:
                 raise ValueError(f"it holds more than {MAX_YAML_NODES} values")
-            return loader.construct_document(root)  # type: ignore[no-untyped-call]
+            return loader.construct_document(root)
         finally:
-            loader.dispose()  # type: ignore[no-untyped-call]
+            loader.dispose()
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 

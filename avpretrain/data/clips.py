@@ -87,7 +87,7 @@ class ClipSet:
             raise UsageError("no data set; name folders written by `avpretrain shards` with --data.shards")
         self._arguments = (tuple(shards), split, cache_dir)
         self.stores: list[Store] = [open_store(root, cache_dir) for root in shards]
-        known = known_bad or [None] * len(self.stores)
+        known: Sequence[Mapping[int, str] | None] = known_bad or [None] * len(self.stores)
         self.manifests = [Manifest(s.manifest_folder(), bad) for s, bad in zip(self.stores, known, strict=True)]
         self._shards = [(part, shard) for part, m in enumerate(self.manifests) for shard in m.shards_of_split(split)]
         self.shard_sizes = tuple(self.manifests[part].shards[shard].clips for part, shard in self._shards)
