@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import tyro
 
 from avpretrain.errors import UsageError, UserError
+from avpretrain.terminal import plain
 
 T = TypeVar("T")
 
@@ -95,7 +96,7 @@ def one_line_errors(debug: bool) -> Iterator[None]:
     except UserError as error:
         if debug:
             raise
-        print(f"avpretrain: {' '.join(str(error).split())}", file=sys.stderr)
+        print(plain(f"avpretrain: {' '.join(str(error).split())}"), file=sys.stderr)
         sys.exit(error.exit_status)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -107,7 +108,7 @@ def one_line_errors(debug: bool) -> Iterator[None]:
         if debug:
             raise
         line = " ".join(str(error).split()) or "no message"
-        print(f"avpretrain: {type(error).__name__}: {line} (--debug shows where)", file=sys.stderr)
+        print(plain(f"avpretrain: {type(error).__name__}: {line} (--debug shows where)"), file=sys.stderr)
         sys.exit(1)
 
 

@@ -9,6 +9,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from avpretrain.evaluation.results import compare_results
+from avpretrain.terminal import say
 
 
 def main(
@@ -34,7 +35,7 @@ def main(
         return
     low, high = (100 * bound for bound in found["difference_ci"])
     sure = "the interval leaves out 0" if low > 0 or high < 0 else "no clear difference: the interval holds 0"
-    print(
+    say(
         f"{found['metric']} of {a} less that of {b}, on {found['clips']} clips: "
         f"{100 * found['difference']:+.1f} points, 95% interval {low:+.1f} to {high:+.1f} ({sure})"
     )

@@ -6,7 +6,6 @@ import json as json_format
 from pathlib import Path
 from typing import Annotated, Any
 
-from rich.console import Console
 from rich.table import Table
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
@@ -14,6 +13,7 @@ from avpretrain.errors import UsageError
 from avpretrain.evaluation.inpaint import METHODS, InpaintConfig
 from avpretrain.evaluation.inpaint_run import InpaintRun, run_inpaint
 from avpretrain.evaluation.results import result_path
+from avpretrain.terminal import Console
 
 
 def main(

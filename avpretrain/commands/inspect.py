@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 from tyro.conf import Positional, arg
@@ -17,6 +15,7 @@ from tyro.conf import Positional, arg
 from avpretrain.data.manifest import Manifest
 from avpretrain.data.verify import label_counts, require_data_set, verify
 from avpretrain.errors import UserError
+from avpretrain.terminal import Console, plain, plain_json, styled
 
 MAX_VALUES = 12
 """Values of one label that the table shows."""
@@ -42,8 +41,8 @@ def main(
         _complain(problems, shards, json_)
     facts = describe(require_data_set(shards))
     if json_:
-        json.dump({**facts, "problems": problems} if verify_ else facts, sys.stdout, indent=2, ensure_ascii=False)
-        print()
+        shown = {**facts, "problems": problems} if verify_ else facts
+        print(plain_json(json.dumps(shown, indent=2, ensure_ascii=False)))
         return
     Console(highlight=False).print(_table(facts))
     if verify_:
@@ -57,7 +56,7 @@ def _verified(root: Path) -> list[str]:
 
 
 def _complain(problems: list[str], root: Path, as_json: bool) -> None:
-    print(json.dumps({"problems": problems}, indent=2) if as_json else "\n".join(problems))
+    print(json.dumps({"problems": problems}, indent=2) if as_json else plain("\n".join(problems)))
     raise UserError(f"{root} is damaged ({len(problems)} findings); fetch it again, or shard the source again")
 
 
@@ -100,7 +99,7 @@ def _table(facts: dict[str, Any]) -> Table:
     table = Table("", "", show_header=False, box=None, padding=(0, 2, 0, 0))
     table.columns[1].overflow = "fold"
     add = table.add_row
-    add("data set", f"[bold]{facts['name']}[/]")
+    add("data set", styled(facts["name"], "bold"))
     size = f"{facts['bytes'] / 1e6:.1f} MB in {len(facts['shards'])} shards"
     add("clips", f"{facts['clips']} ({facts['hours']:.2f} h, {size})")
     if damaged := facts["damaged_rows"]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json as json_format
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from avpretrain.configfile import load_config
@@ -15,6 +14,7 @@ from avpretrain.efficiency.numbers import flops, percent, significant
 from avpretrain.errors import UsageError, UserError
 from avpretrain.files import write_json
 from avpretrain.provenance import versions
+from avpretrain.terminal import Console
 
 ASSUMPTION = "Hours are of training steps alone: no waiting for data, and no cost of communication between GPUs."
 

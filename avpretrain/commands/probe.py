@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from accelerate import PartialState
-from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional, arg
 
 from avpretrain.evaluation.frozen import Modality, Pooling, PoolingKind
 from avpretrain.evaluation.probe import ProbeConfig, run_probe
 from avpretrain.evaluation.results import compare_results, result_path, save_result
+from avpretrain.terminal import Console, styled
 
 
 def main(
@@ -90,7 +90,7 @@ def show_result(result: dict[str, Any], comparison: dict[str, Any] | None, path:
     table = Table(title=f"{result['task'].replace('_', ' ')}: {result['label']} from {result['modality']}")
     for heading in ("features", metric, "95% interval", "encoder is ahead by"):
         table.add_column(heading, justify="left" if heading == "features" else "right")
-    table.add_row("[bold]encoder[/]", f"[bold]{result[metric]:.1%}[/]", _percent(result["ci"]), "")
+    table.add_row(styled("encoder", "bold"), styled(f"{result[metric]:.1%}", "bold"), _percent(result["ci"]), "")
     for name, other in result["baselines"].items():
         gain = f"{100 * other['difference']:+.1f} ({_points(other['difference_ci'])}) points"
         table.add_row(name.replace("_", " "), f"{other[metric]:.1%}", _percent(other["ci"]), gain)

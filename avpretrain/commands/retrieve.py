@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from accelerate import PartialState
-from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional, arg
 
 from avpretrain.commands.probe import against
 from avpretrain.evaluation.results import compare_results, result_path, save_result
 from avpretrain.evaluation.retrieval import RetrievalConfig, run_retrieval
+from avpretrain.terminal import Console
 
 
 def main(

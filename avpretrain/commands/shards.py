@@ -8,12 +8,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from avpretrain.data.shards import Progress, ShardConfig, ShardReport, make_shards
+from avpretrain.terminal import Console, say
 
 
 def main(
@@ -76,21 +76,21 @@ def _facts(report: ShardReport) -> dict[str, object]:
 
 def _say(report: ShardReport, out: Path) -> None:
     info, listing = report.manifest.info, report.listing
-    print(
+    say(
         f"{out}: {info['clips']} clips, {info['hours']:.2f} h, {info['bytes'] / 1e6:.1f} MB "
         f"in {len(report.manifest.shards)} shards; {report.added} files added"
     )
     if report.skipped:
-        print(f"skipped {len(report.skipped)} files (see {out / 'skipped.csv'}):")
+        say(f"skipped {len(report.skipped)} files (see {out / 'skipped.csv'}):")
         for reason, count in Counter(done.reason for done in report.skipped).most_common(5):
-            print(f"  {count} x {reason}")
+            say(f"  {count} x {reason}")
     if listing.missing:
-        print(f"missing {len(listing.missing)} files ({listing.present:.1%} of the set is present; see missing.csv)")
+        say(f"missing {len(listing.missing)} files ({listing.present:.1%} of the set is present; see missing.csv)")
     if listing.ignored:
-        print(f"ignored {listing.ignored} files that are no media or that no table names")
+        say(f"ignored {listing.ignored} files that are no media or that no table names")
     if report.changed:
-        print(
+        say(
             f"{len(report.changed)} files changed since they were sharded, e.g. {report.changed[0]}; "
             "their old clips stay (for new ones, shard into a new folder)"
         )
-    print(f"fingerprint {info['fingerprint'][:16]}")
+    say(f"fingerprint {info['fingerprint'][:16]}")
