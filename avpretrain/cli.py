@@ -17,6 +17,7 @@ import tyro
 
 from avpretrain.errors import FAULT, PROGRAM_ERRORS, UsageError, UserError, describe
 from avpretrain.processes import end_with_launcher, is_lost_rank
+from avpretrain.terminal import plain
 
 T = TypeVar("T")
 
@@ -96,7 +97,7 @@ def one_line_errors(debug: bool) -> Iterator[None]:
     except UserError as error:
         if debug:
             raise
-        print(f"avpretrain: {' '.join(str(error).split())}", file=sys.stderr)
+        print(plain(f"avpretrain: {' '.join(str(error).split())}"), file=sys.stderr)
         sys.exit(error.exit_status)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -114,7 +115,7 @@ def one_line_errors(debug: bool) -> Iterator[None]:
             )
             sys.exit(1)
         more = f"; {FAULT}" if isinstance(error, (*PROGRAM_ERRORS, LookupError)) else " (--debug shows where)"
-        print(f"avpretrain: {describe(error)}{more}", file=sys.stderr)
+        print(plain(f"avpretrain: {describe(error)}{more}"), file=sys.stderr)
         sys.exit(1)
 
 

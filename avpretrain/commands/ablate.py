@@ -8,8 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from avpretrain.cli import parse
 from avpretrain.commands.config_first import ConfigArguments, first_and_rest
 from avpretrain.commands.tables import show_table
@@ -20,6 +18,7 @@ from avpretrain.efficiency.flops import run_cost, samples_of
 from avpretrain.efficiency.numbers import flops, percent
 from avpretrain.errors import UsageError, UserError
 from avpretrain.files import atomic_path, read_json, write_json
+from avpretrain.terminal import Console, say
 
 WIDE = 240
 """Characters of a table that goes to a file, which has no width of its own."""
@@ -86,7 +85,7 @@ def run(args: Sequence[str]) -> None:
         if given.out:
             for cell in cells:
                 cell.write_config()
-            print(f"configs: {given.out / 'configs'}")
+            say(f"configs: {given.out / 'configs'}")
         return
     if given.out is None:
         raise UsageError("no folder for the results: give --out DIR")
@@ -141,8 +140,8 @@ def _conclude(ablation: Ablation, cells: Sequence[Cell], given: Arguments) -> li
         print(json_format.dumps(found, indent=2))
     elif done:
         _show(f"{ablation.name}: variants of {ablation.settings.base}", table(found))
-        print("\n".join(notes(found)))
-        print(f"report: {out / 'report.html'}")
+        say("\n".join(notes(found)))
+        say(f"report: {out / 'report.html'}")
     return list(found["failed"])
 
 

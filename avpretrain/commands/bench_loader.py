@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.progress import Progress
 
 from avpretrain.commands.config_first import ConfigArguments, read
 from avpretrain.configfile import to_dict
 from avpretrain.errors import UsageError
 from avpretrain.files import write_json
+from avpretrain.terminal import Console
 
 HELP = """\
 usage: avpretrain bench loader CONFIG --data.shards FOLDER [--clips N] [--rounds N] [--step] [--out FILE] [--json]

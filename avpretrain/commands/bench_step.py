@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from rich.console import Console
 
 from avpretrain.cli import parse
 from avpretrain.config import DataConfig, TrainConfig
 from avpretrain.configfile import load_config
 from avpretrain.errors import UsageError
 from avpretrain.files import write_json
+from avpretrain.terminal import Console
 
 HELP = """\
 usage: avpretrain bench step CONFIG [CONFIG ...] [--batch-size N] [--repeats N] [--ledger] [--checkpointing-price]

@@ -10,6 +10,7 @@ from tyro.conf import Positional, arg
 
 from avpretrain.evaluation.results import compare_results
 from avpretrain.evaluation.scores import bounds, points
+from avpretrain.terminal import say
 
 
 def main(
@@ -40,7 +41,7 @@ def main(
         clear = interval[0] > 0 or interval[1] < 0
         sure = "the interval leaves out 0" if clear else "no clear difference: the interval holds 0"
         said = f"95% interval {points(interval, '+')} ({sure})"
-    print(
+    say(
         f"{found['metric']} of {a} less that of {b}, on {found['clips']} clips: "
         f"{100 * found['difference']:+.1f} points, {said}"
     )

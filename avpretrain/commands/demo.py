@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-from rich.console import Console
 from tyro.conf import Positional, arg
 
 from avpretrain import cli
 from avpretrain.errors import UserError
 from avpretrain.files import write_json
+from avpretrain.terminal import Console, say
 
 
 def main(
@@ -50,7 +50,7 @@ def main(
     started = time.perf_counter()
     for number, (title, commands) in enumerate(zip(titles, ([synth], [cut], trainings, probes, [page]), strict=True)):
         for verb, *arguments in commands:
-            console.rule(f"[bold]{number + 1}/5 {title}[/]  avpretrain {verb} {' '.join(arguments)}", align="left")
+            console.rule(f"{number + 1}/5 {title}  avpretrain {verb} {' '.join(arguments)}", align="left")
             if commands is not trainings:
                 cli.run(verb, arguments)
         if commands is trainings:
@@ -60,10 +60,10 @@ def main(
     from avpretrain.efficiency.report import summary_table
     from avpretrain.provenance import environment
 
-    print(summary_table(list(runs.values())))
+    say(summary_table(list(runs.values())))
     seconds = time.perf_counter() - started
     write_json(out / "demo.json", {"seconds": seconds, "clips": clips, "seed": seed, **environment()})
-    print(f"report: {report.resolve()}  ({seconds / 60:.1f} min)")
+    say(f"report: {report.resolve()}  ({seconds / 60:.1f} min)")
 
 
 def _train(commands: Sequence[Sequence[str]]) -> None:

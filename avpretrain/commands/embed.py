@@ -8,7 +8,6 @@ from typing import Annotated
 
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from rich.console import Console
 from rich.progress import track
 from tyro.conf import Positional, arg
 
@@ -18,6 +17,7 @@ from avpretrain.data.sources.base import MEDIA_EXTENSIONS, walk
 from avpretrain.errors import UsageError, UserError
 from avpretrain.evaluation.frozen import Modality
 from avpretrain.evaluation.longform import Per, Row, embed_file, write_rows
+from avpretrain.terminal import Console
 from avpretrain.training.checkpoint import load_model
 
 

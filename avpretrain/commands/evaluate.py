@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated
 
 from accelerate import PartialState
-from rich.console import Console
 from tyro.conf import Positional, arg
 
 from avpretrain.errors import UserError
@@ -18,6 +17,7 @@ from avpretrain.evaluation.suite import Job, SuiteConfig, jobs_of, load_suite
 from avpretrain.evaluation.suite_run import prepare_data, run_suite
 from avpretrain.evaluation.suite_table import markdown
 from avpretrain.files import atomic_path, read_json
+from avpretrain.terminal import Console, plain
 
 PACKS = "AVPRETRAIN_REAL_DATA"
 """Environment variable with the folder that is meant where --packs names none."""
@@ -78,7 +78,7 @@ def main(
         text = markdown([(job, _result(job)) for job in jobs], missing, _command())
         with atomic_path(out / "table.md") as temporary:
             temporary.write_text(text)
-        print(text)
+        print(plain(text))
         say(f"table: {out / 'table.md'}")
 
 

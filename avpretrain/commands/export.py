@@ -6,7 +6,6 @@ import json as json_format
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from rich.console import Console
 from tyro.conf import Positional, arg
 
 from avpretrain.commands.places import require_file, require_model_folder
@@ -16,6 +15,7 @@ from avpretrain.files import atomic_path, read_json
 from avpretrain.models.card import card_values
 from avpretrain.models.diffmavil import DiffMAViL
 from avpretrain.models.onnx_export import export_onnx
+from avpretrain.terminal import Console
 from avpretrain.training.checkpoint import load_model
 
 

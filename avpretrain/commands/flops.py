@@ -6,14 +6,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rich.console import Console
-
 from avpretrain.commands.config_first import ConfigArguments, read
 from avpretrain.commands.tables import show_table
 from avpretrain.configfile import load_config
 from avpretrain.efficiency.flops import RunCost, as_json, mavil_of, run_cost, samples_of
 from avpretrain.efficiency.numbers import flops, percent
 from avpretrain.errors import UsageError
+from avpretrain.terminal import Console
 
 HELP = """\
 usage: avpretrain flops CONFIG [--clips N] [--against CONFIG] [--json] [--section.field VALUE ...]

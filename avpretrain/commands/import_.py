@@ -7,7 +7,6 @@ import json as json_format
 from pathlib import Path
 from typing import Annotated
 
-from rich.console import Console
 from tyro.conf import Positional, arg
 
 from avpretrain.commands.places import require_model_folder
@@ -17,6 +16,7 @@ from avpretrain.files import atomic_path, write_json
 from avpretrain.modelconfig import ModelConfig
 from avpretrain.models.foreign import Format
 from avpretrain.models.importers import ImportReport, Into, import_checkpoint
+from avpretrain.terminal import Console, styled
 
 
 def main(
@@ -73,7 +73,7 @@ def _show(report: ImportReport, out: Path) -> None:
     for line in report.adapted:
         console.print(f"adapted: {line}")
     if report.missing:
-        console.print(f"[yellow]freshly initialised:[/] {', '.join(report.missing)}")
+        console.print(styled("freshly initialised:", "yellow"), ", ".join(report.missing))
     if report.unused:
         console.print(f"without a place here: {len(report.unused)} tensors, such as {', '.join(report.unused[:5])}")
     for line in report.warnings:

@@ -6,7 +6,6 @@ import json as json_format
 from pathlib import Path
 from typing import Annotated, Any
 
-from rich.console import Console
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from avpretrain.commands.places import require_folder
@@ -16,6 +15,7 @@ from avpretrain.evaluation.inpaint import METHODS, InpaintConfig
 from avpretrain.evaluation.inpaint_run import InpaintRun, run_inpaint
 from avpretrain.evaluation.results import result_path
 from avpretrain.evaluation.scores import bounds
+from avpretrain.terminal import Console
 
 
 def main(

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from rich.console import Console
 from rich.progress import Progress
 from tyro.conf import Positional, arg
 
@@ -19,6 +17,7 @@ from avpretrain.commands.tables import show_facts
 from avpretrain.data.manifest import Manifest
 from avpretrain.data.verify import label_counts, require_data_set, verify
 from avpretrain.errors import UserError
+from avpretrain.terminal import Console, plain, plain_json
 
 MAX_VALUES = 12
 """Values of one label that the table shows."""
@@ -46,8 +45,8 @@ def main(
         _complain(problems, shards, json_)
     facts = describe(require_data_set(shards))
     if json_:
-        json.dump({**facts, "problems": problems} if verify_ else facts, sys.stdout, indent=2, ensure_ascii=False)
-        print()
+        shown = {**facts, "problems": problems} if verify_ else facts
+        print(plain_json(json.dumps(shown, indent=2, ensure_ascii=False)))
         return
     show_facts(_rows(facts))
     if verify_:
@@ -61,7 +60,7 @@ def _verified(root: Path) -> list[str]:
 
 
 def _complain(problems: list[str], root: Path, as_json: bool) -> None:
-    print(json.dumps({"problems": problems}, indent=2) if as_json else "\n".join(problems))
+    print(json.dumps({"problems": problems}, indent=2) if as_json else plain("\n".join(problems)))
     raise UserError(f"{root} is damaged ({len(problems)} findings); fetch it again, or shard the source again")
 
 

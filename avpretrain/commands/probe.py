@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from accelerate import PartialState
-from rich.console import Console
 from tyro.conf import Positional, arg
 
 from avpretrain.commands.places import require_file
@@ -16,6 +15,7 @@ from avpretrain.evaluation.frozen import Modality, Pooling, PoolingKind
 from avpretrain.evaluation.probe import ProbeConfig, run_probe
 from avpretrain.evaluation.results import compare_results, result_path, save_result
 from avpretrain.evaluation.scores import points, require_score
+from avpretrain.terminal import Console
 
 
 def main(

@@ -11,6 +11,7 @@ from tyro.conf import Positional, arg
 from avpretrain.efficiency.comparison import as_json, summary_table
 from avpretrain.efficiency.report import write_report
 from avpretrain.errors import UsageError
+from avpretrain.terminal import say
 
 
 def main(
@@ -38,5 +39,5 @@ def main(
     if json:
         print(json_format.dumps({**as_json(comparison), "report": str(out)}, indent=2))
     else:
-        print(summary_table(runs))
-        print(f"report: {out}")
+        say(summary_table(runs))
+        say(f"report: {out}")

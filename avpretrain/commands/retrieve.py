@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from accelerate import PartialState
-from rich.console import Console
 from tyro.conf import Positional, arg
 
 from avpretrain.commands.places import require_file
@@ -16,6 +15,7 @@ from avpretrain.commands.tables import show_table
 from avpretrain.evaluation.results import compare_results, result_path, save_result
 from avpretrain.evaluation.retrieval import RetrievalConfig, run_retrieval
 from avpretrain.evaluation.scores import points, require_score
+from avpretrain.terminal import Console
 
 
 def main(

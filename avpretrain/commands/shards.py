@@ -8,12 +8,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from avpretrain.data.shards import Progress, ShardConfig, ShardReport, make_shards
+from avpretrain.terminal import Console, say
 
 
 def main(
@@ -90,29 +90,29 @@ def _facts(report: ShardReport) -> dict[str, object]:
 
 def _say(report: ShardReport, out: Path) -> None:
     info, listing = report.manifest.info, report.listing
-    print(
+    say(
         f"{out}: {info['clips']} clips, {info['hours']:.2f} h, {info['bytes'] / 1e6:.1f} MB "
         f"in {len(report.manifest.shards)} shards; {report.added} files added"
     )
     if report.skipped:
-        print(f"skipped {len(report.skipped)} files (see {out / 'skipped.csv'}):")
+        say(f"skipped {len(report.skipped)} files (see {out / 'skipped.csv'}):")
         for reason, count in Counter(_kind(done.reason) for done in report.skipped).most_common(5):
-            print(f"  {count} x {reason}")
+            say(f"  {count} x {reason}")
     if report.away:
-        print(
+        say(
             f"{len(report.away)} files could not be read this time, e.g. {report.away[0].path} "
             f"{report.away[0].reason}; run the same command again to try them"
         )
     if report.dropped:
-        print(f"of the others, left out or filled in (by file in {out / 'sources.csv'}):")
+        say(f"of the others, left out or filled in (by file in {out / 'sources.csv'}):")
         for what, amount in sorted(report.dropped.items()):
-            print(f"  {amount:.10g} {what}" if amount == int(amount) else f"  {amount:.1f} {what}")
+            say(f"  {amount:.10g} {what}" if amount == int(amount) else f"  {amount:.1f} {what}")
     if listing.missing:
-        print(f"missing {len(listing.missing)} files ({listing.present:.1%} of the set is present; see missing.csv)")
+        say(f"missing {len(listing.missing)} files ({listing.present:.1%} of the set is present; see missing.csv)")
     if listing.ignored:
-        print(f"ignored {listing.ignored} files that are no media or that no table names")
+        say(f"ignored {listing.ignored} files that are no media or that no table names")
     if report.changed:
-        print(
+        say(
             f"{len(report.changed)} files changed since they were sharded, e.g. {report.changed[0]}; "
             "their old clips stay (for new ones, shard into a new folder)"
         )
@@ -124,9 +124,9 @@ def _say(report: ShardReport, out: Path) -> None:
         (revision.kept, "files are gone or not in the list; their clips stay"),
     ):
         if paths:
-            print(f"{len(paths)} {what}, e.g. {paths[0]}")
+            say(f"{len(paths)} {what}, e.g. {paths[0]}")
     if report.shared:
-        print(f"warning: {len(report.shared)} clips or files stand in several splits, e.g. {report.shared[0]}")
+        say(f"warning: {len(report.shared)} clips or files stand in several splits, e.g. {report.shared[0]}")
     for note in listing.notes:
-        print(note)
-    print(f"fingerprint {info['fingerprint'][:16]}")
+        say(note)
+    say(f"fingerprint {info['fingerprint'][:16]}")

@@ -6,7 +6,6 @@ import json as json_format
 from pathlib import Path
 from typing import Annotated, Any
 
-from rich.console import Console
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from avpretrain.commands.places import require_file
@@ -16,6 +15,7 @@ from avpretrain.evaluation.results import result_path
 from avpretrain.evaluation.scores import points
 from avpretrain.evaluation.spectrum import METHODS, SpectrumConfig, run_spectrum
 from avpretrain.files import write_json
+from avpretrain.terminal import Console
 
 
 def main(

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from avpretrain.data.scenes.scene import CLIPS_DIR, SceneSettings
 from avpretrain.data.synthetic import LABELS_NAME, make_scenes
+from avpretrain.terminal import Console
 
 
 def main(

@@ -135,10 +135,10 @@ def planned_clips(cfg: TrainConfig) -> int:
 
 def print_plan(answer: dict[str, Any]) -> None:
     """The plan as a table and a few lines."""
-    from rich.console import Console
 
     from avpretrain.commands.tables import show_table
     from avpretrain.efficiency.numbers import duration, flops, percent, si
+    from avpretrain.terminal import Console
 
     timed = "hours" in answer
     headings = [

@@ -206,6 +206,26 @@ def probe_media(path: Path) -> MediaInfo:
         )
 
 
+MAX_PIXELS = 40_000_000
+"""Pixels of the largest frame that is decoded (8K has 33 million)."""
+MAX_SAMPLES = 1 << 27
+"""Most samples of a clip's audio, over all channels: 2.3 hours at 16 kHz."""
+SAMPLE_RATES = (1000, 768_000)
+"""Hz; outside of it a second of audio is a bomb, or nothing."""
+
+
+def check_pixels(width: int, height: int) -> None:
+    """Raises a `DecodeError` if frames of that size are not to be decoded."""
+    if width * height > MAX_PIXELS:
+        raise DecodeError(f"has frames of {width}x{height}, more than {MAX_PIXELS / 1e6:g} megapixels")
+
+
+def check_sample_rate(rate: int) -> None:
+    """Raises a `DecodeError` if audio of that rate is not to be decoded."""
+    if not SAMPLE_RATES[0] <= rate <= SAMPLE_RATES[1]:
+        raise DecodeError(f"claims a sample rate of {rate} Hz, outside of {SAMPLE_RATES[0]} to {SAMPLE_RATES[1]}")
+
+
 def average_rate(video: Any) -> Fraction:
     """Frames a second of a stream; 0 where the container does not say, or claims nonsense."""
     rate = video.average_rate or video.guessed_rate or Fraction(0)
@@ -213,6 +233,7 @@ def average_rate(video: Any) -> Fraction:
 
 
 def _rotation(container: Any, video: Any) -> int:
+    check_pixels(video.codec_context.width, video.codec_context.height)
     try:
         return int(next(container.decode(video)).rotation) % 360
     except (StopIteration, av.FFmpegError):
@@ -267,6 +288,9 @@ def _decord_frames(data: bytes, times: Sequence[float]) -> Frames:
     decord = _decord()
     if decord is None:
         raise DecodeError("decord is not installed")
+    with open_media(data) as container:  # half a millisecond; decord tells a frame's size only once it is decoded
+        if (stream := picture_stream(container)) is not None:
+            check_pixels(stream.codec_context.width, stream.codec_context.height)
     with decoding():
         try:
             reader = decord.VideoReader(io.BytesIO(data), ctx=decord.cpu(0), num_threads=1)
@@ -301,6 +325,8 @@ def _pyav_frames(data: bytes, times: Sequence[float]) -> Frames:
         stream = picture_stream(container)
         if stream is None:
             raise DecodeError("no picture")
+        check_pixels(stream.codec_context.width, stream.codec_context.height)
+        stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}  # a stream may change its size
         stream.thread_type = "NONE"
         base = None if stream.start_time is None else float(stream.start_time * stream.time_base)
         if base is not None:
@@ -363,13 +389,27 @@ def decode_audio(data: bytes, sample_rate: int) -> Sound:
     Raises:
         DecodeError: it is no sound file that soundfile reads, or it is damaged.
     """
-    with decoding():
-        samples_SK, rate = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
+    with decoding(), soundfile.SoundFile(io.BytesIO(data)) as file:
+        rate = file.samplerate
+        check_sample_rate(rate)
+        if file.frames * file.channels > MAX_SAMPLES:
+            raise DecodeError(f"claims {file.frames} samples of {file.channels} channels, more than {MAX_SAMPLES}")
+        blocks = file.blocks(max(1, BLOCK_SAMPLES // file.channels), dtype="float32", always_2d=True)
+        parts = [_mono(samples_SK) for samples_SK in blocks]
+    pcm_S: Sound = parts[0] if len(parts) == 1 else np.concatenate([np.zeros(0, np.int16), *parts])
+    return pcm_S if rate == sample_rate else _resample(pcm_S, rate, sample_rate)
+
+
+BLOCK_SAMPLES = 1 << 22
+"""Samples that are decoded together: a clip, but not an hour."""
+
+
+def _mono(samples_SK: np.ndarray) -> Sound:
     mono_S = samples_SK[:, 0] if samples_SK.shape[1] == 1 else samples_SK.mean(axis=1)
     if not np.isfinite(mono_S).all():
         raise DecodeError(NOT_FINITE)
     pcm_S: Sound = np.clip(np.rint(mono_S * 32768), -32768, 32767).astype(np.int16)
-    return pcm_S if rate == sample_rate else _resample(pcm_S, rate, sample_rate)
+    return pcm_S
 
 
 def _resample(pcm_S: Sound, rate: int, to_rate: int) -> Sound:

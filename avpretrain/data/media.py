@@ -24,6 +24,7 @@ from avpretrain.data.decode import (
     Sound,
     audio_streams,
     average_rate,
+    check_sample_rate,
     open_media,
     video_streams,
 )
@@ -113,6 +114,8 @@ class Source:
             self.has_video, self.has_audio = video is not None, audio is not None
             if video is not None:
                 self._check_size(video.codec_context.width, video.codec_context.height)
+            if audio is not None and audio.codec_context.sample_rate:
+                check_sample_rate(audio.codec_context.sample_rate)
             self.rate = average_rate(video) if video else Fraction(0)
             """Frames a second; 0 = no picture, or unknown."""
             self.aspect = _aspect(video)
@@ -164,6 +167,8 @@ class Source:
     def _packets(self, container: Any, stream: Any) -> Iterator[Any]:
         """The stream's packets from a little before time zero; a file that breaks off in the middle just ends."""
         stream.thread_type = "NONE"
+        if stream.type == "video":
+            stream.codec_context.options = {"max_pixels": str(round(self.limits.max_megapixels * 1e6))}
         if self.segment is not None:
             container.seek(int((self.zero - 1.0) / stream.time_base), stream=stream)
         try:
@@ -445,6 +450,7 @@ class _Joined:
         Small errors of single timestamps are left alone; what counts is how far the samples so far have drifted.
         """
         kind = frame.format.name, frame.layout.name, frame.sample_rate
+        check_sample_rate(frame.sample_rate)
         if abs(time - self.end) > MAX_DRIFT or kind != self.kind:
             self._flush()
             self._move(round(time * self.rate))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 
 from avpretrain.files import read_bytes
+from avpretrain.terminal import escape
 
 STYLE, SCRIPT = "page.css", "page.js"
 

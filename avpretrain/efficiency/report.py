@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from html import escape
 from pathlib import Path
 
 import avpretrain
@@ -12,6 +11,7 @@ from avpretrain.efficiency.comparison import Comparison, cautions, sentences, su
 from avpretrain.efficiency.page import page
 from avpretrain.efficiency.sections import SECTIONS
 from avpretrain.files import atomic_path
+from avpretrain.terminal import escape
 
 __all__ = ["Comparison", "render", "summary_table", "write_report"]
 

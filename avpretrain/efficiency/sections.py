@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from html import escape
 
 from avpretrain.efficiency.charts import COLOURS, cost_curves, losses, probes, schedules, where_flops_go
 from avpretrain.efficiency.comparison import Comparison, shown
@@ -13,6 +12,7 @@ from avpretrain.efficiency.page import Cell, Section, figure, figures, picture, 
 from avpretrain.efficiency.runs import Run
 from avpretrain.efficiency.saving import config_differences
 from avpretrain.efficiency.spectrum_charts import spectra
+from avpretrain.terminal import escape
 
 
 def cards(comparison: Comparison) -> Section:

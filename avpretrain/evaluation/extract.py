@@ -14,7 +14,6 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, nn
 
@@ -23,6 +22,7 @@ from avpretrain.data.dataset import ClipSet, Loader, eval_loader
 from avpretrain.data.features import Features, frame_counts
 from avpretrain.evaluation.frozen import ClipBatch, Embedder, Modality
 from avpretrain.modelconfig import InputConfig
+from avpretrain.terminal import Console
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
 from numpy.typing import NDArray
-from rich.console import Console
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -40,6 +39,7 @@ from avpretrain.evaluation.selection import across_parts, headline, majority, po
 from avpretrain.modelconfig import InputConfig
 from avpretrain.models.diffmavil import DiffMAViL
 from avpretrain.schedules import lr_at
+from avpretrain.terminal import Console
 from avpretrain.training.checkpoint import load_model
 from avpretrain.training.launch import check_accumulation, check_launched_ranks, choose_precision
 

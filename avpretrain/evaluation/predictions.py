@@ -5,6 +5,8 @@ N clips, C classes.
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +18,10 @@ from numpy.typing import NDArray
 from avpretrain.errors import UserError
 from avpretrain.evaluation import intervals
 from avpretrain.evaluation.metrics import MULTI_LABEL, PROPORTIONS, SINGLE_LABEL, Metric, without_positives
-from avpretrain.files import atomic_path
+from avpretrain.files import atomic_path, check_zip
+
+MAX_PREDICTIONS_BYTES = 1 << 30
+"""Largest file of predictions, unpacked."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,7 @@ def load_scored(path: Path) -> Scored:
         UserError: the file is missing or holds something else.
     """
     try:
+        check_zip(path, MAX_PREDICTIONS_BYTES)
         with np.load(path) as file:
             keys = tuple(file["keys"].tolist())
             if "audio_to_video" in file:
@@ -96,7 +102,7 @@ def load_scored(path: Path) -> Scored:
             return Predictions(keys, tuple(file["classes"].tolist()), file["scores"], file["target"])
     except FileNotFoundError:
         raise UserError(f"no predictions at {path}; they are written beside each result") from None
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{path} holds no predictions ({error}); run the evaluation again") from None
 
 

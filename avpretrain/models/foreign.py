@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import pickle
 import re
+import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,9 +22,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from avpretrain.errors import UserError
-from avpretrain.files import mistaken_for, read_head
+from avpretrain.files import NotAFileError, check_zip, mistaken_for, open_file, read_head
+from avpretrain.models.weights import check_finite, read_header
 
 Format = Literal["mae", "audiomae", "cav-mae", "mavil", "timm"]
+
+MAX_WRAPPERS = 8
+"""Most mappings around a checkpoint's weights."""
+MAX_TENSORS = 20_000
 
 AUDIOSET_STATS = (-4.2677393, 4.5689974)
 """Mean and standard deviation of AudioMAE's and MAViL's log-mel; they divide by twice the latter, as we do."""
@@ -71,15 +77,21 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """
     if path.is_dir():
         raise UserError(f"{path} is a folder; name the file of the weights in it (.pth, .bin or .safetensors)")
-    if not path.is_file():
-        raise UserError(f"no checkpoint at {path}")
-    if found := mistaken_for(read_head(path)):
+    if path.is_file() and (found := mistaken_for(read_head(path))):
         raise UserError(f"{path} {found}")
     try:
+        with open_file(path) as file:
+            size = file.seek(0, 2)
         if path.suffix == ".safetensors":
-            return _unwrapped(load_file(path))
+            read_header(path)
+            return _unwrapped(load_file(path), size)
+        check_zip(path, size)  # torch stores its archives' members as they are, so more is a bomb
         with torch.serialization.safe_globals([argparse.Namespace]):  # MAE keeps its arguments so; plain data
-            return _unwrapped(torch.load(path, map_location="cpu", weights_only=True))
+            return _unwrapped(torch.load(path, map_location="cpu", weights_only=True), size)
+    except FileNotFoundError:
+        raise UserError(f"no checkpoint at {path}") from None
+    except NotAFileError as error:
+        raise UserError(f"{path} {error.strerror}; name a checkpoint file") from None
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL (\S+)", str(error))
         what = f" ({named.group(1)})" if named else ""
@@ -87,21 +99,54 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             f"{path} is a pickle that holds more than weights{what}, which could run code; it was not opened. "
             "Save its state_dict alone, best as .safetensors"
         ) from None
-    except (SafetensorError, RuntimeError, EOFError, ValueError) as error:
-        raise UserError(f"{path} is not a readable checkpoint: {str(error)[:150]}") from None
+    except (
+        SafetensorError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        OSError,
+        MemoryError,
+        struct.error,
+    ) as error:  # fmt: skip - torch's reader raises any of them on damage
+        reason = " ".join(str(error).split())[:150] or type(error).__name__
+        raise UserError(f"{path} is not a readable checkpoint: {reason}") from None
 
 
-def _unwrapped(saved: Any) -> dict[str, Tensor]:
-    while isinstance(saved, Mapping):
+def _unwrapped(saved: Any, size: int) -> dict[str, Tensor]:
+    """The named tensors inside at most `MAX_WRAPPERS` mappings.
+
+    Args:
+        size: bytes of the file; tensors that claim more are none (a stride of 0 makes a value a matrix of any size).
+
+    Raises:
+        ValueError: there are none, too many, or too large ones.
+    """
+    for _ in range(MAX_WRAPPERS + 1):
+        if not isinstance(saved, Mapping):
+            break
         inner = next(
             (saved[key] for key in ("model", "state_dict", "module") if isinstance(saved.get(key), Mapping)), None
         )
         if inner is None:
             break
         saved = inner
+    else:
+        raise ValueError(f"its weights lie deeper than {MAX_WRAPPERS} wrappers, or nowhere")
     if not isinstance(saved, Mapping):
         raise ValueError(f"it holds {type(saved).__name__}, not named tensors")
     tensors = {str(key): value for key, value in saved.items() if isinstance(value, Tensor)}
+    if len(tensors) > MAX_TENSORS:
+        raise ValueError(f"it holds {len(tensors)} tensors, more than {MAX_TENSORS}")
+    for key, value in tensors.items():
+        if value.layout != torch.strided or value.device.type != "cpu" or value.is_complex() or value.is_quantized:
+            raise ValueError(f"'{key[:80]}' is no plain tensor")
+        if value.numel() * value.element_size() > max(size, 1024):
+            raise ValueError(f"'{key[:80]}' claims {value.numel()} values, more than the file holds")
+    if sum(value.numel() * value.element_size() for value in tensors.values()) > 4 * max(size, 1024):
+        raise ValueError("its tensors claim more values than it holds")
     for prefix in ("module.", "_orig_mod.", "encoder."):
         if tensors and all(key.startswith(prefix) for key in tensors):
             tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
@@ -128,6 +173,7 @@ class Taker:
             has = ", ".join(sorted(self.weights)[:4])
             raise UserError(f"{self.source} has no '{key}'; is --format right? It begins with {has}")
         self.unused.discard(key)
+        check_finite({key: self.weights[key]}, Path(self.source))
         return self.weights[key]
 
     def take_all(self, prefix: str) -> dict[str, Tensor]:
@@ -141,7 +187,10 @@ class Taker:
         Raises:
             UserError: a layer has parts that our blocks lack (LayerScale, norms of queries), or lacks one of ours.
         """
-        count = 1 + max((int(m.group(1)) for k in self.weights if (m := re.match(rf"{name}\.(\d+)\.", k))), default=-1)
+        numbers = {int(m.group(1)) for k in self.weights if (m := re.match(rf"{name}\.(\d{{1,9}})\.", k))}
+        count = 1 + max(numbers, default=-1)
+        if count > len(numbers):
+            raise UserError(f"{self.source} has {len(numbers)} layers '{name}.N', but their numbers reach {count - 1}")
         return [self._block(f"{name}.{i}.") for i in range(count)]
 
     def _block(self, prefix: str) -> dict[str, Tensor]:
@@ -165,10 +214,34 @@ def _vit(
     position_1LD = taker.take(f"pos_embed{suffix}")
     cls_11D = taker.take(f"cls_token{suffix}") if f"cls_token{suffix}" in taker else None
     kernel = taker.take(f"patch_embed{suffix}.proj.weight")
+    check_shapes(taker, kernel, position_1LD, cls_11D, blocks)
     if cls_11D is not None and _has_class_position(kind, position_1LD.shape[1]):
         cls_11D, position_1LD = cls_11D + position_1LD[:, :1], position_1LD[:, 1:]
     bias_D = taker.take(f"patch_embed{suffix}.proj.bias")
     return ForeignViT(kind, kernel, bias_D, cls_11D, position_1LD[0], blocks, taker.take_all(f"{norm}."))
+
+
+def check_shapes(
+    taker: Taker, kernel: Tensor, position_1LD: Tensor, cls_11D: Tensor | None, blocks: list[dict[str, Tensor]]
+) -> None:
+    """Raises a UserError unless a ViT's tensors have the dimensions that their names promise."""
+    width = kernel.shape[0] if kernel.ndim in (4, 5) else 0
+    fits = (
+        width > 0
+        and position_1LD.ndim == 3
+        and position_1LD.shape[0] == 1
+        and position_1LD.shape[1] > 1
+        and position_1LD.shape[2] == width
+        and (cls_11D is None or cls_11D.shape == (1, 1, width))
+        and all(size > 0 for size in kernel.shape)
+        and len(blocks) > 0
+        and all(block["mlp.fc1.weight"].ndim == 2 for block in blocks)
+    )
+    if not fits:
+        raise UserError(
+            f"{taker.source} is no such ViT: patch_embed {list(kernel.shape)}, pos_embed {list(position_1LD.shape)}, "
+            f"{len(blocks)} layers; is --format right?"
+        )
 
 
 def _has_class_position(kind: str, length: int) -> bool:
@@ -221,10 +294,12 @@ def _cav_mae_side(taker: Taker, side: str, kind: Literal["audio", "image"]) -> F
             f"norm{n}.{k}": taker.take(f"blocks_u.{i}.norm{n}_{side}.{k}") for n in (1, 2) for k in ("weight", "bias")
         }
         blocks.append({**shared, **own})
-    bias_D = taker.take(f"patch_embed_{side}.proj.bias") + taker.take(f"modality_{side}")[0, 0]
+    kernel = taker.take(f"patch_embed_{side}.proj.weight")
+    check_shapes(taker, kernel, taker.take(f"pos_embed_{side}"), None, blocks)
+    bias_D = taker.take(f"patch_embed_{side}.proj.bias") + taker.take(f"modality_{side}").flatten()[: len(kernel)]
     position_LD = taker.take(f"pos_embed_{side}")[0]
     norm = taker.take_all(f"norm_{side}.")
-    return ForeignViT(kind, taker.take(f"patch_embed_{side}.proj.weight"), bias_D, None, position_LD, blocks, norm)
+    return ForeignViT(kind, kernel, bias_D, None, position_LD, blocks, norm)
 
 
 READERS: dict[str, Callable[[Taker], ForeignModel]] = {

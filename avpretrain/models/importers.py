@@ -59,10 +59,14 @@ def import_checkpoint(
         UsageError: the checkpoint can't become such a model.
     """
     taker = Taker(read_weights(path), str(path))
-    foreign = READERS[format](taker)
+    try:
+        foreign = READERS[format](taker)
+        chosen = _chosen(foreign, into, format)
+        cfg = _config(foreign, chosen, base, heads)
+    except (RuntimeError, IndexError, ZeroDivisionError) as error:  # arithmetic on tensors of unfitting shapes
+        reason = " ".join(str(error).split())[:150]
+        raise UserError(f"{path} is no checkpoint of format {format}: {reason}; is --format right?") from None
     report = ImportReport(format, unused=sorted(taker.unused), adapted=list(foreign.notes))
-    chosen = _chosen(foreign, into, format)
-    cfg = _config(foreign, chosen, base, heads)
     model = DiffMAViL(cfg)
     for side, vit in chosen.items():
         weights = _encoder_weights(vit, side, cfg, report)

@@ -76,7 +76,7 @@ def read_header(path: Path) -> Header:
             start = file.read(8)
         if len(start) < 8 or (size := struct.unpack("<Q", start)[0]) > MAX_HEADER_BYTES:
             claimed = f"its header claims {size} bytes" if len(start) == 8 else "it is cut short"
-            raise UserError(f"{path} is damaged or no safetensors file: {claimed}")
+            raise UserError(f"{path} is damaged or not a readable checkpoint: {claimed}")
         with safe_open(path, "pt") as tensors:
             slices = {name: tensors.get_slice(name) for name in tensors.keys()}
             return {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
@@ -85,7 +85,7 @@ def read_header(path: Path) -> Header:
     except OSError as error:
         raise UserError(f"{path} can't be read: {error.strerror}") from None
     except SafetensorError as error:
-        raise UserError(f"{path} is damaged or no safetensors file: {str(error)[:200]}") from None
+        raise UserError(f"{path} is damaged or not a readable checkpoint: {str(error)[:200]}") from None
 
 
 def compare(wanted: dict[str, tuple[int, ...]], header: Header, path: Path) -> None:

@@ -9,11 +9,11 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
 from avpretrain.files import atomic_path
+from avpretrain.terminal import Console, plain
 
 METRICS_NAME, DAMAGED_NAME = "metrics.jsonl", "metrics.damaged.jsonl"
 
@@ -103,7 +103,7 @@ class ProgressBar:
         self.console = Console(stderr=True, quiet=not shown)
         self.name, self.total = name, total
         self._bar = Progress(
-            TextColumn("[bold]{task.description}"),
+            TextColumn("{task.description}", style="bold", markup=False),
             BarColumn(bar_width=24),
             TextColumn("{task.percentage:>3.0f}%"),
             TextColumn("{task.fields[state]}"),
@@ -113,7 +113,7 @@ class ProgressBar:
             console=self.console,
             disable=not (shown and sys.stderr.isatty()),
         )
-        self._task: TaskID = self._bar.add_task(name, total=total, completed=seen, state="")
+        self._task: TaskID = self._bar.add_task(plain(name), total=total, completed=seen, state="")
 
     def __enter__(self) -> ProgressBar:
         self._bar.start()
