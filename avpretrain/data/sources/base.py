@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from avpretrain.data.media import AUDIO_EXTENSIONS, Segment
+from avpretrain.data.media import AUDIO_EXTENSIONS as AUDIO_EXTENSIONS
+from avpretrain.data.media import Segment
 from avpretrain.data.transcode import Need
 from avpretrain.errors import UserError
 
