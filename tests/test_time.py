@@ -236,6 +236,15 @@ def test_a_segment_is_in_step_and_ends_where_it_should(aac: Path, mode: str) -> 
     assert len(decode_audio(clip.audio, SAMPLE_RATE)) == round(clip.duration * SAMPLE_RATE)
 
 
+def test_what_can_be_cut_at_key_frames_only_is_said(tmp_path: Path) -> None:
+    path = write_media(tmp_path / "a.webm", 12.0, video="libvpx", audio="libopus", rate=48_000, gop=50)
+    with pytest.raises(DecodeError, match=r"vp8 can be cut at key frames only.*try --transcode train"):
+        clips_of(path, "both", Segment(6.4, 9.4), transcode="copy")
+    (clip,) = clips_of(path, "both", Segment(6.4, 9.4))
+    np.testing.assert_allclose(shown(clip, [0.0, 2.0]) - 6.4, [0.0, 2.0], atol=0.3)
+    assert [c.start for c in clips_of(path, transcode="copy", clip_seconds=4.0)] == [0.0, 5.0]
+
+
 # --- what stands still, covers ---------------------------------------------------------------------------------------
 
 

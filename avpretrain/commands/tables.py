@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from rich.cells import cell_len
 from rich.table import Table
-from rich.text import Text
+
+from avpretrain.terminal import Console, styled
 
 LONGEST_LABEL = 32
 """Characters of a label that stay on one line."""
@@ -34,13 +35,13 @@ def show_table(
     console = console or Console()
     columns = [[row[i] for row in (headings, *rows)] for i in range(len(headings))]
     widths = _widths(columns, text, console.width - 3 * len(columns) - 1)
-    shown = Table(title=Text(title) if title else None)
+    shown = Table(title=styled(title, "") if title else None)
     for i, (heading, width) in enumerate(zip(headings, widths, strict=True)):
-        shown.add_column(Text(heading), justify="left" if i < text else "right", width=width, overflow="fold")
+        shown.add_column(styled(heading, ""), justify="left" if i < text else "right", width=width, overflow="fold")
     for number, row in enumerate(rows):
         if total and number == len(rows) - 1:
             shown.add_section()
-        shown.add_row(*(Text(cell, style="bold" if number == bold else "") for cell in row))
+        shown.add_row(*(styled(cell, "bold" if number == bold else "") for cell in row))
     _print(console, shown, sum(widths) + 3 * len(widths) + 1)
 
 
@@ -51,7 +52,7 @@ def show_facts(rows: Sequence[tuple[str, str]], console: Console | None = None) 
     shown.add_column(width=min(LONGEST_LABEL, max((cell_len(name) for name, _ in rows), default=1)), overflow="fold")
     shown.add_column(min_width=20, overflow="fold")
     for name, said in rows:
-        shown.add_row(Text(name), Text(said))
+        shown.add_row(styled(name, ""), styled(said, ""))
     _print(console, shown, LONGEST_LABEL + 24)
 
 
