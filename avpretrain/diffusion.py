@@ -169,14 +169,23 @@ class ForwardProcess(nn.Module):
         a_BX, predicted = self.alphas_cumprod_T[timestep_BX], self.cfg.prediction_type
         if kind == "snr" and predicted == "epsilon":  # 0 / 0 at pure noise otherwise
             return torch.ones_like(a_BX)
-        snr_BX, edm_BX = a_BX / (1 - a_BX), self._spread(a_BX) / (1 - a_BX) / self.cfg.sigma_data**2
+        snr_BX = a_BX / (1 - a_BX)
         weight_BX = {
             "clean": torch.ones_like(a_BX),
             "noise": 1 - a_BX,
             "min_snr": snr_BX.clamp(max=MIN_SNR_GAMMA),
             "truncated_snr": snr_BX.clamp(min=1),
             "snr": snr_BX,
-            "edm": edm_BX,
+            "edm": self._spread(a_BX) / (1 - a_BX) / self.cfg.sigma_data**2,
         }[kind]
-        divisor_BX = {"sample": 1.0, "epsilon": snr_BX, "v_prediction": snr_BX + 1, "edm": edm_BX}[predicted]
-        return weight_BX / divisor_BX
+        return weight_BX / self.error_scale(timestep_BX)
+
+    def error_scale(self, timestep_BX: Tensor) -> Tensor:
+        """float32, as the timesteps: the squared error of what is predicted for one of 1 of the clean patch, 1 / c_out^2."""
+        a_BX, predicted = self.alphas_cumprod_T[timestep_BX], self.cfg.prediction_type
+        snr_BX = a_BX / (1 - a_BX)
+        if predicted == "sample":
+            return torch.ones_like(a_BX)
+        if predicted == "epsilon":
+            return snr_BX
+        return snr_BX + 1 if predicted == "v_prediction" else self._spread(a_BX) / (1 - a_BX) / self.cfg.sigma_data**2

@@ -243,9 +243,7 @@ WEIGHTS = {
 @pytest.mark.parametrize("kind", ["sample", "epsilon", "v_prediction", "edm"])
 @pytest.mark.parametrize("weighting", list(WEIGHTS))
 def test_weights_are_those_of_the_clean_patch_whatever_is_predicted(kind: str, weighting: str) -> None:
-    process = ForwardProcess(
-        DiffusionConfig(prediction_type=kind, loss_weighting=weighting, sigma_data=0.5)
-    ).double()
+    process = ForwardProcess(DiffusionConfig(prediction_type=kind, loss_weighting=weighting, sigma_data=0.5)).double()
     clean, noise, t = (x.double() if x.is_floating_point() else x for x in draw(4))
     x_t, target = process.add_noise(clean, noise, t), process.target(clean, noise, t)
     output = target + 0.1

@@ -3,10 +3,9 @@
 import dataclasses
 import json
 from pathlib import Path
-
-import numpy as np
 from typing import Any
 
+import numpy as np
 import pytest
 import soundfile
 import torch

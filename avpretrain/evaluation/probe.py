@@ -27,7 +27,15 @@ from avpretrain.evaluation.frozen import (
     input_for,
     sides_of,
 )
-from avpretrain.evaluation.labels import Parts, Task, cross_validation_parts, made_folds, official_parts, read_task, without_test
+from avpretrain.evaluation.labels import (
+    Parts,
+    Task,
+    cross_validation_parts,
+    made_folds,
+    official_parts,
+    read_task,
+    without_test,
+)
 from avpretrain.evaluation.predictions import Predictions, beside
 from avpretrain.evaluation.results import origin
 from avpretrain.evaluation.selection import METHODS, across_parts, at_edge, evaluate, majority

@@ -115,7 +115,7 @@ class Decoder(nn.Module):
         ids_keep_BK: Int[Tensor, "b k"],
         ids_hidden_BN: Int[Tensor, "b n"],
         noisy_BNP: Float[Tensor, "b n p"] | None = None,
-        timestep_B: Int[Tensor, "b *x"] | None = None,
+        timestep_B: Int[Tensor, b * x] | None = None,
         levels: Mapping[int, Tensor] | None = None,
     ) -> Float[Tensor, "b n q"]:
         """Prediction for each patch of `ids_hidden_BN`.

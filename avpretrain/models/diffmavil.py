@@ -70,7 +70,15 @@ class DiffMAViL(
         tower, grid = (cfg.audio, cfg.audio_grid) if side == "audio" else (cfg.video, cfg.video_grid)
         learned = tower.positions == "learned"
         return Encoder(
-            patch_values, grid, cfg.width, tower.depth, cfg.heads, cfg.mlp_ratio, cfg.cls_token, learned, cfg.encoder_norm
+            patch_values,
+            grid,
+            cfg.width,
+            tower.depth,
+            cfg.heads,
+            cfg.mlp_ratio,
+            cfg.cls_token,
+            learned,
+            cfg.encoder_norm,
         )
 
     def _decoder(self, side: Side, patch_values: int) -> Decoder:
@@ -148,9 +156,7 @@ class DiffMAViL(
         strategy = self.cfg.audio.mask if side == "audio" else self.cfg.video.mask
         return [make_mask(strategy, seed_B, f"{side}_mask_{view}", grid, ratio) for view in range(self.cfg.views)]
 
-    def _encode_views(
-        self, side: Side, patches_BLP: Tensor, masks: list[Mask]
-    ) -> tuple[Tensor, dict[int, Tensor]]:
+    def _encode_views(self, side: Side, patches_BLP: Tensor, masks: list[Mask]) -> tuple[Tensor, dict[int, Tensor]]:
         """Tokens of all views in one pass of the encoder, and those of the blocks its decoder asks for: [V, B, C, D]."""
         encoder = self.audio_encoder if side == "audio" else self.video_encoder
         visible = torch.cat([gather_patches(patches_BLP, mask.ids_keep_BK) for mask in masks])  # [V B, K, P]

@@ -91,7 +91,7 @@ class TimestepEmbedding(nn.Module):
         frequencies = torch.exp(-math.log(10_000) * torch.arange(half) / half)
         self.register_buffer("frequencies", frequencies, persistent=False)
 
-    def forward(self, timestep_B: Int[Tensor, "b *n"]) -> Float[Tensor, "b *n d"]:
+    def forward(self, timestep_B: Int[Tensor, b * n]) -> Float[Tensor, "b *n d"]:
         angle_BF = timestep_B[..., None].float() * self.frequencies
         return self.fc2(F.silu(self.fc1(torch.cat([angle_BF.cos(), angle_BF.sin()], dim=-1))))
 
