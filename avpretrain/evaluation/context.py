@@ -10,6 +10,7 @@ whole training counts what is drawn: the mean over its timesteps, and that as a 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ from avpretrain.models.masking import gather_patches
 from avpretrain.models.reconstruction import MaskedView
 from avpretrain.training.checkpoint import load_model
 
+UNDEFINED = {"value": None, "ci": [None, None]}
 DRAWS = 1 << 16
 """Timesteps drawn to learn how often each level of noise is trained."""
 
@@ -84,10 +86,10 @@ def levels_of(model: DiffMAViL, side: Side, count: int) -> Levels:
     if model.decoder(side).cfg.input == "mask_token":
         return Levels([last], [0.0], [1.0], [1.0])
     edges = np.unique(np.linspace(0, last, min(count, last) + 1).round().astype(int))
-    timesteps = [int(a + b - 1) // 2 for a, b in zip(edges, edges[1:], strict=False)]
+    timesteps = [int(a + b - 1) // 2 for a, b in itertools.pairwise(edges)]
     seed_B = torch.arange(DRAWS, device=process.alphas_cumprod_T.device)
     drawn = process.draw_timesteps(seed_B, f"{side}_0", 1).flatten().cpu().numpy()
-    shares = [float(np.mean((drawn >= a) & (drawn < b))) for a, b in zip(edges, edges[1:], strict=False)]
+    shares = [float(np.mean((drawn >= a) & (drawn < b))) for a, b in itertools.pairwise(edges)]
     if diffusion.mask_share:
         timesteps, shares = [*timesteps, last], [*shares, float(np.mean(drawn == last))]
     asked = torch.tensor(timesteps, device=seed_B.device)
@@ -96,7 +98,7 @@ def levels_of(model: DiffMAViL, side: Side, count: int) -> Levels:
 
 
 def measure(model: DiffMAViL, batch: AVBatch, side: Side, levels: Levels, ratio: float) -> Worth:
-    """What context is worth to the clips of a batch that have this modality, as has the clip that lends them its own."""
+    """What context is worth to a batch's clips that have this modality, and borrow from one that has it."""
     has_B = batch.has_audio_B if side == "audio" else batch.has_video_B
     lent = dataclasses.replace(
         batch, audio_BFM=batch.audio_BFM.roll(1, 0), video_BTCHW=batch.video_BTCHW.roll(1, 0)
@@ -169,7 +171,7 @@ def run_context(checkpoint: Path, shards: Sequence[str], cfg: ContextConfig) -> 
         batch = features(raw.to(device))
         for side in SIDES:
             found[side].append(measure(model, batch, side, levels[side], cfg.ratio))
-    sides = {side: _summary(levels[side], parts, cfg.seed) for side, parts in found.items() if _clips(parts)}
+    sides = {side: summary(levels[side], parts, cfg.seed) for side, parts in found.items() if _clips(parts)}
     if not sides:
         raise UserError(f"split '{cfg.split}' has too few clips: a context is borrowed from another clip of a batch")
     return {
@@ -186,7 +188,8 @@ def _clips(parts: Sequence[Worth]) -> int:
     return sum(len(part.own_NK) for part in parts)
 
 
-def _summary(levels: Levels, parts: Sequence[Worth], seed: int) -> dict[str, Any]:
+def summary(levels: Levels, parts: Sequence[Worth], seed: int) -> dict[str, Any]:
+    """Means over clips at each level, and over the draws of a training with their intervals."""
     own_NK, other_NK, gradient_NK = (
         np.concatenate([getattr(part, name) for part in parts]) for name in ("own_NK", "other_NK", "gradient_NK")
     )
@@ -208,6 +211,6 @@ def _summary(levels: Levels, parts: Sequence[Worth], seed: int) -> dict[str, Any
         "benefit": mean(benefit_NK),
         "gradient": mean(gradient_NK),
         "benefit_of_draws": estimate(drawn, len(own_NK), seed),
-        "effective_share": estimate(ratio, len(own_NK), seed),
+        "effective_share": estimate(ratio, len(own_NK), seed) if purest_N.mean() > 0 else UNDEFINED,
         "gradient_of_draws": round(float((gradient_NK @ share_K).mean()), 6),
     }
