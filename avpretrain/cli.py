@@ -33,6 +33,7 @@ VERBS = {
     "finetune": "train a classifier from a checkpoint",
     "retrieve": "find pictures by sound and sounds by picture",
     "evaluate": "run a list of evaluations and write their table",
+    "context": "what the encoder is worth to the decoders, by timestep",
     "spectrum": "error of reconstructed spectrograms by frequency",
     "inpaint": "fill hidden sound and picture, with figures of error",
     "bench": "measure speed and memory of loader, features and manifest",

@@ -1,12 +1,13 @@
 """Forward noising, what a denoiser is given and trained on, and diffusers' schedulers of the same process for sampling.
 
 B clips, N patches, P values a patch, T timesteps, X = 1 or N: timesteps are [B], one a clip, or [B, N], one a patch.
-Timesteps run from 0 (least noise) to T - 1; with `mask_share` T itself is pure noise, a hidden patch that shows nothing.
+Timesteps run from 0 (least noise) to T - 1; with `mask_share` T itself is pure noise: nothing of a patch.
 a stands for alphas_cumprod, SNR = a / (1 - a).
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any, Literal
 
@@ -22,8 +23,8 @@ MIN_SNR_GAMMA = 5.0
 
 
 def make_betas(cfg: DiffusionConfig, shift: float = 1.0) -> np.ndarray:
-    """float32 [T]: variances of single steps, with alphas_cumprod raised to `rho` (DiffMAE, section 3.3), nothing left of
-    a patch at the end if so configured (Lin et al. 2024, algorithm 1), and every SNR divided by `shift` squared.
+    """float32 [T]: variances of single steps, with alphas_cumprod raised to `rho` (DiffMAE, section 3.3), nothing left
+    of a patch at the end if so configured (Lin et al. 2024, algorithm 1), and every SNR divided by `shift` squared.
 
     In NumPy, since importing diffusers costs each process seconds; a test holds the two equal.
     """
@@ -32,7 +33,7 @@ def make_betas(cfg: DiffusionConfig, shift: float = 1.0) -> np.ndarray:
         plain = torch.linspace(1e-4, 0.02, steps).numpy()
     else:  # Nichol & Dhariwal 2021, equation 17
         bar = [math.cos((i / steps + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(steps + 1)]
-        plain = np.array([min(1 - b / a, 0.999) for a, b in zip(bar, bar[1:], strict=False)], dtype=np.float32)
+        plain = np.array([min(1 - b / a, 0.999) for a, b in itertools.pairwise(bar)], dtype=np.float32)
     alphas_cumprod = torch.cumprod(1 - torch.from_numpy(plain), dim=0).double().numpy()
     if cfg.rho == 1 and not cfg.zero_terminal_snr and shift == 1:
         return plain
@@ -49,8 +50,8 @@ def make_betas(cfg: DiffusionConfig, shift: float = 1.0) -> np.ndarray:
 
 
 def make_scheduler(cfg: DiffusionConfig, kind: Literal["ddpm", "ddim"] = "ddpm", shift: float = 1.0) -> Any:
-    """diffusers' `DDPMScheduler` or `DDIMScheduler` of this process, to be stepped with the clean patch that the denoiser
-    sees (its prediction type is 'sample', whatever ours is). Untyped, since diffusers hides its attributes.
+    """diffusers' `DDPMScheduler` or `DDIMScheduler` of this process, to be stepped with the clean patch that the
+    denoiser sees (its prediction type is 'sample', whatever ours is). Untyped, since diffusers hides its attributes.
     """
     from diffusers import DDIMScheduler, DDPMScheduler
 
@@ -67,8 +68,8 @@ def make_scheduler(cfg: DiffusionConfig, kind: Literal["ddpm", "ddim"] = "ddpm",
 class ForwardProcess(nn.Module):
     """Noises patches of one modality, scales them for the decoder, and says what its output should have been.
 
-    The formulas of noising and velocity are diffusers'; they stand here because its methods move tensors between devices
-    inside the step, which stops compilation. A test holds the two together.
+    The formulas of noising and velocity are diffusers'; they stand here because its methods move tensors between
+    devices inside the step, which stops compilation. A test holds the two together.
 
     Args:
         shift: divides the SNR by its square (`audio_shift`, `video_shift`).
@@ -170,19 +171,23 @@ class ForwardProcess(nn.Module):
         a_BX, predicted = self.alphas_cumprod_T[timestep_BX], self.cfg.prediction_type
         if kind == "snr" and predicted == "epsilon":  # 0 / 0 at pure noise otherwise
             return torch.ones_like(a_BX)
-        snr_BX, edm_BX = a_BX / (1 - a_BX), self._spread(a_BX) / (1 - a_BX) / self.cfg.sigma_data**2
+        snr_BX = a_BX / (1 - a_BX)
         weight_BX = {
             "clean": torch.ones_like(a_BX),
             "noise": 1 - a_BX,
             "min_snr": snr_BX.clamp(max=MIN_SNR_GAMMA),
             "truncated_snr": snr_BX.clamp(min=1),
             "snr": snr_BX,
-            "edm": edm_BX,
+            "edm": self._spread(a_BX) / (1 - a_BX) / self.cfg.sigma_data**2,
         }[kind]
-        divisor_BX: Tensor | float = {
-            "sample": torch.ones_like(a_BX),
-            "epsilon": snr_BX,
-            "v_prediction": snr_BX + 1,
-            "edm": edm_BX,
-        }[predicted]
-        return weight_BX / divisor_BX
+        return weight_BX / self.error_scale(timestep_BX)
+
+    def error_scale(self, timestep_BX: Tensor) -> Tensor:
+        """float32, as the timesteps: squared error of what is predicted over that of the clean patch, 1 / c_out^2."""
+        a_BX, predicted = self.alphas_cumprod_T[timestep_BX], self.cfg.prediction_type
+        snr_BX = a_BX / (1 - a_BX)
+        if predicted == "sample":
+            return torch.ones_like(a_BX)
+        if predicted == "epsilon":
+            return snr_BX
+        return snr_BX + 1 if predicted == "v_prediction" else self._spread(a_BX) / (1 - a_BX) / self.cfg.sigma_data**2

@@ -216,11 +216,11 @@ class DiffusionConfig:
     noise_on: Literal["target", "pixel"] = "target"
     """What is noised: the very thing that is predicted (normalised patches under `norm_pix_loss`), or always pixels."""
     loss_weighting: Literal["uniform", "min_snr", "clean", "noise", "snr", "truncated_snr", "edm"] = "uniform"
-    """Weight on the error of the clean patch, whatever is predicted; clean: 1; noise: 1 - alpha_bar (ours: what x_t does
-    not tell); min_snr: min(SNR, 5) (Hang et al. 2023, section 3.4); truncated_snr: max(SNR, 1) (Salimans & Ho 2022,
-    section 4); snr: SNR (DDPM's simple loss); edm: 1 / c_out^2 (Karras et al. 2022, equation 8). uniform: 1 on the error
-    of what is predicted, so 'clean' for 'sample', 'snr' for 'epsilon', 'edm' for 'edm' (and, at sigma_data 1, for
-    'v_prediction')."""
+    """Weight on the error of the clean patch, whatever is predicted; clean: 1; noise: 1 - alpha_bar (ours: what x_t
+    does not tell); min_snr: min(SNR, 5) (Hang et al. 2023, section 3.4); truncated_snr: max(SNR, 1) (Salimans & Ho
+    2022, section 4); snr: SNR (DDPM's simple loss); edm: 1 / c_out^2 (Karras et al. 2022, equation 8). uniform: 1 on
+    the error of what is predicted, so 'clean' for 'sample', 'snr' for 'epsilon', 'edm' for 'edm' (and, at sigma_data
+    1, for 'v_prediction')."""
 
     def __post_init__(self) -> None:
         require(self.num_train_timesteps >= 1, f"num_train_timesteps must be >= 1, got {self.num_train_timesteps}")

@@ -155,6 +155,23 @@ def test_cost_of_every_variant_equals_torchs_counter(variant: str) -> None:
     assert ours.training == pytest.approx(forward + backward, rel=1e-9)
 
 
+def test_noise_designs_differ_in_noise_alone() -> None:
+    """Cells of {plain, preconditioned, shifted, both} on the sides that their names say, scored on validation clips."""
+    ablation = load_ablation("ablation_noise")
+    assert ablation.settings.split == "val"
+    pre = {"prediction_type": "edm", "input_scale": "signal", "loss_weighting": "noise"}
+    shift = {"audio_shift": 4.0, "video_shift": 16.0}
+    configs = by_name(ablation)
+    base = configs["mask_token"]
+    for name, design in {"plain": {}, "pre": pre, "shift": shift, "both": {**pre, **shift}}.items():
+        for sides in ("a", "v", "av"):
+            model = configs[f"{name}_{sides}"].model
+            inputs = model.audio.decoder.input, model.video.decoder.input
+            assert inputs == tuple("diffused" if side in sides else "mask_token" for side in "av")
+            assert model.diffusion == dataclasses.replace(base.model.diffusion, **design)
+            assert configs[f"{name}_{sides}"].schedule == base.schedule
+
+
 def test_dry_run_lists_costs_and_writes_configs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--base=tiny_mavil", "--only", "mavil", "fast", "--seeds", "5", "--dry-run", "--out", str(tmp_path)]
     cli.main(["ablate", "ablation", *arguments, "--schedule.samples", "640"])

@@ -127,7 +127,8 @@ def test_betas_equal_diffusers(schedule: str, steps: int) -> None:
 def test_training_imports_no_diffusers() -> None:
     """It costs seconds a process; sampling alone needs it."""
     code = (
-        "import sys; from avpretrain.diffusion import ForwardProcess; from avpretrain.modelconfig import DiffusionConfig;"
+        "import sys; from avpretrain.diffusion import ForwardProcess;"
+        "from avpretrain.modelconfig import DiffusionConfig;"
         "ForwardProcess(DiffusionConfig(rho=2.0)); sys.exit('diffusers' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

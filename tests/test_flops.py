@@ -80,6 +80,9 @@ MODELS |= {
     "diffmavil": tiny({"input": "diffused"}, {"input": "diffused", "kind": "cross"}),
     "part-decoded": tiny({"kind": "cross", "decode_ratio": 0.5}, {"kind": "joint", "decode_ratio": 0.3}),
     "windows": tiny({"window": (2, 2)}),
+    "levels": tiny({"kind": "cross", "levels": (0, 1)}, {"kind": "cross_self", "levels": (3, 0, 1)}),
+    "level-a-patch": tiny({"input": "diffused"}, diffusion=DiffusionConfig(noise_level="patch", mask_share=0.5)),
+    "no-norms": tiny(encoder_norm=False, fusion=FusionConfig(norm=False)),
     "windows-adaln": tiny(
         {"window": (4, 2), "input": "diffused"}, diffusion=DiffusionConfig(time_conditioning="adaln")
     ),

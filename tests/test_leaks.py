@@ -152,3 +152,42 @@ def test_windows_do_not_wrap_around_the_edges() -> None:
     reached = {int(keep_BK[0, i]) for i in range(8) if context.grad[:, 1 + i].any()}
     assert 0 in reached
     assert max(reached) < 12
+
+
+@pytest.mark.parametrize("kind", ["cross", "cross_self"])
+def test_decoder_blocks_attend_to_the_encoder_blocks_they_are_told(kind: str) -> None:
+    """What a decoder block attends to moves when the tokens of its encoder block do, and only then."""
+    model, batch = model_and_batch(kind=kind, decoder={"levels": (0, 1)})
+    view = model.encode_masked(batch, 0.75, 0.75)["audio"]
+    assert set(view.levels) == {1}
+    visible = gather_patches(view.patches_BLP, view.mask.ids_keep_BK)
+    found: dict[int, Tensor] = {}
+    tokens = model.audio_encoder(visible, view.mask.ids_keep_BK, levels=found)
+    torch.testing.assert_close(found[1], view.levels[1])
+    torch.testing.assert_close(model.audio_encoder.norm(found[2]), tokens)
+    seen: list[Tensor] = []
+    for block in model.audio_decoder.blocks:
+        block.cross_attn.register_forward_pre_hook(
+            lambda module, args, kwargs: seen.append(kwargs["context_BCD"]), with_kwargs=True
+        )
+    changed = dataclasses.replace(view, levels={1: view.levels[1] + torch.randn_like(view.levels[1])})
+    for given in (view, changed):
+        model.denoise("audio", given, batch.seed_B, 0)
+    assert torch.equal(seen[0], seen[2])
+    assert not torch.allclose(seen[1], seen[3])
+    model(batch, 0.75, 0.75)["loss"].backward()
+    assert all(p.grad is not None for p in model.audio_decoder.parameters())
+
+
+@pytest.mark.parametrize(
+    ("kind", "levels", "says"),
+    [
+        ("joint", (0, 1), "levels need kind"),
+        ("cross", (0,), "one for each of 2 blocks"),
+        ("cross", (1, 2), "must hold 0"),
+        ("cross", (0, 3), "levels must lie in 0 to 2"),
+    ],
+)
+def test_impossible_levels_are_refused(kind: str, levels: tuple[int, ...], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        tiny(kind, decoder={"levels": levels})

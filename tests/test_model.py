@@ -171,12 +171,15 @@ from tests.tiny_models import random_batch, tiny
 from avpretrain.models.diffmavil import DiffMAViL
 
 shallow = {"depth": 1}
-diffusion = {"time_conditioning": "adaln", "loss_weighting": "min_snr"}
-cfg = tiny("cross_self", decoder=shallow, diffusion=diffusion, audio={**shallow, "mask": "time"}, video=shallow)
-model, batch = DiffMAViL(cfg), random_batch(cfg)
-compiled = torch.compile(model, backend="eager", fullgraph=True)
-for ratio in (0.9, 0.8):
-    assert torch.equal(compiled(batch, ratio, ratio)["loss"], model(batch, ratio, ratio)["loss"])
+plain = {"time_conditioning": "adaln", "loss_weighting": "min_snr"}
+design = {"timesteps": "logit_normal", "noise_level": "patch", "mask_share": 0.5, "prediction_type": "edm",
+          "input_scale": "signal", "loss_weighting": "noise", "video_shift": 4.0}
+for diffusion, decoder in ((plain, shallow), (design, {"depth": 2, "levels": (0, 1)})):
+    cfg = tiny("cross_self", decoder=decoder, diffusion=diffusion, audio={**shallow, "mask": "time"}, video=shallow)
+    model, batch = DiffMAViL(cfg), random_batch(cfg)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    for ratio in (0.9, 0.8):
+        assert torch.equal(compiled(batch, ratio, ratio)["loss"], model(batch, ratio, ratio)["loss"])
 """
 
 

@@ -17,6 +17,7 @@ from avpretrain.evaluation.labels import (
     made_folds,
     official_parts,
     read_task,
+    without_test,
 )
 from avpretrain.evaluation.logistic import fit_path
 from avpretrain.evaluation.selection import METHODS, evaluate, select
@@ -107,6 +108,19 @@ def test_label_errors_say_what_there_is(clips: list[tuple[int, Clip, str]], labe
 def test_no_test_split_is_an_error_that_names_folds() -> None:
     with pytest.raises(UserError, match=r"no clip with label 'name' is in a test split.*--folds"):
         official_parts(read_task(rows(30, ("train", "val")), "name"))
+
+
+def test_a_choice_between_models_touches_no_test_clip() -> None:
+    task = read_task(rows(60, ("train", "train", "val", "test")), "name")
+    found = without_test(task)
+    by_split = {name: {k for k, s in zip(task.keys, task.splits, strict=True) if s == name} for name in task.splits}
+    assert by_split["test"].isdisjoint(found.keys)
+    parts = official_parts(found)
+    assert {found.keys[i] for i in parts.test} == by_split["val"]
+    assert len(parts.fit) + len(parts.val) == 30
+    assert len(official_parts(without_test(read_task(rows(60, ("train", "test")), "name"))).test) == 6
+    with pytest.raises(UserError, match="train split"):
+        without_test(read_task(rows(30, ("test",)), "name"))
 
 
 def test_carved_validation_keeps_files_together_and_ignores_labels() -> None:

@@ -100,6 +100,17 @@ def test_folds_can_be_made(data: str, checkpoint: Path, capsys: pytest.CaptureFi
     assert [(part["name"], part["test"]) for part in result["parts"]] == [(f"fold {i}", 8) for i in range(1, 6)]
 
 
+@pytest.mark.parametrize("folds", [(), ("--folds", "4")])
+def test_validation_clips_are_scored_in_place_of_test_clips(
+    data: str, checkpoint: Path, folds: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = probed(capsys, checkpoint, data, "--label", "class", "--no-baselines", "--split", "val", *folds)
+    train, val = (SPLITS.count(name) for name in ("train", "val"))
+    assert sum(part["test"] for part in result["parts"]) == (train + val if folds else val)
+    assert result["probe"]["split"] == "val"
+    assert (checkpoint / "eval" / "linear_probe_class_audio_val.json").is_file()
+
+
 def test_several_labels_are_scored_by_map(data: str, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result = probed(capsys, checkpoint, data, "--label", "tags", "--no-baselines")
     assert result["metric"] == "map"

@@ -133,15 +133,22 @@ class ClipSet:
 
     @property
     def log_mel(self) -> tuple[float, float]:
-        """Mean and standard deviation of the log-mel spectrogram; of several sets: pooled, weighted by their clips."""
+        """Mean and standard deviation of the log-mel spectrogram at 128 bins and 16 kHz, as measured while sharding.
+
+        Of several sets: pooled over their values; where a summary has no sums, each clip counts as many values as the
+        mean clip of the others (or all alike).
+        """
         stats = [m.info["log_mel"] for m in self.manifests if m.info["log_mel"]["clips"]]
-        clips = sum(s["clips"] for s in stats)
-        if not clips:
+        if not stats:
             raise UsageError(
                 "no clip has sound, so there is no log-mel to measure; set model.input.audio_mean and _std"
             )
-        mean = sum(s["clips"] * s["mean"] for s in stats) / clips
-        square = sum(s["clips"] * (s["std"] ** 2 + s["mean"] ** 2) for s in stats) / clips
+        values = [_measured_values(s) for s in stats]
+        known = [(n, s["clips"]) for n, s in zip(values, stats, strict=True) if n]
+        a_clip = sum(n for n, _ in known) / sum(clips for _, clips in known) if known else 1.0
+        weights = [n or s["clips"] * a_clip for n, s in zip(values, stats, strict=True)]
+        mean = sum(w * s["mean"] for w, s in zip(weights, stats, strict=True)) / sum(weights)
+        square = sum(w * (s["std"] ** 2 + s["mean"] ** 2) for w, s in zip(weights, stats, strict=True)) / sum(weights)
         return mean, max(square - mean**2, 1e-12) ** 0.5
 
     def shard_of(self, index: int) -> tuple[Store, Shard]:
@@ -199,6 +206,12 @@ class ClipSet:
                 if last or not any(dropped):  # else the copy was bad: what the server has may be good
                     raise
         raise AssertionError
+
+
+def _measured_values(log_mel: dict[str, Any]) -> float:
+    """How many values a summary's mean was taken over; 0 where it does not say."""
+    sums = log_mel.get("sums", {})
+    return float(sum(sums[split][1] for split in log_mel.get("splits", ()) if split in sums))
 
 
 def check_media(clip: Clip, media: Media, shard: str) -> None:

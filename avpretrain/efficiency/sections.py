@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from avpretrain.efficiency.charts import COLOURS, cost_curves, losses, probes, schedules, where_flops_go
 from avpretrain.efficiency.comparison import Comparison, shown
+from avpretrain.efficiency.context_charts import contexts
 from avpretrain.efficiency.groups import Group
 from avpretrain.efficiency.numbers import duration, flops, percent, si, significant
 from avpretrain.efficiency.page import Cell, Section, figure, figures, picture, table
@@ -171,6 +172,7 @@ SECTIONS: tuple[Callable[[Comparison], Section | None], ...] = (
     reconstructions,
     results,
     spectra,
+    contexts,
     config_table,
     provenance,
 )

@@ -176,8 +176,8 @@ def _counts(task: Task, chosen: Ints) -> Ints:
 
 
 def without_test(task: Task) -> Task:
-    """The task without its test clips: validation clips (a fifth of the training clips, where there are none) take their
-    place, so that what is chosen by their score has seen no test clip. Splits of other names go too.
+    """The task without its test clips: validation clips (a fifth of the training clips, where there are none) take
+    their place, so that what is chosen by their score has seen no test clip. Splits of other names go too.
 
     Raises:
         UserError: there are no training clips.

@@ -159,13 +159,14 @@ class DiffMAViL(
         return [make_mask(strategy, seed_B, f"{side}_mask_{view}", grid, ratio) for view in range(self.cfg.views)]
 
     def _encode_views(self, side: Side, patches_BLP: Tensor, masks: list[Mask]) -> tuple[Tensor, dict[int, Tensor]]:
-        """Tokens of all views in one pass of the encoder, and those of the blocks its decoder asks for: [V, B, C, D]."""
+        """Tokens of all views in one pass of the encoder, and those of blocks its decoder asks for: [V, B, C, D]."""
         encoder = self.audio_encoder if side == "audio" else self.video_encoder
         visible = torch.cat([gather_patches(patches_BLP, mask.ids_keep_BK) for mask in masks])  # [V B, K, P]
         ids = torch.cat([mask.ids_keep_BK for mask in masks])
-        tokens, levels = encoder.with_levels(visible, ids, levels=self.decoder(side).cfg.levels)  # [V B, C, D]
-        views = len(masks), len(patches_BLP)
-        return tokens.unflatten(0, views), {level: x.unflatten(0, views) for level, x in levels.items()}
+        wanted, views = sorted(set(self.decoder(side).cfg.levels) - {0}), (len(masks), len(patches_BLP))
+        levels: dict[int, Tensor] = {}
+        tokens = encoder(visible, ids, levels=levels if wanted else None)  # [V B, C, D]
+        return tokens.unflatten(0, views), {level: levels[level].unflatten(0, views) for level in wanted}
 
     def _contrast(self, audio_VBCD: Tensor, video_VBCD: Tensor, batch: AVBatch) -> dict[str, Tensor]:
         """InfoNCE between the modalities of each view, and between the views of each modality (MAViL, section 3.2)."""
@@ -203,7 +204,7 @@ class DiffMAViL(
         return Denoised(prediction_BNQ, target_BNQ, hidden_BN, self.process(side).loss_weight(timestep_BX))
 
     def _decode(self, side: Side, view: MaskedView, hidden_BN: Tensor, *diffused: Tensor) -> Tensor:
-        """[B, N, Q]: what the decoder of one modality outputs. Args: diffused: its input patches and their timesteps."""
+        """[B, N, Q]: what the decoder of one modality outputs. Args: diffused: its input patches, their timesteps."""
         levels = {"levels": view.levels} if view.levels else {}
         return self.decoder(side)(view.context_BCD, view.mask.ids_keep_BK, hidden_BN, *diffused, **levels)
 

@@ -6,8 +6,6 @@ where there is one (prefix 1).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -60,6 +58,7 @@ class Encoder(nn.Module):
         patches_BKP: Float[Tensor, "b k p"],
         ids_BK: Int[Tensor, "b k"] | None = None,
         grid: Grid | None = None,
+        levels: dict[int, Tensor] | None = None,
     ) -> Float[Tensor, "b c d"]:
         """Tokens [B, prefix + K, D] of the given patches.
 
@@ -67,25 +66,19 @@ class Encoder(nn.Module):
             patches_BKP: the visible patches alone; hidden ones never enter.
             ids_BK: their places in the grid; none = the whole grid in order.
             grid: the grid they come from where it differs from the trained one.
+            levels: filled with the tokens after each block, counted from 1, before any norm.
         """
-        return self.with_levels(patches_BKP, ids_BK, grid)[0]
-
-    def with_levels(
-        self, patches_BKP: Tensor, ids_BK: Tensor | None = None, grid: Grid | None = None, levels: Sequence[int] = ()
-    ) -> tuple[Tensor, dict[int, Tensor]]:
-        """What `forward` gives, and the tokens after each block that `levels` names, counted from 1, without norm."""
         tokens_BKD = self.patch_embed(patches_BKP)
         # In the tokens' precision: under bf16 a float32 position would make every later sum, and its traffic, float32.
         tokens_BKD = tokens_BKD + self._positions(ids_BK, grid or self.grid).to(tokens_BKD.dtype)
         if self.cls_token is not None:
             cls_B1D = self.cls_token.expand(tokens_BKD.shape[0], -1, -1)  # torch.export freezes what len() says
             tokens_BKD = torch.cat([cls_B1D.to(tokens_BKD.dtype), tokens_BKD], dim=1)
-        found: dict[int, Tensor] = {}
         for level, block in enumerate(self.blocks, start=1):
             tokens_BKD = block(tokens_BKD)
-            if level in levels:
-                found[level] = tokens_BKD
-        return self.norm(tokens_BKD), found
+            if levels is not None:
+                levels[level] = tokens_BKD
+        return self.norm(tokens_BKD)
 
     def _positions(self, ids_BK: Tensor | None, grid: Grid) -> Tensor:
         """[B, K, D] of the places named, or [L, D] of the whole grid."""

@@ -266,7 +266,7 @@ def _audiomae(taker: Taker) -> ForeignModel:
 
 
 def _mavil(taker: Taker) -> ForeignModel:
-    """MAViL's released model deletes its final norms: what encoders give goes to `blocks_av`, whose output is used as is."""
+    """MAViL's released model deletes its final norms: raw encoder outputs go to `blocks_av`."""
     audio = _vit(taker, "audio", "", taker.blocks("blocks"), "norm")
     video = _vit(taker, "video", "_v", taker.blocks("blocks_v"), "norm_v")
     norms = bool(audio.norm and video.norm)

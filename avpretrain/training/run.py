@@ -13,6 +13,7 @@ import yaml
 from avpretrain.config import TrainConfig
 from avpretrain.configfile import from_dict, load_yaml, to_dict, what_is_learnt
 from avpretrain.data.clips import ClipSet
+from avpretrain.data.log_mel_stats import log_mel_stats
 from avpretrain.data.sampler import Order
 from avpretrain.data.splits import split_text
 from avpretrain.errors import UsageError, UserError
@@ -30,15 +31,31 @@ FOLDERS = ("checkpoints", "reconstructions", "failure", "model")
 
 
 def resolve(cfg: TrainConfig, clips: ClipSet) -> TrainConfig:
-    """The config with what depends on the data filled in: log-mel statistics, unless given."""
+    """The config with what depends on the data filled in: log-mel statistics, unless given.
+
+    A run that has begun keeps those that it began with, however they were measured then.
+    """
     inputs = cfg.model.input
-    mean, std = clips.log_mel
+    if inputs.audio_mean is not None and inputs.audio_std is not None:
+        return cfg
+    mean, std = _begun_with(cfg) or log_mel_stats(clips, inputs.mels, inputs.sample_rate)
     inputs = dataclasses.replace(
         inputs,
         audio_mean=mean if inputs.audio_mean is None else inputs.audio_mean,
         audio_std=std if inputs.audio_std is None else inputs.audio_std,
     )
     return dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, input=inputs))
+
+
+def _begun_with(cfg: TrainConfig) -> tuple[float, float] | None:
+    """Log-mel statistics of the run that the folder holds, where it has the same audio input."""
+    if not (cfg.run_dir / CONFIG_NAME).is_file():
+        return None
+    there, here = run_config(cfg.run_dir).model.input, cfg.model.input
+    same = (there.mels, there.sample_rate) == (here.mels, here.sample_rate)
+    if not same or there.audio_mean is None or there.audio_std is None:
+        return None
+    return there.audio_mean, there.audio_std
 
 
 def differences(a: dict[str, Any], b: dict[str, Any], path: str = "") -> dict[str, tuple[Any, Any]]:
