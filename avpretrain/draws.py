@@ -57,7 +57,7 @@ def _stream_offset(stream: str) -> int:
 
 # torch.compile can't look into zlib. This is all that torch.compiler.assume_constant_result does, but calling that
 # would import the compiler, which costs every process seconds.
-setattr(_stream_offset, "_dynamo_marked_constant", True)
+setattr(_stream_offset, "_dynamo_marked_constant", True)  # noqa: B010
 
 
 def _bits(seed_B: Tensor, stream: str, count: int) -> Tensor:

@@ -93,7 +93,7 @@ def test_workers_die_with_their_parent(tmp_path: Path) -> None:
 
 
 def report_and_hang(path: str, beat: Callable[[], None]) -> None:
-    with open(path, "a") as file:  # noqa: PTH123 - a path as text
+    with open(path, "a") as file:  # noqa: PTH123
         file.write(f"{os.getpid()}\n")
     time.sleep(1000)
 

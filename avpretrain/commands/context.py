@@ -20,7 +20,7 @@ def main(
     ckpt: Annotated[Positional[Path], arg(metavar="CKPT")],
     data: Annotated[Positional[tuple[str, ...]], arg(metavar="DATA")],
     /,
-    how: OmitArgPrefixes[ContextConfig] = ContextConfig(),
+    how: OmitArgPrefixes[ContextConfig] = ContextConfig(),  # noqa: B008
     out: Path | None = None,
     json: bool = False,
 ) -> None:

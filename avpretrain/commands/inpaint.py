@@ -22,8 +22,8 @@ def main(
     ckpt: Annotated[Positional[Path], arg(metavar="CKPT")],
     data: Annotated[Positional[tuple[str, ...]], arg(metavar="DATA")],
     /,
-    how: OmitArgPrefixes[InpaintConfig] = InpaintConfig(),
-    run: OmitArgPrefixes[InpaintRun] = InpaintRun(),
+    how: OmitArgPrefixes[InpaintConfig] = InpaintConfig(),  # noqa: B008
+    run: OmitArgPrefixes[InpaintRun] = InpaintRun(),  # noqa: B008
     out: Path | None = None,
     json: bool = False,
 ) -> None:

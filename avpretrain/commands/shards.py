@@ -19,7 +19,7 @@ from avpretrain.terminal import Console, say
 def main(
     src: Annotated[Positional[Path], arg(metavar="SRC")],
     out: Annotated[Positional[Path], arg(metavar="OUT")],
-    cfg: Annotated[OmitArgPrefixes[ShardConfig], arg(name="")] = ShardConfig(),
+    cfg: Annotated[OmitArgPrefixes[ShardConfig], arg(name="")] = ShardConfig(),  # noqa: B008
     json_: Annotated[bool, arg(name="json")] = False,
 ) -> None:
     """Turn a folder of videos or sounds into shards and a manifest.

@@ -22,7 +22,7 @@ def main(
     ckpt: Annotated[Positional[Path], arg(metavar="CKPT")],
     data: Annotated[Positional[tuple[str, ...]], arg(metavar="DATA")],
     /,
-    how: OmitArgPrefixes[SpectrumConfig] = SpectrumConfig(),
+    how: OmitArgPrefixes[SpectrumConfig] = SpectrumConfig(),  # noqa: B008
     out: Path | None = None,
     json: bool = False,
 ) -> None:

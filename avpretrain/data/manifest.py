@@ -70,7 +70,7 @@ def check_summary(info: Mapping[str, Any]) -> None:
         ValueError: one is wrong; the message names it.
     """
     count, number = (lambda v: type(v) is int and 0 <= v < 1 << 62), (lambda v: type(v) in (int, float) and _finite(v))
-    text = lambda v: isinstance(v, str)
+    text = lambda v: isinstance(v, str)  # noqa: E731
     wanted: dict[str, Callable[[Any], bool]] = {
         "name": text, "clips": count, "hours": number, "bytes": count, "log_mel": lambda v: isinstance(v, dict),
         "fingerprint": lambda v: text(v) and SHA256.fullmatch(v) is not None, "shards": lambda v: isinstance(v, list),

@@ -38,7 +38,7 @@ class Revision:
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     """Clips to write into new shards, in order (see `move.moving_row`)."""
-    retired: Retired = Retired()
+    retired: Retired = Retired()  # noqa: RUF009
     relabelled: list[str] = field(default_factory=list)
     """Files whose labels or licence changed."""
     resplit: list[str] = field(default_factory=list)

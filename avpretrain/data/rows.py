@@ -69,7 +69,7 @@ def _bad_of_block(batch: pa.RecordBatch, shard_N: NDArray[np.int64], room_N: NDA
             nulls |= column.is_null().to_numpy(zero_copy_only=False)
             filler: Any = "" if pa.types.is_string(batch.schema.field(name).type) else 0
             batch = batch.set_column(batch.schema.get_field_index(name), name, column.fill_null(filler))
-    number: Callable[[str], Any] = lambda name: batch.column(name).to_numpy(zero_copy_only=False)
+    number: Callable[[str], Any] = lambda name: batch.column(name).to_numpy(zero_copy_only=False)  # noqa: E731
     has: dict[str, Bools] = {}
     bad: list[tuple[str, Bools]] = [("it has no value in some column", nulls)]
     total_N = np.zeros(len(batch), dtype=np.int64)

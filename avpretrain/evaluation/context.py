@@ -203,7 +203,7 @@ def summary(levels: Levels, parts: Sequence[Worth], seed: int) -> dict[str, Any]
         below_R = weight_RN @ purest_N
         return np.divide(weight_RN @ drawn_N, below_R, out=np.full_like(below_R, np.nan), where=below_R > 0)
 
-    drawn: Statistic = lambda weight_RN: weight_RN @ drawn_N / weight_RN.sum(axis=1)
+    drawn: Statistic = lambda weight_RN: weight_RN @ drawn_N / weight_RN.sum(axis=1)  # noqa: E731
     return {
         **dataclasses.asdict(levels),
         "error_own": mean(own_NK),

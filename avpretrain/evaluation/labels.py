@@ -72,7 +72,7 @@ class Parts:
     """The validation clips belong to the training data, so the chosen classifier is fitted again with them."""
 
 
-def read_task(clips: Iterable[tuple[int, Clip, str]], label: str, roles: SplitRoles = SplitRoles()) -> Task:
+def read_task(clips: Iterable[tuple[int, Clip, str]], label: str, roles: SplitRoles = SplitRoles()) -> Task:  # noqa: B008
     """The label `label` of all clips that have it.
 
     Args:

@@ -92,7 +92,7 @@ def random_encoder(config: ModelConfig, seed: int) -> DiffMAViL:
         return DiffMAViL(config).eval()
 
 
-def all_clips(shards: tuple[str, ...], label: str, roles: SplitRoles = SplitRoles()) -> tuple[ClipSet, Task]:
+def all_clips(shards: tuple[str, ...], label: str, roles: SplitRoles = SplitRoles()) -> tuple[ClipSet, Task]:  # noqa: B008
     """The data set, all splits, and its clips that carry `label`; where `roles` names splits, no others but those.
 
     Raises:

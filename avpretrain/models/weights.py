@@ -78,7 +78,7 @@ def read_header(path: Path) -> Header:
             claimed = f"its header claims {size} bytes" if len(start) == 8 else "it is cut short"
             raise UserError(f"{path} is damaged or not a readable checkpoint: {claimed}")
         with safe_open(path, "pt") as tensors:
-            slices = {name: tensors.get_slice(name) for name in tensors.keys()}
+            slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118
             return {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
     except FileNotFoundError:
         raise UserError(f"no weights at {path}") from None

@@ -104,7 +104,7 @@ def make_optimizer(model: nn.Module, cfg: OptimConfig) -> torch.optim.AdamW:
 
 def prepare_model(model: DiffMAViL, cfg: RunConfig) -> DiffMAViL:
     """Applies activation checkpointing and compilation, in place, and names the units in which FSDP shards."""
-    setattr(model, "_no_split_modules", [Block.__name__, DecoderBlock.__name__])
+    setattr(model, "_no_split_modules", [Block.__name__, DecoderBlock.__name__])  # noqa: B010
     if cfg.activation_checkpointing:
         from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
 
