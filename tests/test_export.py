@@ -45,7 +45,7 @@ def test_folder_with_a_card(saved: Path, tmp_path: Path) -> None:
 
 def test_wrong_places_are_refused(saved: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(UsageError, match="something else"):
+    with pytest.raises(UsageError, match="is a file; name a folder"):
         run_verb("export", [str(saved), str(tmp_path / "file")])
     with pytest.raises(UsageError, match="name a file"):
         run_verb("export", [str(saved), str(tmp_path), "--onnx", "audio"])

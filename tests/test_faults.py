@@ -97,7 +97,7 @@ def test_a_call_that_a_library_does_not_know_passes_through(
 ) -> None:
     data = write_media(tmp_path / "a.mp4", 1.0).read_bytes()
     if call == "sound":
-        monkeypatch.setattr(decode.soundfile, "read", lambda file: None)
+        monkeypatch.setattr(decode.soundfile, "SoundFile", lambda file: None)
         with pytest.raises(TypeError):
             decode_audio(data, 16_000)
         return

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rich.console import Console
 from scipy.stats import binomtest
 
 from avpretrain.cli import run as run_verb
@@ -18,6 +17,7 @@ from avpretrain.evaluation.predictions import Predictions, Ranks, difference, su
 from avpretrain.evaluation.probe import random_encoder
 from avpretrain.evaluation.results import compare_results, save_result
 from avpretrain.evaluation.scores import bounds, points, read_score
+from avpretrain.terminal import Console
 from tests.tiny_datasets import Spec, make_dataset
 from tests.tiny_models import tiny
 

@@ -167,6 +167,7 @@ def test_local_store_reads_exactly_or_says_why(root: Path) -> None:
 def test_local_store_keeps_few_files_open(tmp_path: Path) -> None:
     store = LocalStore(str(tmp_path))
     for i in range(3 * storage.OPEN_FILES):
-        (tmp_path / str(i)).write_text(str(i))
-        assert store.read(str(i), 0, 1) == str(i)[:1].encode()
+        name = f"train-{i:06d}.tar"
+        (tmp_path / name).write_text(str(i))
+        assert store.read(name, 0, 1) == str(i)[:1].encode()
     assert len(store._files) == storage.OPEN_FILES

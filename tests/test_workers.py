@@ -62,11 +62,16 @@ def test_what_the_user_must_mend_ends_the_run() -> None:
         list(run_contained(act, ["a", "disk full", "b"], workers=1, timeout=60.0))
 
 
+def _living_children() -> list[psutil.Process]:
+    children = psutil.Process().children(recursive=True)
+    return [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+
+
 def test_no_worker_outlives_the_run() -> None:
     running = run_contained(act, ["nap"] * 4, workers=2, timeout=60.0)
     assert next(running).failure is None
     running.close()
-    names = [" ".join(child.cmdline()) for child in psutil.Process().children(recursive=True)]
+    names = [" ".join(child.cmdline()) for child in _living_children()]
     assert sum("forkserver" in name for name in names) <= 1, names
 
 

@@ -120,7 +120,9 @@ class Ledger:
         for path in sorted((ledger.work / "shards").glob("*.json")):
             content = json.loads(read_text(path, MAX_LOG_BYTES))
             shard = Shard(**content["shard"])
-            if not is_shard_name(shard.name) or not all(PART_NAME.fullmatch(row["part"]) for row in content["rows"]):
+            if not is_shard_name(shard.name) or not all(
+                "moved" in row or PART_NAME.fullmatch(row["part"]) for row in content["rows"]
+            ):
                 raise UsageError(f"{path} names files outside of {out}; delete {work}")
             ledger.joined.append(JoinedShard(shard, content["rows"]))
         return ledger
