@@ -8,7 +8,7 @@ from avpretrain.data.log_mel_sums import MELS, LogMelSums, log_mel_sums
 from avpretrain.data.storage import StorageError
 from avpretrain.data.transcode import SAMPLE_RATE
 
-SAMPLED = 256
+SAMPLED = 128
 """Clips that a correction is measured on, spread evenly over the set."""
 
 
@@ -32,8 +32,10 @@ def log_mel_stats(clips: ClipSet, mels: int, sample_rate: int) -> tuple[float, f
         try:
             audio = clips.encoded(row).media.audio
             if audio:
-                as_sharded = as_sharded.plus(log_mel_sums(decode_audio(audio, SAMPLE_RATE), SAMPLE_RATE))
-                as_seen = as_seen.plus(log_mel_sums(decode_audio(audio, sample_rate), sample_rate, mels))
+                pcm_S = decode_audio(audio, SAMPLE_RATE)
+                resampled_S = pcm_S if sample_rate == SAMPLE_RATE else decode_audio(audio, sample_rate)
+                as_sharded = as_sharded.plus(log_mel_sums(pcm_S, SAMPLE_RATE))
+                as_seen = as_seen.plus(log_mel_sums(resampled_S, sample_rate, mels))
         except (DecodeError, StorageError):
             continue  # training meets it again, counts it and says so
     if not as_sharded.variance or not as_seen.variance:
