@@ -45,11 +45,11 @@ def slow_down(model: DiffMAViL, part: str, backward: bool) -> None:
     module: Any = model.audio_encoder.patch_embed if part == "patches" else model.get_submodule(part)
     plain = module.forward
 
-    def forward(*args: Any) -> Any:
+    def forward(*args: Any, **options: Any) -> Any:
         if not backward:
             time.sleep(PAUSE)
-            return plain(*args)
-        output = plain(*args)
+            return plain(*args, **options)
+        output = plain(*args, **options)
         return tuple(map(Slow.apply, output)) if isinstance(output, tuple) else Slow.apply(output)
 
     module.forward = forward

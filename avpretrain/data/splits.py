@@ -39,7 +39,8 @@ def chosen_splits(asked: str | Sequence[str], there: Iterable[str]) -> list[str]
     """Those of a set's splits that are meant.
 
     A name is the split that bears it. Where the set has none of that name, 'train', 'val' and 'test' are the splits
-    that are for that: `balanced_train` for 'train', `eval` for 'test'. 'all' is every split.
+    that are for that: `balanced_train` for 'train', `eval` for 'test'; unless one of them is named itself, so that
+    ('balanced_train', 'train') takes that one of AudioSet and the training split of other sets. 'all' is every split.
     """
     names = split_names(asked)
     have = list(dict.fromkeys(there))
@@ -49,7 +50,7 @@ def chosen_splits(asked: str | Sequence[str], there: Iterable[str]) -> list[str]
             found.update(have)
         elif name in have:
             found.add(name)
-        elif name in _ROLES.values():
+        elif name in _ROLES.values() and not any(role_of(split) == name for split in names if split in have):
             found.update(split for split in have if role_of(split) == name)
     return [split for split in have if split in found]
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from avpretrain.data.label_values import Nested, label_value
 from avpretrain.data.manifest import Clip
 from avpretrain.data.splits import SplitRoles
 from avpretrain.errors import UserError
@@ -88,10 +87,8 @@ def read_task(clips: Iterable[tuple[int, Clip, str]], label: str, roles: SplitRo
     for row, clip, split in clips:
         labels = clip.label_dict
         seen.update(labels.keys())
-        value = label_value(labels.get(label))
-        if isinstance(value, Nested):
-            raise UserError(f"the label '{label}' of clip {clip.key} is nested; a class is a text, several are a list")
-        if value is None:
+        value = labels.get(label)
+        if value is None or value == "":
             without += 1
             continue
         rows.append(row)
