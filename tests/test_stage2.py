@@ -119,7 +119,7 @@ def test_a_run_without_its_teacher_is_an_error(tmp_path: Path) -> None:
     cfg = tiny_config(tmp_path, tmp_path / "run", model={"objective": "features"})
     with pytest.raises(UsageError, match=r"--stage2\.teacher"):
         self_train(cfg)
-    with pytest.raises(UserError, match="there is no .*absent"):
+    with pytest.raises(UserError, match=r"there is no .*absent"):
         self_train(dataclasses.replace(cfg, stage2=Stage2Config(teacher=str(tmp_path / "absent"))))
 
 
