@@ -282,5 +282,5 @@ def test_inspect_fits_80_columns(
     run_verb("inspect", [str(root)])
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
-    assert sum("only" in line for line in lines) == 1
+    assert sum("only" in line for line in lines) <= 2  # one row for 20 values, folded where it is too long
     assert all(line.split("  ")[0] for line in lines)
