@@ -145,7 +145,7 @@ def label_in_a_line(counts: Mapping[str, int]) -> str:
         known = [number for number in numbers if number is not None]
         return f"{len(there)} numbers from {min(known):g} to {max(known):g} in {clips} clips"
     if 2 * len(there) > clips:
-        return f"{len(there)} values in {clips} clips, nearly one for each, such as {', '.join(names[:3])}"
+        return f"{len(there)} values in {clips} clips, such as {', '.join(names[:3])}"
     most = sorted(there, key=lambda value: (-there[value], value))[:MAX_VALUES]
     return f"{len(there)} values, most often {', '.join(f'{_short(value)} {there[value]}' for value in most)}"
 
