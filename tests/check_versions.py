@@ -21,6 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 CLIPS = 32
+BATCH = ("--schedule.batch.size", "8", "--schedule.batch.max-size", "8")  # half of the clips are for training
 SHOWN = ("torch", "av", "numpy", "pyarrow", "accelerate", "diffusers")
 """Packages whose versions are printed."""
 Version = tuple[int, int, int]
@@ -78,7 +79,7 @@ def check(python: Path, resolution: str, what: str, folder: Path) -> None:
     steps = {
         "synth": ["scenes", "--clips", CLIPS, "--size", "32", "--test-share", "0.5"],
         "shards": ["scenes", "set", "--clip-seconds", "0", "--short-side", "32"],
-        "train": ["tiny_diffmavil", "--data.shards", "set", "--output-dir", "run", "--schedule.samples", "64"],
+        "train": ["tiny_diffmavil", "--data.shards", "set", "--output-dir", "run", "--schedule.samples", "64", *BATCH],
         "probe": ["run", "set", "--label", "class"],
     }
     for verb, arguments in steps.items():
