@@ -6,14 +6,15 @@ import json as json_format
 from pathlib import Path
 from typing import Annotated, Any
 
-from rich.console import Console
-from rich.table import Table
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
+from avpretrain.commands.places import require_file
+from avpretrain.commands.tables import show_table
 from avpretrain.errors import UsageError
 from avpretrain.evaluation.context import ContextConfig, run_context
 from avpretrain.evaluation.results import result_path
 from avpretrain.files import write_json
+from avpretrain.terminal import Console
 
 
 def main(
@@ -42,6 +43,7 @@ def main(
     for name, number, least in (("clips", how.clips, 2), ("levels", how.levels, 1), ("batch-size", how.batch_size, 2)):
         if number < least:
             raise UsageError(f"--{name} must be at least {least}, got {number}")
+    require_file(out)
     result = run_context(ckpt, data, how)
     path = result_path(ckpt, out, "context", how.split)
     if path:
@@ -55,13 +57,14 @@ def main(
 def _show(result: dict[str, Any], path: Path | None) -> None:
     console = Console()
     for side, found in result["sides"].items():
-        table = Table(title=f"{side}, {found['input'].replace('_', ' ')}, {result['clips'][side]} clips")
-        for heading in ("timestep", "alpha_bar", "draws", "error", "benefit of context", "encoder gradient"):
-            table.add_column(heading, justify="right")
+        headings = ("timestep", "alpha_bar", "draws", "error", "benefit of context", "encoder gradient")
         names = ("timesteps", "alphas_cumprod", "share", "error_own", "benefit", "gradient")
-        for t, alpha, share, error, benefit, gradient in zip(*(found[name] for name in names), strict=True):
-            table.add_row(str(t), f"{alpha:.2g}", f"{share:.0%}", f"{error:.3f}", f"{benefit:.3f}", f"{gradient:.2g}")
-        console.print(table)
+        rows = [
+            (str(t), f"{alpha:.2g}", f"{share:.0%}", f"{error:.3f}", f"{benefit:.3f}", f"{gradient:.2g}")
+            for t, alpha, share, error, benefit, gradient in zip(*(found[name] for name in names), strict=True)
+        ]
+        title = f"{side}, {found['input'].replace('_', ' ')}, {result['clips'][side]} clips"
+        show_table(headings, rows, title, console=console)
         drawn, effective = found["benefit_of_draws"], found["effective_share"]
         console.print(f"mean over draws: benefit {_interval(drawn, '.3f')}", highlight=False)
         console.print(f"share of the benefit at the most noise: {_interval(effective, '.0%')}", highlight=False)

@@ -10,7 +10,7 @@ from avpretrain.errors import UsageError, UserError
 
 Role = Literal["train", "val", "test"]
 
-_ROLES: dict[str, Role] = {
+ROLES: dict[str, Role] = {
     "train": "train",
     "training": "train",
     "val": "val",
@@ -21,17 +21,18 @@ _ROLES: dict[str, Role] = {
     "testing": "test",
     "eval": "test",
 }
+"""What splits of these names are for."""
 
 
 def role_of(split: str) -> Role | None:
     """What a split is for, by its name: train, test ...; `balanced_train` is for training; none = nothing is known."""
     name = split.lower()
-    return "train" if name.split("_")[-1] in ("train", "training") else _ROLES.get(name)
+    return "train" if name.split("_")[-1] in ("train", "training") else ROLES.get(name)
 
 
 def is_held_out(split: str) -> bool:
     """Whether a split is for evaluation, by its name: val, test, eval, test_unseen_speaker ..."""
-    parts = [_ROLES.get(part) for part in split.lower().split("_")]
+    parts = [ROLES.get(part) for part in split.lower().split("_")]
     return role_of(split) != "train" and any(role in ("val", "test") for role in parts)
 
 
@@ -50,7 +51,7 @@ def chosen_splits(asked: str | Sequence[str], there: Iterable[str]) -> list[str]
             found.update(have)
         elif name in have:
             found.add(name)
-        elif name in _ROLES.values() and not any(role_of(split) == name for split in names if split in have):
+        elif name in ROLES.values() and not any(role_of(split) == name for split in names if split in have):
             found.update(split for split in have if role_of(split) == name)
     return [split for split in have if split in found]
 

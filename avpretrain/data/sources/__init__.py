@@ -18,6 +18,7 @@ from typing import Literal
 from avpretrain.data.label_values import split_cell
 from avpretrain.data.names import escape_name
 from avpretrain.data.sources.base import Item, Listing, scan
+from avpretrain.data.splits import ROLES
 from avpretrain.errors import UsageError, UserError
 
 SourceName = Literal[
@@ -39,16 +40,7 @@ SOURCES: dict[str, str] = {
 }
 """Name of a source to the module and function that find its files."""
 
-_SPLIT_NAMES = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "dev": "val",
-    "test": "test",
-    "testing": "test",
-}
+_SPLIT_NAMES = {name: role for name, role in ROLES.items() if name != "eval"}  # AudioSet's own name stays
 
 __all__ = ["SOURCES", "Item", "Listing", "SourceName", "find_items"]
 
