@@ -119,9 +119,9 @@ class BatchConfig:
     multiple: int = 8
     """Sizes are rounded down to a multiple of this, which the number of ranks must divide."""
     max_size: int = 1 << 16
-    bytes_per_clip: tuple[tuple[float, float, float], ...] = ()
-    """Rule memory: audio ratio, video ratio and bytes of a clip there, for each level. Empty = measured when a run
-    begins on a GPU, and kept in its config.yaml; estimated on a CPU."""
+    bytes_per_clip: tuple[tuple[float, ...], ...] = ()
+    """Rule memory: for each phase its numbers (DiffMAViL: audio ratio, video ratio) and the bytes of a clip there.
+    Empty = measured when a run begins on a GPU, and kept in its config.yaml; estimated on a CPU."""
 
     def __post_init__(self) -> None:
         require(self.multiple >= 1, f"multiple must be at least 1, got {self.multiple}")
@@ -131,20 +131,26 @@ class BatchConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ScheduleConfig:
-    """How long to train, and what moves on the way; progress is counted in clips seen."""
+class LengthConfig:
+    """How long to train, and on how much at once; progress is counted in samples seen."""
 
     epochs: float = 20.0
     """Passes over the training split."""
     samples: int | None = None
-    """Clips seen in all; overrides epochs."""
-    audio_mask_ratio: RatioConfig = field(default_factory=RatioConfig)
-    video_mask_ratio: RatioConfig = field(default_factory=RatioConfig)
+    """Samples (clips) seen in all; overrides epochs."""
     batch: BatchConfig = field(default_factory=BatchConfig)
 
     def __post_init__(self) -> None:
         require(self.epochs > 0, f"epochs must be positive, got {self.epochs}")
         require(self.samples is None or self.samples > 0, f"samples must be positive, got {self.samples}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScheduleConfig(LengthConfig):
+    """How long to train, and what moves on the way: DiffMAViL's masking ratios."""
+
+    audio_mask_ratio: RatioConfig = field(default_factory=RatioConfig)
+    video_mask_ratio: RatioConfig = field(default_factory=RatioConfig)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -184,9 +190,10 @@ class RunConfig:
     """Clips seen between checkpoints; 0 = ten in a run. One is always written at the end."""
     keep_checkpoints: int = 3
     """Newest checkpoints that are kept; 0 keeps all."""
-    keep_best: Literal["reconstruction", "recall", "none"] = "reconstruction"
-    """One more checkpoint that is kept: the one with the lowest reconstruction loss (audio plus video, mean over the
-    steps since the checkpoint before it), or the highest R@1 of a preview at its clips."""
+    keep_best: str = "auto"
+    """One more checkpoint that is kept: the best by a measure of the method, or 'none'. DiffMAViL knows
+    'reconstruction' (lowest loss, audio plus video, mean over the steps since the checkpoint before it) and 'recall'
+    (highest R@1 of a preview at its clips). auto = the method's first."""
     preview_every: int = 0
     """Clips seen between previews (pictures of reconstructions, R@1 on a fixed held-out batch); 0 = at checkpoints."""
     preview_clips: int = 16
@@ -224,20 +231,32 @@ class Stage2Config:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TrainConfig:
-    """Everything a pretraining run is made of; written, resolved, into its output folder."""
+class EngineConfig:
+    """What the engine reads of a run's config, whatever it trains; a method adds its own sections.
+
+    Written, resolved, into the run's folder.
+    """
 
     name: str = mechanics("avpretrain")
     output_dir: str = mechanics("")
     """Folder of the run; empty = runs/NAME."""
+    method: str = "diffmavil"
+    """What is trained: a registered name, or the dotted class of a method of your own (package.module.Class)."""
     seed: int = 0
-    data: DataConfig = field(default_factory=DataConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    stage2: Stage2Config = field(default_factory=Stage2Config)
-    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    schedule: LengthConfig = field(default_factory=LengthConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     run: RunConfig = field(default_factory=RunConfig, metadata={MECHANICS: True})
 
     @property
     def run_dir(self) -> Path:
         return Path(self.output_dir or f"runs/{self.name}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig(EngineConfig):
+    """Everything a pretraining run of DiffMAViL is made of."""
+
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    stage2: Stage2Config = field(default_factory=Stage2Config)

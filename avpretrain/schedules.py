@@ -1,20 +1,38 @@
-"""Masking ratio, batch size and learning rate as pure functions of progress, and the plan of steps they make together.
+"""Phase, batch size and learning rate as pure functions of progress, and the plan of steps that they make together.
 
-Progress is the share of clips seen, in [0, 1): batches change size, so steps do not measure it.
+Progress is the share of samples seen, in [0, 1): batches change size, so steps do not measure it.
 """
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 
-from avpretrain.config import BatchConfig, OptimConfig, RatioConfig, ScheduleConfig
+from avpretrain.config import BatchConfig, LengthConfig, OptimConfig
 from avpretrain.errors import UsageError
 
-Cost = Callable[[float, float], float]
-"""Cost of one clip (tokens, FLOPs or bytes) at an audio and a video masking ratio."""
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """What a method holds fixed over a stretch of training. Equal phases have the same shapes, so that the steps of a
+    phase can share a compilation and a CUDA graph.
+
+    A method whose shapes move on the way subclasses it with fields of its own, numbers all.
+    """
+
+    def numbers(self) -> dict[str, float]:
+        """What is logged of it, by the name of the metric."""
+        return {}
+
+    def __str__(self) -> str:
+        """For a line of progress, as 'mask 0.90/0.80'; empty = nothing to say."""
+        return ""
+
+
+Cost = Callable[[Phase], float]
+"""Cost of one sample (tokens, FLOPs or bytes) in a phase."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,36 +42,11 @@ class Step:
     index: int
     """Steps before this one."""
     seen: int
-    """Clips seen before this one."""
+    """Samples seen before this one."""
     batch_size: int
-    """Clips over all ranks."""
-    audio_ratio: float
-    video_ratio: float
+    """Samples over all ranks."""
     lr: float
-
-
-def mask_ratio_at(progress: float, cfg: RatioConfig) -> float:
-    """Masking ratio at `progress` in [0, 1); moving kinds take `levels` values, evenly from start to end."""
-    if cfg.kind == "constant":
-        return cfg.start
-    level = min(int(progress * cfg.levels), cfg.levels - 1)
-    share = level / (cfg.levels - 1)
-    if cfg.kind == "cosine":
-        share = (1 - math.cos(math.pi * share)) / 2
-    if cfg.kind == "step":
-        share = float(progress >= 0.5)
-    return round(cfg.start + (cfg.end - cfg.start) * share, 6)
-
-
-def ratio_pairs(cfg: ScheduleConfig) -> list[tuple[float, float]]:
-    """Audio and video masking ratios that a run passes through, in order, each pair once; the last is the end's."""
-    turns = {0.0, 1.0}
-    for ratio in (cfg.audio_mask_ratio, cfg.video_mask_ratio):
-        levels = {"constant": 1, "step": 2}.get(ratio.kind, ratio.levels)
-        turns |= {level / levels for level in range(levels)}
-    middles = [(low + high) / 2 for low, high in pairwise(sorted(turns))]
-    pairs = [(mask_ratio_at(p, cfg.audio_mask_ratio), mask_ratio_at(p, cfg.video_mask_ratio)) for p in middles]
-    return list(dict.fromkeys(pairs))
+    phase: Phase = Phase()
 
 
 def kept(patches: int, ratio: float) -> int:
@@ -61,23 +54,41 @@ def kept(patches: int, ratio: float) -> int:
     return min(max(round(patches * (1 - ratio)), 1), patches - 1)
 
 
-def batch_size_at(progress: float, cfg: ScheduleConfig, cost: Cost) -> int:
-    """Global batch size: B = B0 * cost0 / cost, where B0 and cost0 hold at the end of training."""
-    ratios = mask_ratio_at(progress, cfg.audio_mask_ratio), mask_ratio_at(progress, cfg.video_mask_ratio)
-    return batch_size_for(ratios, cfg, cost)
-
-
-def batch_size_for(ratios: tuple[float, float], cfg: ScheduleConfig, cost: Cost) -> int:
-    """`batch_size_at` where the audio and video masking ratios are these."""
-    batch = cfg.batch
-    if batch.rule == "constant":
-        return batch.size
-    end = cost(mask_ratio_at(1.0, cfg.audio_mask_ratio), mask_ratio_at(1.0, cfg.video_mask_ratio))
-    return _round_down(batch.size * end / cost(*ratios), batch)
+def batch_size_for(phase: Phase, last: Phase, cfg: BatchConfig, cost: Cost) -> int:
+    """Global batch size in a phase: B = B0 * cost0 / cost, where B0 and cost0 hold in the `last` one."""
+    if cfg.rule == "constant":
+        return cfg.size
+    return _round_down(cfg.size * cost(last) / cost(phase), cfg)
 
 
 def _round_down(size: float, cfg: BatchConfig) -> int:
     return max(cfg.multiple, min(int(size + 1e-6), cfg.max_size) // cfg.multiple * cfg.multiple)
+
+
+def cost_by_rule(batch: BatchConfig, estimate: Callable[[str], Cost]) -> Cost:
+    """What an adaptive batch holds constant.
+
+    Args:
+        estimate: the cost by the name of a rule; measured bytes, where the config has them, count before it.
+    """
+    if batch.rule == "constant":
+        return lambda phase: 1.0
+    if batch.rule == "memory" and batch.bytes_per_clip:
+        return _measured({tuple(numbers): cost for *numbers, cost in batch.bytes_per_clip})
+    return functools.lru_cache(estimate(batch.rule))
+
+
+def _measured(rows: Mapping[tuple[float, ...], float]) -> Cost:
+    def look_up(phase: Phase) -> float:
+        numbers = tuple(phase.numbers().values())
+        if numbers not in rows:
+            raise UsageError(
+                f"schedule.batch.bytes_per_clip has no row for {phase or 'this method'}; leave it out, and its rows are "
+                "measured"
+            )
+        return rows[numbers]
+
+    return look_up
 
 
 def lr_at(progress: float, cfg: OptimConfig, batch_share: float = 1.0) -> float:
@@ -93,20 +104,26 @@ def lr_at(progress: float, cfg: OptimConfig, batch_share: float = 1.0) -> float:
     return cfg.lr * scale * (cfg.min_lr_ratio + (1 - cfg.min_lr_ratio) * (1 + math.cos(math.pi * done)) / 2)
 
 
-def total_samples(cfg: ScheduleConfig, clips: int) -> int:
+def total_samples(cfg: LengthConfig, clips: int) -> int:
     """Clips seen in a whole run over a training split of `clips`."""
     return cfg.samples if cfg.samples is not None else max(1, round(cfg.epochs * clips))
 
 
-def plan(cfg: ScheduleConfig, optim: OptimConfig, total: int, cost: Cost) -> Iterator[Step]:
-    """The steps of a run, in order, each from the number of clips seen before it alone.
+def plan(
+    cfg: LengthConfig, optim: OptimConfig, total: int, phase_at: Callable[[float], Phase], cost: Cost
+) -> Iterator[Step]:
+    """The steps of a run, in order, each from the number of samples seen before it alone.
 
     Batches are never cut: the last step may pass `total` by less than a batch.
+
+    Args:
+        phase_at: the phase at a progress in [0, 1]; at 1 it is the last one.
 
     Raises:
         UsageError: the first batch is larger than the whole run.
     """
-    first = batch_size_at(0.0, cfg, cost)
+    last = phase_at(1.0)
+    first = batch_size_for(phase_at(0.0), last, cfg.batch, cost)
     if first > total:
         raise UsageError(
             f"the run is {total} clips long, but its first batch holds {first}; "
@@ -114,14 +131,8 @@ def plan(cfg: ScheduleConfig, optim: OptimConfig, total: int, cost: Cost) -> Ite
         )
     index = seen = 0
     while seen < total:
-        progress = seen / total
-        size = batch_size_at(progress, cfg, cost)
-        yield Step(
-            index=index,
-            seen=seen,
-            batch_size=size,
-            audio_ratio=mask_ratio_at(progress, cfg.audio_mask_ratio),
-            video_ratio=mask_ratio_at(progress, cfg.video_mask_ratio),
-            lr=lr_at((seen + min(seen + size, total)) / 2 / total, optim, size / cfg.batch.size),
-        )
+        phase = phase_at(seen / total)
+        size = batch_size_for(phase, last, cfg.batch, cost)
+        lr = lr_at((seen + min(seen + size, total)) / 2 / total, optim, size / cfg.batch.size)
+        yield Step(index, seen, size, lr, phase)
         index, seen = index + 1, seen + size

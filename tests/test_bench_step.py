@@ -19,7 +19,8 @@ from avpretrain.configfile import to_dict
 from avpretrain.efficiency.bench_step import Phase, StepBench, bench_steps, checkpointing_price, with_checkpointing
 from avpretrain.efficiency.components import COMPONENTS, component_seconds
 from avpretrain.models.diffmavil import DiffMAViL
-from avpretrain.training.bare_step import BareStep, random_batch
+from avpretrain.models.example import random_batch
+from avpretrain.training.bare_step import BareStep
 from tests.tiny_models import tiny
 from tests.tiny_runs import tiny_config, tiny_data
 

@@ -13,7 +13,7 @@ from huggingface_hub import ModelCard
 from avpretrain.cli import run as run_verb
 from avpretrain.errors import UsageError
 from avpretrain.models.diffmavil import DiffMAViL
-from avpretrain.training.checkpoint import load_model
+from avpretrain.methods.load import load_model
 from tests.tiny_models import random_batch, tiny
 
 

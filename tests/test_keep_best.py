@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from avpretrain.training.checkpoint import CheckpointWriter, Progress, Snapshot, best_checkpoint, list_checkpoints
-from avpretrain.training.loop import train
+from avpretrain.api import train
 from tests.tiny_models import tiny
 from tests.tiny_runs import tiny_config, tiny_data
 

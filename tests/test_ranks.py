@@ -20,7 +20,8 @@ from avpretrain.errors import UsageError
 from avpretrain.schedules import Step, plan
 from avpretrain.training.build import check_ranks, make_accelerator
 from avpretrain.training.checkpoint import list_checkpoints
-from avpretrain.training.loop import Trainer, train
+from avpretrain.api import train
+from avpretrain.training.loop import Trainer
 from avpretrain.training.memory_probe import with_measured_memory
 from avpretrain.training.metrics import read_metrics
 from avpretrain.training.run import resolve

@@ -16,8 +16,8 @@ from avpretrain.errors import UsageError, UserError
 from avpretrain.losses import normalise_patches
 from avpretrain.models.diffmavil import DiffMAViL
 from avpretrain.models.teacher import Teacher, make_teacher
-from avpretrain.training.checkpoint import load_model
-from avpretrain.training.loop import train
+from avpretrain.methods.load import load_model
+from avpretrain.api import train
 from avpretrain.training.metrics import read_metrics
 from avpretrain.training.rounds import self_train
 from avpretrain.training.stage2 import make_stage2

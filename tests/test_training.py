@@ -21,9 +21,10 @@ from avpretrain.config import TrainConfig
 from avpretrain.configfile import to_dict
 from avpretrain.errors import UsageError, UserError
 from avpretrain.models.diffmavil import DiffMAViL
-from avpretrain.training.checkpoint import CheckpointWriter, find_weights, list_checkpoints, load_model
+from avpretrain.methods.load import load_model
+from avpretrain.training.checkpoint import CheckpointWriter, find_weights, list_checkpoints
 from avpretrain.training.guards import Preemption, sparing_children
-from avpretrain.training.loop import train
+from avpretrain.api import train
 from avpretrain.training.metrics import read_metrics
 from tests.forks import forker
 from tests.launch import on_ranks

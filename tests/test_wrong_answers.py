@@ -23,7 +23,7 @@ from avpretrain.files import atomic_path
 from avpretrain.models.diffmavil import DiffMAViL
 from avpretrain.models.foreign import read_weights
 from avpretrain.models.importers import import_checkpoint
-from avpretrain.training.checkpoint import load_model
+from avpretrain.methods.load import load_model
 from tests.test_importers import BASE, HEADS, mae, saved
 from tests.tiny_datasets import SAMPLE_RATE, Spec, flac, make_dataset, mp4, picture, tone
 from tests.tiny_models import tiny

@@ -70,8 +70,8 @@ def measure(given: Arguments) -> dict[str, Any]:
     """All parts, with what they were measured on."""
     from avpretrain.data.clips import ClipSet
     from avpretrain.efficiency.bench_loader import Bench, alternate, feed_steps, stages
+    from avpretrain.methods.diffmavil.method import resolve
     from avpretrain.provenance import environment
-    from avpretrain.training.run import resolve
 
     clips = ClipSet(given.config.data.shards, given.config.data.split, given.config.data.cache_dir)
     data = dataclasses.replace(given.config.data, memory_cache_mb=0)  # what is kept is not decoded

@@ -106,7 +106,7 @@ def _waiting(cfg: TrainConfig, given: Arguments) -> dict[str, Any]:
     """Training steps fed by the loader, with the last phase's masking ratios and batch."""
     from avpretrain.data.clips import ClipSet
     from avpretrain.efficiency.bench_loader import Bench, feed_steps
-    from avpretrain.training.run import resolve
+    from avpretrain.methods.diffmavil.method import resolve
 
     clips = ClipSet(given.data.shards, given.data.split, given.data.cache_dir)
     size = given.batch_size

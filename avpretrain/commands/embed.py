@@ -17,8 +17,8 @@ from avpretrain.data.sources.base import MEDIA_EXTENSIONS, walk
 from avpretrain.errors import UsageError, UserError
 from avpretrain.evaluation.frozen import Modality
 from avpretrain.evaluation.longform import Per, Row, embed_file, write_rows
+from avpretrain.methods.load import load_model
 from avpretrain.terminal import Console
-from avpretrain.training.checkpoint import load_model
 
 
 def main(

@@ -12,11 +12,11 @@ from avpretrain.commands.places import require_file, require_model_folder
 from avpretrain.errors import UsageError, UserError
 from avpretrain.evaluation.scores import read_score
 from avpretrain.files import atomic_path, read_json
+from avpretrain.methods.load import load_model
 from avpretrain.models.card import card_values
 from avpretrain.models.diffmavil import DiffMAViL
 from avpretrain.models.onnx_export import export_onnx
 from avpretrain.terminal import Console
-from avpretrain.training.checkpoint import load_model
 
 
 def main(

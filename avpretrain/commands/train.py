@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Sequence
@@ -12,9 +13,9 @@ from typing import Annotated, Any
 import tyro
 
 from avpretrain.cli import parse
-from avpretrain.config import TrainConfig
-from avpretrain.configfile import load_config
+from avpretrain.config import EngineConfig, TrainConfig
 from avpretrain.errors import UsageError
+from avpretrain.methods.load import load_config
 
 HELP = """\
 usage: avpretrain train CONFIG [--section.field VALUE ...]
@@ -52,6 +53,15 @@ class Arguments:
     """With --dry-run: print the plan as JSON."""
 
 
+def _arguments_for(schema: type[EngineConfig]) -> type[Arguments]:
+    """`Arguments` with a config of this type, whose fields become options."""
+    if schema is TrainConfig:
+        return Arguments
+    config = (Annotated[schema, tyro.conf.arg(name="")], field(default_factory=schema))
+    namespace = {"__annotations__": {"config": config[0]}, "config": config[1], "__module__": __name__}
+    return dataclass(frozen=True, kw_only=True)(type("Arguments", (Arguments,), namespace))
+
+
 def run(args: Sequence[str]) -> None:
     """Trains, or plans, as the command line says."""
     if not args or args[0] in ("-h", "--help"):
@@ -60,29 +70,28 @@ def run(args: Sequence[str]) -> None:
     name, *overrides = args
     if name.startswith("-"):
         raise UsageError("the config comes first: avpretrain train CONFIG [--section.field VALUE ...]")
-    given = parse(Arguments, overrides, f"avpretrain train {name}", Arguments(config=load_config(name)))
+    cfg = load_config(name)
+    arguments: Any = _arguments_for(type(cfg))
+    given = parse(arguments, overrides, f"avpretrain train {name}", arguments(config=cfg))
     if given.dry_run:
+        if not isinstance(given.config, TrainConfig):
+            raise UsageError(f"--dry-run plans diffmavil; method {given.config.method} has no plan to show")
         show_plan(given)
         return
     if given.json or given.plot or not given.timing:
         raise UsageError("--json, --plot and --no-timing belong to --dry-run; a run writes metrics.jsonl")
-    if not given.config.data.shards:
+    if isinstance(given.config, TrainConfig) and not given.config.data.shards:
         raise UsageError("no data: give --data.shards FOLDER (made by avpretrain shards)")
     pretrain(given.config)
 
 
-def pretrain(cfg: TrainConfig) -> None:
+def pretrain(cfg: EngineConfig) -> None:
     """Trains, and says how it ended."""
     from accelerate import PartialState
 
-    if cfg.model.objective == "features":
-        from avpretrain.training.rounds import self_train
+    from avpretrain.api import train
 
-        outcome = self_train(cfg)
-    else:
-        from avpretrain.training.loop import train
-
-        outcome = train(cfg)
+    outcome = train(cfg)
     if not PartialState().is_main_process:
         return
     seen, minutes = outcome.progress.seen, outcome.progress.seconds / 60
@@ -101,11 +110,13 @@ def show_plan(given: Arguments) -> None:
     import torch
 
     from avpretrain.efficiency.dry_run import StepTimer, draw_schedules, dry_run
+    from avpretrain.methods.load import make_method
     from avpretrain.training.build import make_accelerator
-    from avpretrain.training.memory_probe import with_measured_memory
+    from avpretrain.training.memory_probe import measured_memory
 
     cfg, total = given.config, planned_clips(given.config)
-    cfg = with_measured_memory(cfg, make_accelerator(cfg, tracked=False))
+    batch = measured_memory(make_method(cfg), make_accelerator(cfg, tracked=False))
+    cfg = dataclasses.replace(cfg, schedule=dataclasses.replace(cfg.schedule, batch=batch))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     answer = dry_run(cfg, total, StepTimer(cfg, device) if given.timing else None)
     plot = given.plot or Path(f"{cfg.name}-plan.png")

@@ -22,10 +22,11 @@ from avpretrain.data.features import Features
 from avpretrain.data.sampler import Order
 from avpretrain.data.slots import SlotBatch
 from avpretrain.data.storage import StorageError
-from avpretrain.efficiency.bench_step import Phase, StepBench
+from avpretrain.efficiency.bench_step import StepBench, StepShape
 from avpretrain.efficiency.timing import Stopwatch
 from avpretrain.errors import UserError
 from avpretrain.modelconfig import InputConfig
+from avpretrain.models.curriculum import phase_at
 from avpretrain.schedules import Step
 
 SETTLE = 2
@@ -59,8 +60,8 @@ class Bench:
     def steps(self) -> list[Step]:
         """A plan of equal batches that delivers `clips` after the warm-up."""
         count = self.warmup + -(-self.clips // self.batch_size)
-        ratios = (self.cfg.schedule.audio_mask_ratio.end, self.cfg.schedule.video_mask_ratio.end, self.cfg.optim.lr)
-        return [Step(i, i * self.batch_size, self.batch_size, *ratios) for i in range(count)]
+        last, lr = phase_at(1.0, self.cfg.schedule), self.cfg.optim.lr
+        return [Step(i, i * self.batch_size, self.batch_size, lr, last) for i in range(count)]
 
 
 # --- the bound -------------------------------------------------------------------------------------------------------
@@ -200,7 +201,7 @@ def feed_steps(bench: Bench, progress: Callable[[int], None] = lambda _: None) -
     features = Features(bench.cfg.model.input, bench.cfg.data.augment).to(device)
     trained = StepBench(bench.cfg, device)
     schedule = bench.cfg.schedule
-    phase = Phase(bench.batch_size, schedule.audio_mask_ratio.end, schedule.video_mask_ratio.end)
+    phase = StepShape(bench.batch_size, schedule.audio_mask_ratio.end, schedule.video_mask_ratio.end)
 
     def each(raw: Any) -> None:
         trained.step(features(raw.to(device)), phase)

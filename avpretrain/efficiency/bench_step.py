@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import statistics
 import time
@@ -16,20 +17,27 @@ from torch import Tensor
 from avpretrain.batch import AVBatch
 from avpretrain.config import TrainConfig
 from avpretrain.efficiency.components import component_seconds
+from avpretrain.methods.load import make_method
 from avpretrain.models.cost import clip_flops, cost_of
+from avpretrain.models.curriculum import MaskRatios, phases_of
+from avpretrain.models.example import random_batch
 from avpretrain.provenance import environment
-from avpretrain.schedules import batch_size_for, ratio_pairs
-from avpretrain.training.bare_step import BareStep, random_batch
+from avpretrain.schedules import batch_size_for, cost_by_rule
+from avpretrain.training.bare_step import BareStep
 
 
 @dataclass(frozen=True)
-class Phase:
+class StepShape:
     """One point of the curriculum: what a compiled step is specialised on."""
 
     batch_size: int
     """On one device."""
     audio_ratio: float
     video_ratio: float
+
+    @property
+    def ratios(self) -> MaskRatios:
+        return MaskRatios(self.audio_ratio, self.video_ratio)
 
 
 def median_seconds(work: Callable[[], Any], warmup: int, repeats: int) -> float:
@@ -61,16 +69,16 @@ class StepBench:
     """
 
     def __init__(self, cfg: TrainConfig, device: torch.device) -> None:
-        self.cfg, self.device, self.bare = cfg, device, BareStep(cfg, device)
+        self.cfg, self.device, self.bare = cfg, device, BareStep(make_method(cfg), device)
 
-    def step(self, batch: AVBatch, phase: Phase) -> dict[str, Tensor]:
+    def step(self, batch: AVBatch, phase: StepShape) -> dict[str, Tensor]:
         """A training step at `phase`."""
-        return self.bare.step(batch, phase.audio_ratio, phase.video_ratio)
+        return self.bare.step(batch, phase.ratios)
 
-    def components(self, phase: Phase, repeats: int = 5) -> dict[str, dict[str, float]]:
+    def components(self, phase: StepShape, repeats: int = 5) -> dict[str, dict[str, float]]:
         """Seconds of each component in a step at `phase`, its share, and its FLOP/s where FLOPs are counted for it."""
         batch = random_batch(self.cfg.model.input, phase.batch_size, self.device)
-        spent = component_seconds(self.bare, batch, phase.audio_ratio, phase.video_ratio, repeats)
+        spent = component_seconds(self.bare, batch, phase.ratios, repeats)
         counted = clip_flops(self.cfg.model, phase.audio_ratio, phase.video_ratio, phase.batch_size).components
         split = {}
         for name, seconds in spent.items():
@@ -80,7 +88,7 @@ class StepBench:
                 split[name]["flops_per_second"] = flops.training * phase.batch_size / seconds
         return split
 
-    def measure(self, phase: Phase, warmup: int = 5, repeats: int = 20) -> dict[str, Any]:
+    def measure(self, phase: StepShape, warmup: int = 5, repeats: int = 20) -> dict[str, Any]:
         """Seconds, clips/s, FLOP/s and memory of a step at `phase`; `first_step_seconds` has compilation in it."""
         batch = random_batch(self.cfg.model.input, phase.batch_size, self.device)
         if self.device.type == "cuda":
@@ -102,12 +110,11 @@ class StepBench:
         }
 
 
-def phases(cfg: TrainConfig, batch_size: int) -> list[Phase]:
+def phases(cfg: TrainConfig, batch_size: int) -> list[StepShape]:
     """The phases of a curriculum, in order, with `batch_size` clips on the device in the last one."""
     batch = dataclasses.replace(cfg.schedule.batch, size=batch_size, multiple=math.gcd(8, batch_size))
-    schedule = dataclasses.replace(cfg.schedule, batch=batch)
-    cost = cost_of(cfg.model, batch.rule, batch.bytes_per_clip)
-    return [Phase(batch_size_for(ratios, schedule, cost), *ratios) for ratios in ratio_pairs(schedule)]
+    cost, ratios = cost_by_rule(batch, functools.partial(cost_of, cfg.model)), phases_of(cfg.schedule)
+    return [StepShape(batch_size_for(pair, ratios[-1], batch, cost), pair.audio, pair.video) for pair in ratios]
 
 
 def bench_steps(
@@ -147,7 +154,7 @@ def bench_steps(
     return answer
 
 
-def _measure_phase(bench: StepBench, phase: Phase, repeats: int, peak: float) -> dict[str, Any]:
+def _measure_phase(bench: StepBench, phase: StepShape, repeats: int, peak: float) -> dict[str, Any]:
     try:
         measured = bench.measure(phase, repeats=repeats)
         measured["components"] = bench.components(phase, min(repeats, 5))

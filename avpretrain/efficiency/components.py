@@ -10,12 +10,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from avpretrain.batch import AVBatch
+from avpretrain.models.curriculum import MaskRatios
 from avpretrain.models.diffmavil import DiffMAViL
 from avpretrain.training.bare_step import BareStep
 
@@ -115,9 +116,7 @@ def parts(model: DiffMAViL) -> list[tuple[nn.Module, str]]:
     return [*embeds, *encoders, *others]
 
 
-def component_seconds(
-    bare: BareStep, batch: AVBatch, audio_ratio: float, video_ratio: float, repeats: int
-) -> dict[str, float]:
+def component_seconds(bare: BareStep, batch: AVBatch, ratios: MaskRatios, repeats: int) -> dict[str, float]:
     """Mean seconds of each of `COMPONENTS` in a training step; they add up to the whole step.
 
     Args:
@@ -127,10 +126,10 @@ def component_seconds(
     for repeat in range(repeats + 1):
         marks = Marks(bare.device)
         with ExitStack() as stack:
-            for module, name in parts(bare.model):
+            for module, name in parts(cast(DiffMAViL, bare.model)):
                 stack.enter_context(watch(module, name, marks))
             marks.at(REST)
-            losses = bare.losses(batch, audio_ratio, video_ratio)
+            losses = bare.losses(batch, ratios)
             losses["loss"].backward()
             marks.at("optimizer")
             bare.update()

@@ -6,19 +6,20 @@ import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from avpretrain.config import TrainConfig
-from avpretrain.efficiency.bench_step import Phase, StepBench, median_seconds
+from avpretrain.efficiency.bench_step import StepBench, StepShape, median_seconds
 from avpretrain.efficiency.flops import RunCost, run_cost
 from avpretrain.files import atomic_path
-from avpretrain.models.cost import cost_of
+from avpretrain.models.cost import plan_of
+from avpretrain.models.curriculum import MaskRatios
+from avpretrain.models.example import random_batch
 from avpretrain.models.sizes import visible_tokens
 from avpretrain.provenance import environment
-from avpretrain.schedules import Step, plan
-from avpretrain.training.bare_step import random_batch
+from avpretrain.schedules import Step
 
 CPU_CLIPS, CPU_SECONDS = 2, 1.0
 """On a CPU, where a whole batch may take minutes: clips in the first timed step, seconds at which they grow no more."""
@@ -37,7 +38,7 @@ class Timing:
     """The first step's, with compilation where the config compiles."""
 
 
-Timer = Callable[[Phase], Timing]
+Timer = Callable[[StepShape], Timing]
 
 
 class StepTimer:
@@ -52,7 +53,7 @@ class StepTimer:
         self.on_cpu = device.type == "cpu"
         self.limit = CPU_CLIPS if self.on_cpu else cfg.schedule.batch.max_size
 
-    def __call__(self, phase: Phase) -> Timing:
+    def __call__(self, phase: StepShape) -> Timing:
         """Seconds of a step of as many of the phase's clips as the device takes.
 
         Raises:
@@ -61,7 +62,7 @@ class StepTimer:
         while True:
             clips = min(self.limit, phase.batch_size)
             try:
-                timing = self._time(Phase(clips, phase.audio_ratio, phase.video_ratio))
+                timing = self._time(StepShape(clips, phase.audio_ratio, phase.video_ratio))
             except torch.OutOfMemoryError:
                 if clips == 1:
                     raise
@@ -74,7 +75,7 @@ class StepTimer:
             if not self.on_cpu:
                 torch.cuda.empty_cache()
 
-    def _time(self, phase: Phase) -> Timing:
+    def _time(self, phase: StepShape) -> Timing:
         batch = random_batch(self.bench.cfg.model.input, phase.batch_size, self.bench.device)
         first, *others = (median_seconds(lambda: self.bench.step(batch, phase), 0, 1) for _ in range(4))
         return Timing(phase.batch_size, statistics.median(others), first)
@@ -91,7 +92,7 @@ def dry_run(cfg: TrainConfig, total: int, timer: Timer | None) -> dict[str, Any]
         UsageError: the run is shorter than its first batch.
     """
     cost = run_cost(cfg, total)
-    shapes = dict.fromkeys(Phase(p.batch_size, p.audio_ratio, p.video_ratio) for p in cost.phases)
+    shapes = dict.fromkeys(StepShape(p.batch_size, p.audio_ratio, p.video_ratio) for p in cost.phases)
     timings = {} if timer is None else {shape: timer(shape) for shape in shapes}
     rows = _rows(cfg, cost, timings)
     answer = {
@@ -111,7 +112,7 @@ def dry_run(cfg: TrainConfig, total: int, timer: Timer | None) -> dict[str, Any]
     return answer
 
 
-def _rows(cfg: TrainConfig, cost: RunCost, timings: dict[Phase, Timing]) -> list[dict[str, Any]]:
+def _rows(cfg: TrainConfig, cost: RunCost, timings: dict[StepShape, Timing]) -> list[dict[str, Any]]:
     rows = []
     for phase in cost.phases:
         row: dict[str, Any] = {
@@ -125,7 +126,7 @@ def _rows(cfg: TrainConfig, cost: RunCost, timings: dict[Phase, Timing]) -> list
             * phase.clips,
             "flops": phase.flops.training * phase.clips,
         }
-        timing = timings.get(Phase(phase.batch_size, phase.audio_ratio, phase.video_ratio))
+        timing = timings.get(StepShape(phase.batch_size, phase.audio_ratio, phase.video_ratio))
         if timing is not None:
             row |= {"timed_clips": timing.clips, "timed_seconds": timing.seconds}
             row["hours"] = phase.clips * timing.seconds / timing.clips / 3600
@@ -140,12 +141,12 @@ def draw_schedules(cfg: TrainConfig, total: int, path: Path) -> None:
     """Writes a PNG of masking ratios, batch size and learning rate against clips seen."""
     from matplotlib.figure import Figure
 
-    batch = cfg.schedule.batch
-    steps = _thinned(list(plan(cfg.schedule, cfg.optim, total, cost_of(cfg.model, batch.rule, batch.bytes_per_clip))))
+    steps = _thinned(list(plan_of(cfg, total)))
+    phases = [cast(MaskRatios, step.phase) for step in steps]
     seen = [step.seen for step in steps] + [total]
     figure = Figure(figsize=(8, 7), dpi=110)
     ratios, sizes, rates = figure.subplots(3, 1, sharex=True)
-    for name, values in (("audio", [s.audio_ratio for s in steps]), ("video", [s.video_ratio for s in steps])):
+    for name, values in (("audio", [phase.audio for phase in phases]), ("video", [phase.video for phase in phases])):
         ratios.step(seen, [*values, values[-1]], where="post", label=name, ls="-" if name == "audio" else "--")
     ratios.legend(frameon=False)
     sizes.step(seen, [s.batch_size for s in steps] + [steps[-1].batch_size], where="post", color="C2")
@@ -166,5 +167,5 @@ def draw_schedules(cfg: TrainConfig, total: int, path: Path) -> None:
 def _thinned(steps: list[Step]) -> list[Step]:
     """Few enough steps to draw: every n-th, and each at which the batch or a ratio changes."""
     every = -(-len(steps) // POINTS)
-    shape = [(step.batch_size, step.audio_ratio, step.video_ratio) for step in steps]
+    shape = [(step.batch_size, step.phase) for step in steps]
     return [step for i, step in enumerate(steps) if i % every == 0 or shape[i] != shape[i - 1] or i == len(steps) - 1]

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from avpretrain.config import RatioConfig, TrainConfig
 from avpretrain.modelconfig import DecoderConfig
-from avpretrain.models.cost import COMPONENTS, FlopCount, Flops, clip_flops, cost_of
-from avpretrain.schedules import plan, total_samples
+from avpretrain.models.cost import COMPONENTS, FlopCount, Flops, clip_flops, plan_of
+from avpretrain.models.curriculum import MaskRatios
+from avpretrain.schedules import total_samples
 
 NOMINAL_STEPS = 4000
 """Steps of a run whose length is not known: enough for each phase to take its share."""
 
 
 @dataclass(frozen=True, slots=True)
-class Phase:
+class PhaseCost:
     """Steps in a row that have the same masking ratios and batch size."""
 
     audio_ratio: float
@@ -35,7 +36,7 @@ class Phase:
 class RunCost:
     """What a run costs by the analytic count."""
 
-    phases: tuple[Phase, ...]
+    phases: tuple[PhaseCost, ...]
 
     @property
     def clips(self) -> int:
@@ -79,14 +80,14 @@ def run_cost(cfg: TrainConfig, samples: int | None = None) -> RunCost:
     """
     runs: list[tuple[tuple[float, float, int], int]] = []
     total = NOMINAL_STEPS * cfg.schedule.batch.size if samples is None else samples
-    batch = cfg.schedule.batch
-    for step in plan(cfg.schedule, cfg.optim, total, cost_of(cfg.model, batch.rule, batch.bytes_per_clip)):
-        key = (step.audio_ratio, step.video_ratio, step.batch_size)
+    for step in plan_of(cfg, total):
+        ratios = cast(MaskRatios, step.phase)
+        key = (ratios.audio, ratios.video, step.batch_size)
         if runs and runs[-1][0] == key:
             runs[-1] = (key, runs[-1][1] + 1)
         else:
             runs.append((key, 1))
-    return RunCost(tuple(Phase(*key, steps, clip_flops(cfg.model, *key)) for key, steps in runs))
+    return RunCost(tuple(PhaseCost(*key, steps, clip_flops(cfg.model, *key)) for key, steps in runs))
 
 
 def samples_of(cfg: TrainConfig, clips: int | None) -> int | None:

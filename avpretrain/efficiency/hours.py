@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from avpretrain.config import TrainConfig
-from avpretrain.efficiency.flops import Phase, RunCost
+from avpretrain.efficiency.flops import PhaseCost, RunCost
 from avpretrain.errors import UserError
 from avpretrain.files import read_json
 from avpretrain.modelconfig import ModelConfig
@@ -24,7 +24,7 @@ GPUS = (1, 64)
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class MeasuredStep:
     """One measured training step on one GPU."""
 
     batch_size: int
@@ -33,7 +33,7 @@ class Step:
     clips_per_second: float
     flops_per_clip: float
 
-    def is_of(self, phase: Phase, model: ModelConfig) -> bool:
+    def is_of(self, phase: PhaseCost, model: ModelConfig) -> bool:
         """Whether this is a step of that phase, at whatever batch size."""
         if not math.isclose(self.audio_ratio, phase.audio_ratio, abs_tol=1e-6):
             return False
@@ -48,7 +48,7 @@ class Bench:
     """Measured steps of several variants on one machine."""
 
     hardware: Mapping[str, Any]
-    variants: Mapping[str, Sequence[Step]]
+    variants: Mapping[str, Sequence[MeasuredStep]]
 
 
 def read_bench(path: Path) -> Bench:
@@ -61,7 +61,7 @@ def read_bench(path: Path) -> Bench:
     try:
         variants = {
             name: [
-                Step(
+                MeasuredStep(
                     int(row["batch_size"]),
                     float(row["audio_ratio"]),
                     float(row["video_ratio"]),
@@ -106,7 +106,9 @@ def predict(bench: Bench, cfg: TrainConfig, cost: RunCost) -> Prediction | None:
     return Prediction(name, seconds / 3600)
 
 
-def _steps(measured: Sequence[Step], model: ModelConfig, phases: Sequence[Phase]) -> list[Step] | None:
+def _steps(
+    measured: Sequence[MeasuredStep], model: ModelConfig, phases: Sequence[PhaseCost]
+) -> list[MeasuredStep] | None:
     """The step of each phase; of several that fit, the fastest. None when a phase has none."""
     steps = []
     for phase in phases:
@@ -117,7 +119,7 @@ def _steps(measured: Sequence[Step], model: ModelConfig, phases: Sequence[Phase]
     return steps
 
 
-def _spread(steps: Sequence[Step], phases: Sequence[Phase]) -> float:
+def _spread(steps: Sequence[MeasuredStep], phases: Sequence[PhaseCost]) -> float:
     """Largest over smallest ratio of measured to planned batch: 1 when they move together."""
     ratios = [step.batch_size / phase.batch_size for step, phase in zip(steps, phases, strict=True)]
     return max(ratios) / min(ratios)

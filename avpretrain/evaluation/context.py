@@ -29,10 +29,10 @@ from avpretrain.errors import UsageError, UserError
 from avpretrain.evaluation.intervals import Floats, Statistic, estimate
 from avpretrain.evaluation.results import origin
 from avpretrain.losses import normalise_patches
+from avpretrain.methods.load import load_model
 from avpretrain.models.diffmavil import SIDES, DiffMAViL, Side
 from avpretrain.models.masking import gather_patches
 from avpretrain.models.reconstruction import MaskedView
-from avpretrain.training.checkpoint import load_model
 
 UNDEFINED = {"value": None, "ci": [None, None]}
 DRAWS = 1 << 16

@@ -36,11 +36,11 @@ from avpretrain.evaluation.probe import Outcome, all_clips, parts_of, random_enc
 from avpretrain.evaluation.recipes import FinetuneConfig
 from avpretrain.evaluation.results import origin
 from avpretrain.evaluation.selection import across_parts, headline, majority, pool
+from avpretrain.methods.load import load_model
 from avpretrain.modelconfig import InputConfig
 from avpretrain.models.diffmavil import DiffMAViL
 from avpretrain.schedules import lr_at
 from avpretrain.terminal import Console
-from avpretrain.training.checkpoint import load_model
 from avpretrain.training.launch import check_accumulation, check_launched_ranks, choose_precision
 
 

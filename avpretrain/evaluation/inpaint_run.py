@@ -24,8 +24,8 @@ from avpretrain.evaluation.intervals import Floats, estimate
 from avpretrain.evaluation.results import origin
 from avpretrain.evaluation.vocoder import to_waveform
 from avpretrain.files import atomic_path, write_json
+from avpretrain.methods.load import load_model
 from avpretrain.models.diffmavil import SIDES, Side
-from avpretrain.training.checkpoint import load_model
 
 ERRORS = "errors.json"
 

@@ -41,9 +41,9 @@ from avpretrain.evaluation.predictions import Predictions, beside
 from avpretrain.evaluation.recipes import FinetuneConfig
 from avpretrain.evaluation.results import origin
 from avpretrain.evaluation.selection import METHODS, across_parts, at_edge, evaluate, majority
+from avpretrain.methods.load import load_model
 from avpretrain.modelconfig import ModelConfig
 from avpretrain.models.diffmavil import DiffMAViL
-from avpretrain.training.checkpoint import load_model
 
 ENCODER, RANDOM, PLAIN = "encoder", "random_encoder", "plain"
 

@@ -25,8 +25,8 @@ from avpretrain.evaluation.frozen import Embedder, FrozenEncoder, Pooling, Side,
 from avpretrain.evaluation.predictions import Ranks, difference
 from avpretrain.evaluation.probe import random_encoder
 from avpretrain.evaluation.results import origin
+from avpretrain.methods.load import load_model
 from avpretrain.models.diffmavil import DiffMAViL
-from avpretrain.training.checkpoint import load_model
 
 CUTOFFS = (1, 5, 10)
 TIE = 1e-6

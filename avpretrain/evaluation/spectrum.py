@@ -29,12 +29,12 @@ from avpretrain.errors import UsageError, UserError
 from avpretrain.evaluation.inpaint import InpaintConfig, fill_patches
 from avpretrain.evaluation.intervals import Floats, Statistic, estimate
 from avpretrain.evaluation.results import origin
+from avpretrain.methods.load import load_model
 from avpretrain.modelconfig import InputConfig
 from avpretrain.models.diffmavil import DiffMAViL
 from avpretrain.models.masking import gather_patches
 from avpretrain.models.patches import unpatchify_audio
 from avpretrain.models.reconstruction import fill_hidden
-from avpretrain.training.checkpoint import load_model
 
 METHODS = ("one_step", "sampled")
 """The decoder's word on pure noise or mask tokens; the reverse chain, diffused decoders only."""

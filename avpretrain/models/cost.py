@@ -10,15 +10,17 @@ L tokens, D width, N queries, C context tokens.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from typing import cast
 
-from avpretrain.errors import UsageError
+from avpretrain.config import TrainConfig
 from avpretrain.modelconfig import DecoderConfig, ModelConfig
+from avpretrain.models.curriculum import MaskRatios, phase_at
 from avpretrain.models.memory import activation_bytes
 from avpretrain.models.sizes import Side, side, visible_tokens
-from avpretrain.schedules import Cost
+from avpretrain.schedules import Cost, Phase, Step, cost_by_rule, plan
 
 COMPONENTS = (
     "patch_embed",
@@ -170,31 +172,30 @@ def clip_flops(cfg: ModelConfig, audio_ratio: float, video_ratio: float, batch_s
     return FlopCount({name: parts[name] for name in COMPONENTS})
 
 
-def _measured(rows: Mapping[tuple[float, float], float]) -> Cost:
-    def look_up(audio: float, video: float) -> float:
-        if (audio, video) not in rows:
-            raise UsageError(
-                f"schedule.batch.bytes_per_clip has no row for masking ratios {audio:g}/{video:g}; leave it out, and "
-                "they are measured"
-            )
-        return rows[audio, video]
-
-    return look_up
-
-
-def cost_of(cfg: ModelConfig, rule: str, bytes_per_clip: Sequence[tuple[float, float, float]] = ()) -> Cost:
-    """What an adaptive batch holds constant, as a function of the audio and video masking ratios.
+def cost_of(cfg: ModelConfig, rule: str) -> Cost:
+    """What an adaptive batch holds constant of one clip, as a function of the masking ratios.
 
     Args:
         rule: `schedule.batch.rule`. flops counts forward and backward without the contrast, which depends on the batch.
-        bytes_per_clip: `schedule.batch.bytes_per_clip`, which memory counts instead of its estimate where it is given.
     """
-    if rule == "visible_tokens":
-        return lru_cache(lambda audio, video: visible_tokens(cfg, audio, video))
-    if rule == "flops":
-        return lru_cache(lambda audio, video: clip_flops(cfg, audio, video, batch_size=0).training)
-    if rule == "memory" and bytes_per_clip:
-        return _measured({(audio, video): cost for audio, video, cost in bytes_per_clip})
-    if rule == "memory":
-        return lru_cache(lambda audio, video: activation_bytes(cfg, audio, video))
-    return lambda audio, video: 1.0
+    count: Callable[[ModelConfig, float, float], float] = {
+        "visible_tokens": visible_tokens,
+        "flops": lambda cfg, audio, video: clip_flops(cfg, audio, video, 0).training,
+        "memory": activation_bytes,
+    }[rule]
+
+    def cost(phase: Phase) -> float:
+        ratios = cast(MaskRatios, phase)
+        return count(cfg, ratios.audio, ratios.video)
+
+    return cost
+
+
+def plan_of(cfg: TrainConfig, total: int) -> Iterator[Step]:
+    """The steps of a run of DiffMAViL that sees `total` clips.
+
+    Raises:
+        UsageError: the run is shorter than its first batch.
+    """
+    cost = cost_by_rule(cfg.schedule.batch, functools.partial(cost_of, cfg.model))
+    return plan(cfg.schedule, cfg.optim, total, functools.partial(phase_at, cfg=cfg.schedule), cost)

@@ -9,6 +9,7 @@ patch, D encoder width. A dictionary keyed by `SIDES` holds a thing of each moda
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,10 +25,11 @@ from avpretrain.diffusion import ForwardProcess
 from avpretrain.losses import PatchStats, contrastive_loss, normalise_patches, patch_mse
 from avpretrain.modelconfig import ModelConfig
 from avpretrain.models.card import CARD_TEMPLATE, card_values
-from avpretrain.models.decoder import Decoder, DecoderBlock
+from avpretrain.models.curriculum import MaskRatios
+from avpretrain.models.decoder import Decoder
 from avpretrain.models.encoder import Encoder, Fusion
 from avpretrain.models.inputs import require_spectrogram, require_video
-from avpretrain.models.layers import Block, init_weights
+from avpretrain.models.layers import init_weights
 from avpretrain.models.masking import Mask, gather_patches, make_mask, random_part
 from avpretrain.models.patches import patchify_audio, patchify_video, unpatchify_audio, unpatchify_video
 from avpretrain.models.reconstruction import Denoised, MaskedView, Reconstruction, TeacherFeatures, fill_hidden
@@ -52,6 +54,9 @@ class DiffMAViL(
         config: the model, or the dictionary of it that a checkpoint's `config.json` holds.
     """
 
+    no_decay = ("_token", "bottleneck", "position_table")
+    """How parameters end that weight decay leaves alone."""
+
     def __init__(self, config: ModelConfig | dict[str, Any]) -> None:
         super().__init__()
         cfg = config if isinstance(config, ModelConfig) else from_dict(ModelConfig, config, "model.")
@@ -65,7 +70,12 @@ class DiffMAViL(
         self.video_decoder = self._decoder("video", video_values)
         self.audio_process = ForwardProcess(cfg.diffusion, cfg.diffusion.audio_shift)
         self.video_process = ForwardProcess(cfg.diffusion, cfg.diffusion.video_shift)
+        self._teacher: Callable[[AVBatch], TeacherFeatures] | None = None
         self.reset_parameters()
+
+    def teach(self, teacher: Callable[[AVBatch], TeacherFeatures]) -> None:
+        """Sets what the training step asks for the features of a batch; it is no part of the model's state."""
+        self._teacher = teacher
 
     def _encoder(self, side: Side, patch_values: int) -> Encoder:
         cfg = self.cfg
@@ -103,30 +113,24 @@ class DiffMAViL(
                 encoder.position_table.data.copy_(encoder.position_LD[None])
 
     def compile_parts(self) -> None:
-        """Compiles the blocks and the drawing of noise, each on its own and for each shape it meets.
-
-        As fast as compiling the whole step, in a fifth of the time: the blocks of a tower share one compilation.
-        """
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 256)
-        for module in self.modules():
-            if isinstance(module, Block | DecoderBlock):
-                module.compile(dynamic=False)
+        """Compiles the drawing of noise; blocks are compiled by whoever trains."""
         self._diffuse = torch.compile(self._diffuse, dynamic=False)  # type: ignore[method-assign]
 
     # --- the training step -------------------------------------------------------------------------------------------
 
-    def forward(
-        self, batch: AVBatch, audio_ratio: float, video_ratio: float, teacher: TeacherFeatures | None = None
-    ) -> dict[str, Tensor]:
+    def forward(self, batch: AVBatch, phase: MaskRatios, teacher: TeacherFeatures | None = None) -> dict[str, Tensor]:
         """Losses of one batch, as scalars: `loss` is the weighted sum, the others are its unweighted parts.
 
         Args:
-            audio_ratio, video_ratio: shares of patches to hide, in (0, 1).
-            teacher: features of the same batch (see `Teacher`); objective 'features' needs them.
+            phase: shares of patches to hide.
+            teacher: features of the same batch (see `Teacher`), which objective 'features' needs; none = those of the
+                teacher that `teach` has set.
         """
         cfg, seed_B = self.cfg, batch.seed_B
+        if teacher is None and self._teacher is not None:
+            teacher = self._teacher(batch)
         patches = self.patchify(batch)  # [B, L, P] each
-        masks = {"audio": self.masks("audio", seed_B, audio_ratio), "video": self.masks("video", seed_B, video_ratio)}
+        masks = {"audio": self.masks("audio", seed_B, phase.audio), "video": self.masks("video", seed_B, phase.video)}
         audio_VBCD, audio_levels = self._encode_views("audio", patches["audio"], masks["audio"])
         video_VBCD, video_levels = self._encode_views("video", patches["video"], masks["video"])
         levels = {"audio": audio_levels, "video": video_levels}
@@ -344,4 +348,6 @@ class DiffMAViL(
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> Any:
         """Writes `model.safetensors`, `config.json` and a model card (huggingface_hub's mixin)."""
         kwargs.setdefault("model_card_kwargs", card_values(self.cfg))
-        return super().save_pretrained(save_directory, config={"config": to_dict(self.cfg)}, **kwargs)
+        return super().save_pretrained(
+            save_directory, config={"method": "diffmavil", "config": to_dict(self.cfg)}, **kwargs
+        )

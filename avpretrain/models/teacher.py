@@ -37,18 +37,17 @@ class Teacher(nn.Module):
         return TeacherFeatures(audio_BCD[:, encoders[0].prefix :], video_BCD[:, encoders[1].prefix :])
 
 
-def make_teacher(model: DiffMAViL, student: ModelConfig) -> Teacher:
-    """The teacher that a trained model makes for a student of this config.
+def require_fit(teacher: Teacher, student: ModelConfig) -> None:
+    """Checks that a teacher sees what a student of this config sees.
 
     Raises:
         UsageError: its inputs, patches or width are not the student's.
     """
     for name, mine, theirs in (
-        ("model.width", student.width, model.cfg.width),
-        ("audio grid", student.audio_grid, model.cfg.audio_grid),
-        ("video grid", student.video_grid, model.cfg.video_grid),
-        ("model.input", student.input, model.cfg.input),
+        ("model.width", student.width, teacher.cfg.width),
+        ("audio grid", student.audio_grid, teacher.cfg.audio_grid),
+        ("video grid", student.video_grid, teacher.cfg.video_grid),
+        ("model.input", student.input, teacher.cfg.input),
     ):
         if mine != theirs:
             raise UsageError(f"the teacher has another {name} than the student: {theirs} instead of {mine}")
-    return Teacher(model)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from avpretrain.configfile import from_dict
 from avpretrain.errors import UserError
-from avpretrain.files import open_file, read_json
+from avpretrain.files import mistaken_for, open_file, read_head, read_json
 from avpretrain.modelconfig import ModelConfig
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -34,6 +34,8 @@ def read_model(cls: type[Model], config: Path, weights: Path) -> Model:
             asks for, or one is not finite.
     """
     cfg = read_model_config(config)
+    if weights.is_file() and (mistaken := mistaken_for(read_head(weights))):
+        raise UserError(f"{weights} {mistaken}")
     with torch.device("meta"):
         wanted = {name: tuple(tensor.shape) for name, tensor in cls(cfg).state_dict().items()}
     compare(wanted, read_header(weights), weights)

@@ -13,10 +13,9 @@ import os
 import shutil
 import stat
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -32,14 +31,11 @@ from torch.distributed.checkpoint.state_dict import (
 from avpretrain.configfile import from_dict, to_dict
 from avpretrain.data.manifest import DATASET_NAME
 from avpretrain.errors import UserError
-from avpretrain.files import atomic_path, mistaken_for, open_file, read_head, write_json
-from avpretrain.modelconfig import ModelConfig
-from avpretrain.models.diffmavil import DiffMAViL
-from avpretrain.models.weights import read_model
+from avpretrain.files import atomic_path, open_file, write_json
 
 WEIGHTS, CONFIG, OPTIMIZER, STATE = "model.safetensors", "config.json", "optimizer.safetensors", "state.json"
-BETTER: dict[str, Callable[..., float]] = {"reconstruction": min, "recall": max}
-"""What a checkpoint may be kept for, and which value of it is the better one."""
+Better = Literal["min", "max"]
+"""Which value of a measure is the better one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,16 +61,19 @@ class Snapshot:
     progress: Progress
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor]
-    config: ModelConfig
+    config: Any
+    """A dataclass from which the model can be built."""
+    method: str = "diffmavil"
     measures: dict[str, float] = field(default_factory=dict)
-    """How good it is, by the names in `BETTER`."""
+    """How good it is, by the names of the method's measures."""
 
 
 def take_snapshot(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     progress: Progress,
-    config: ModelConfig,
+    config: Any,
+    method: str,
     measures: dict[str, float] | None = None,
 ) -> Snapshot:
     """Copies weights and optimiser state to the CPU, whole even where ranks hold shards of them.
@@ -85,7 +84,7 @@ def take_snapshot(
     weights = get_model_state_dict(model, options=options)
     state: Any = get_optimizer_state_dict(model, optimizer, options=options).get("state", {})  # {} off rank 0
     flat = {f"{name}.{key}": value for name, slots in state.items() for key, value in slots.items()}
-    return Snapshot(progress, _owned(weights), _owned(flat), config, measures or {})
+    return Snapshot(progress, _owned(weights), _owned(flat), config, method, measures or {})
 
 
 def _owned(tensors: dict[str, Any]) -> dict[str, Tensor]:
@@ -104,7 +103,8 @@ def write_snapshot(root: Path, snapshot: Snapshot) -> Path:
         folder.mkdir()
         save_file(snapshot.model, folder / WEIGHTS, metadata={"format": "pt"})
         save_file(snapshot.optimizer, folder / OPTIMIZER)
-        (folder / CONFIG).write_text(json.dumps({"config": to_dict(snapshot.config)}, indent=2) + "\n")
+        config = {"method": snapshot.method, "config": to_dict(snapshot.config)}
+        (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         hashes = {name: file_sha256(folder / name) for name in (WEIGHTS, OPTIMIZER, CONFIG)}
         state = {"progress": dataclasses.asdict(snapshot.progress), "measures": snapshot.measures, "sha256": hashes}
         write_json(folder / STATE, {**state, "checksum": _checksum(state)})
@@ -126,10 +126,11 @@ class CheckpointWriter:
     Args:
         keep: newest checkpoints that stay; 0 keeps all.
         best: the measure by which one more stays; 'none' = no more.
+        better: which of its values is the better one.
     """
 
-    def __init__(self, root: Path, keep: int, best: str = "none") -> None:
-        self.root, self.keep, self.best = root, keep, best
+    def __init__(self, root: Path, keep: int, best: str = "none", better: Better = "min") -> None:
+        self.root, self.keep, self._best = root, keep, (best, better)
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
@@ -146,13 +147,17 @@ class CheckpointWriter:
     def _write(self, snapshot: Snapshot) -> None:
         try:
             write_snapshot(self.root, snapshot)
-            best = best_checkpoint(self.root, self.best)
+            best = self.best()
             for old in list_checkpoints(self.root)[: -self.keep or None] if self.keep else []:
                 if old != best:
                     gone = old.rename(old.with_name(f".{old.name}.old.tmp"))  # a kill leaves no half of it in sight
                     shutil.rmtree(gone)
         except BaseException as error:
             self._error = error
+
+    def best(self) -> Path | None:
+        """The checkpoint with the best value of the measure, if any has one."""
+        return best_checkpoint(self.root, *self._best)
 
     def wait(self) -> None:
         """Returns once everything is on disk.
@@ -183,19 +188,19 @@ def checkpoint_folders(root: Path) -> list[Path]:
     return sorted(p for p in root.glob("[0-9]*") if p.name.isdigit()) if root.is_dir() else []
 
 
-def best_checkpoint(root: Path, measure: str) -> Path | None:
+def best_checkpoint(root: Path, measure: str, better: Better) -> Path | None:
     """The checkpoint with the best value of a measure, the later of equals; none where none has it.
 
     One whose state is damaged is none.
     """
-    better, found = BETTER.get(measure), []
-    for checkpoint in list_checkpoints(root) if better is not None else []:
+    found = []
+    for checkpoint in list_checkpoints(root):
         try:
             value = read_state(checkpoint)["measures"].get(measure)
         except (OSError, UserError):
             continue
         if value is not None:
-            found.append((-value if better is min else value, checkpoint))
+            found.append((-value if better == "min" else value, checkpoint))
     return max(found)[1] if found else None
 
 
@@ -260,11 +265,11 @@ def fault_of_state(checkpoint: Path) -> str | None:
     return None
 
 
-def fault_of(checkpoint: Path, model: ModelConfig) -> str | None:
+def fault_of(checkpoint: Path, model: Any) -> str | None:
     """What is wrong with a checkpoint of a run, in a few words; none = every file has the SHA-256 it was written with.
 
     Args:
-        model: the run's; a checkpoint of another model is none of its.
+        model: the run's config of its model; a checkpoint of another model is none of its.
 
     Raises:
         OSError: it can't be read now.
@@ -278,7 +283,7 @@ def fault_of(checkpoint: Path, model: ModelConfig) -> str | None:
             if file_sha256(checkpoint / name) != digest:
                 return f"{name} is damaged"
         config = json.loads((checkpoint / CONFIG).read_bytes())["config"]
-        return None if from_dict(ModelConfig, config, "model.") == model else "it is of another model"
+        return None if from_dict(type(model), config, "model.") == model else "it is of another model"
     except UserError as error:
         return str(error)
     except (ValueError, KeyError, TypeError):
@@ -319,15 +324,3 @@ def find_weights(path: str | Path) -> Path:
     if (path / DATASET_NAME).is_file():
         raise UserError(f"{path} is a sharded data set; give {wanted} (the checkpoint comes first, then the data)")
     raise UserError(f"no weights in {path}; give {wanted}")
-
-
-def load_model(path: str | Path) -> DiffMAViL:
-    """The model of a run folder, a checkpoint or a `save_pretrained` folder, on the CPU, in evaluation mode.
-
-    Raises:
-        UserError: there are no weights, they do not fit their config, or one is not finite.
-    """
-    folder = find_weights(path)
-    if found := mistaken_for(read_head(folder / WEIGHTS)):
-        raise UserError(f"{folder / WEIGHTS} {found}")
-    return read_model(DiffMAViL, folder / CONFIG, folder / WEIGHTS).eval()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from avpretrain.errors import UserError
+from avpretrain.schedules import Phase
 
 
 class Preemption:
@@ -109,7 +110,7 @@ class FiniteGuard:
 
 
 @contextmanager
-def memory_advice(batch_size: int, ranks: int, ratios: tuple[float, float]) -> Iterator[None]:
+def memory_advice(batch_size: int, ranks: int, phase: Phase) -> Iterator[None]:
     """Says running out of memory, the GPU's or the machine's, in words that name the batch and the mend.
 
     Raises:
@@ -121,7 +122,7 @@ def memory_advice(batch_size: int, ranks: int, ratios: tuple[float, float]) -> I
         if not (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)):  # the CPU's
             raise
         raise UserError(
-            f"out of memory at batch size {batch_size} ({batch_size // ranks} a rank) with masking ratios "
-            f"{ratios[0]:g}/{ratios[1]:g}; lower schedule.batch.size, cap schedule.batch.max_size below {batch_size}, "
+            f"out of memory at batch size {batch_size} ({batch_size // ranks} a rank)"
+            f"{f' with {phase}' if str(phase) else ''}; lower schedule.batch.size, cap schedule.batch.max_size below {batch_size}, "
             "or add --run.activation-checkpointing"
         ) from None

@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DynamoBackend
 
-from avpretrain.config import TrainConfig
+from avpretrain.config import EngineConfig
 from avpretrain.errors import UsageError
 from avpretrain.schedules import Step
 
@@ -152,13 +152,13 @@ def check_tracker(name: str) -> None:
 
 
 def banner(
-    cfg: TrainConfig, accelerator: Accelerator, steps: Sequence[Step], clips: int, parameters: int, seen: int
+    cfg: EngineConfig, accelerator: Accelerator, steps: Sequence[Step], data: str, parameters: int, seen: int
 ) -> str:
     """What a run trains with, in a line.
 
     Args:
         steps: its whole plan.
-        clips: in the training split.
+        data: what it trains on, as '1,000 clips (train)'.
         seen: clips seen before it was taken up; 0 = it begins.
     """
     device, ranks = accelerator.device, accelerator.num_processes
@@ -177,7 +177,7 @@ def banner(
         name,
         together,
         precision + (f" ({', '.join(remarks)})" if remarks else ""),
-        f"{clips:,} clips ({cfg.data.split})",
+        data,
         f"{parameters:,} parameters",
         f"batch {low}" if low == high else f"batch {low} to {high}",
         f"{steps[-1].seen + steps[-1].batch_size:,} clips to see in {len(steps):,} steps",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -13,6 +14,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from torch import Tensor
 
 from avpretrain.files import atomic_path
+from avpretrain.schedules import Phase
 from avpretrain.terminal import Console, plain
 
 METRICS_NAME, DAMAGED_NAME = "metrics.jsonl", "metrics.damaged.jsonl"
@@ -97,11 +99,12 @@ class ProgressBar:
 
     Args:
         seen, total: clips seen so far, and in the whole run.
+        labels: metrics that are shown after the loss, by what they are called there.
     """
 
-    def __init__(self, name: str, seen: int, total: int, shown: bool) -> None:
+    def __init__(self, name: str, seen: int, total: int, shown: bool, labels: Mapping[str, str] | None = None) -> None:
         self.console = Console(stderr=True, quiet=not shown)
-        self.name, self.total = name, total
+        self.name, self.total, self.labels = name, total, labels or {}
         self._bar = Progress(
             TextColumn("{task.description}", style="bold", markup=False),
             BarColumn(bar_width=24),
@@ -127,14 +130,11 @@ class ProgressBar:
     def advance(self, seen: int) -> None:
         self._bar.update(self._task, completed=min(seen, self.total))
 
-    def report(self, line: dict[str, Any]) -> None:
+    def report(self, line: dict[str, Any], phase: Phase) -> None:
         """Shows a line of metrics."""
-        parts = {"recon a": "reconstruction_audio", "recon v": "reconstruction_video", "inter": "inter"}
-        losses = "  ".join(f"{label} {line[key]:.3f}" for label, key in parts.items() if key in line)
-        state = (
-            f"loss {line['loss']:.3f}  {losses}  mask {line['audio_mask_ratio']:.2f}/{line['video_mask_ratio']:.2f}  "
-            f"batch {line['batch_size']}  {line['clips_per_second']:.1f} clips/s"
-        )
+        losses = [f"{label} {line[key]:.3f}" for label, key in self.labels.items() if key in line]
+        parts = [f"loss {line['loss']:.3f}", *losses, str(phase), f"batch {line['batch_size']}"]
+        state = "  ".join(part for part in (*parts, f"{line['clips_per_second']:.1f} clips/s") if part)
         if self._bar.disable:
             self.console.print(f"{self.name}  {line['seen']}/{self.total}  {state}", highlight=False, soft_wrap=True)
         else:

@@ -6,56 +6,27 @@ import dataclasses
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
-from avpretrain.config import TrainConfig
+from avpretrain.config import EngineConfig
 from avpretrain.configfile import from_dict, load_yaml, to_dict, what_is_learnt
-from avpretrain.data.clips import ClipSet
-from avpretrain.data.log_mel_stats import log_mel_stats
-from avpretrain.data.sampler import Order
-from avpretrain.data.splits import split_text
 from avpretrain.errors import UsageError, UserError
 from avpretrain.files import atomic_path, clear_leftovers, read_json, read_text, write_json
 from avpretrain.locks import LOCK_NAME
 from avpretrain.provenance import environment
 from avpretrain.schedules import Step
 from avpretrain.training.checkpoint import Snapshot, checkpoint_folders, fault_of, fault_of_state, write_snapshot
+from avpretrain.training.method import Data
 from avpretrain.training.metrics import METRICS_NAME
+
+Config = TypeVar("Config", bound=EngineConfig)
 
 CONFIG_NAME = "config.yaml"
 RUN_NAME = "run.json"
 FOLDERS = ("checkpoints", "reconstructions", "failure", "model")
 """Folders that training writes in a run's."""
-
-
-def resolve(cfg: TrainConfig, clips: ClipSet) -> TrainConfig:
-    """The config with what depends on the data filled in: log-mel statistics, unless given.
-
-    A run that has begun keeps those that it began with, however they were measured then.
-    """
-    inputs = cfg.model.input
-    if inputs.audio_mean is not None and inputs.audio_std is not None:
-        return cfg
-    mean, std = _begun_with(cfg) or log_mel_stats(clips, inputs.mels, inputs.sample_rate)
-    inputs = dataclasses.replace(
-        inputs,
-        audio_mean=mean if inputs.audio_mean is None else inputs.audio_mean,
-        audio_std=std if inputs.audio_std is None else inputs.audio_std,
-    )
-    return dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, input=inputs))
-
-
-def _begun_with(cfg: TrainConfig) -> tuple[float, float] | None:
-    """Log-mel statistics of the run that the folder holds, where it has the same audio input."""
-    if not (cfg.run_dir / CONFIG_NAME).is_file():
-        return None
-    there, here = run_config(cfg.run_dir).model.input, cfg.model.input
-    same = (there.mels, there.sample_rate) == (here.mels, here.sample_rate)
-    if not same or there.audio_mean is None or there.audio_std is None:
-        return None
-    return there.audio_mean, there.audio_std
 
 
 def differences(a: dict[str, Any], b: dict[str, Any], path: str = "") -> dict[str, tuple[Any, Any]]:
@@ -70,7 +41,7 @@ def differences(a: dict[str, Any], b: dict[str, Any], path: str = "") -> dict[st
     return found
 
 
-def open_run(cfg: TrainConfig, clips: ClipSet, facts: dict[str, Any]) -> None:
+def open_run(cfg: EngineConfig, data: Data, facts: dict[str, Any]) -> None:
     """Makes the run's folder, or checks that it holds the same run; the caller has locked it.
 
     Args:
@@ -85,7 +56,7 @@ def open_run(cfg: TrainConfig, clips: ClipSet, facts: dict[str, Any]) -> None:
     for part in (folder, *(folder / name for name in FOLDERS)):
         clear_leftovers(part)
     if (folder / CONFIG_NAME).is_file():
-        _check_same(cfg, clips)
+        _check_same(cfg, data)
     else:
         if folder.exists() and {path.name for path in folder.iterdir()} - {LOCK_NAME}:
             raise UsageError(
@@ -98,7 +69,7 @@ def open_run(cfg: TrainConfig, clips: ClipSet, facts: dict[str, Any]) -> None:
         {
             "name": cfg.name,
             "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-            "data": {"fingerprint": clips.fingerprint, "clips": len(clips), "split": split_text(cfg.data.split)},
+            "data": data.describe(),
             **facts,
             **environment(),
         },
@@ -119,15 +90,15 @@ def _check_kinds(folder: Path) -> None:
             raise UsageError(f"{folder / name} is no folder, and a run keeps one there; move it away")
 
 
-def run_config(folder: Path) -> TrainConfig:
-    """The config that a run's folder holds.
+def run_config(folder: Path, schema: type[Config]) -> Config:
+    """The config that a run's folder holds, of the type that its method has.
 
     Raises:
         UsageError: it is damaged.
     """
     path = folder / CONFIG_NAME
     try:
-        return from_dict(TrainConfig, load_yaml(read_text(path)))
+        return from_dict(schema, load_yaml(read_text(path)))
     except (yaml.YAMLError, ValueError, UsageError) as error:
         reason = " ".join(str(error).split())
         raise UsageError(
@@ -136,13 +107,13 @@ def run_config(folder: Path) -> TrainConfig:
         ) from None
 
 
-def _check_same(cfg: TrainConfig, clips: ClipSet) -> None:
+def _check_same(cfg: EngineConfig, data: Data) -> None:
     folder = cfg.run_dir
-    there, trained = run_config(folder), _fingerprint_there(folder)
-    if trained not in (None, clips.fingerprint):
+    there, trained = run_config(folder, type(cfg)), _fingerprint_there(folder)
+    if trained not in (None, data.fingerprint):
         raise UsageError(
-            f"{folder} was trained on other data: fingerprint {trained[:12]} there, {clips.fingerprint[:12]} "
-            f"({len(clips)} clips) here; give --data.shards as it was, or choose another folder with --output-dir"
+            f"{folder} was trained on other data: fingerprint {trained[:12]} there, {data.fingerprint[:12]} "
+            f"({len(data)} clips) here; give the data as they were (--data.shards), or choose another folder with --output-dir"
         )
     changed = differences(what_is_learnt(there), what_is_learnt(cfg))
     if changed:
@@ -167,20 +138,20 @@ def _fingerprint_there(folder: Path) -> str | None:
     return found
 
 
-def save_failure(cfg: TrainConfig, clips: ClipSet, step: Step, snapshot: Snapshot) -> None:
-    """Keeps what tells why a step was not finite: weights and state from before it, and the keys of its clips."""
-    folder = cfg.run_dir / "failure"
+def save_failure(folder: Path, data: Data, step: Step, snapshot: Snapshot) -> None:
+    """Keeps what tells why a step was not finite: weights and state from before it, and the keys of its samples."""
     write_snapshot(folder, snapshot)
-    order = Order(clips.shard_sizes, cfg.data.shuffle_window, cfg.seed)
-    places = [order.place(position) for position in range(step.seen, step.seen + step.batch_size)]
-    keys = [clips.clip(order.row(place)).key for place in places]
+    keys = [data.key(position) for position in range(step.seen, step.seen + step.batch_size)]
     write_json(folder / "batch.json", {"step": dataclasses.asdict(step), "keys": keys})
 
 
-def resume_point(cfg: TrainConfig) -> tuple[Path | None, list[str]]:
+def resume_point(cfg: EngineConfig, model: Any) -> tuple[Path | None, list[str]]:
     """The newest intact checkpoint of a run, and a line for each damaged one, which is set aside under another name.
 
     Of the checkpoints before it, only `state.json` is looked at. Half-written ones are cleared away. One rank calls it.
+
+    Args:
+        model: config of the run's model.
 
     Raises:
         UserError: a checkpoint can't be read now, which is no sign that it is damaged.
@@ -190,7 +161,7 @@ def resume_point(cfg: TrainConfig) -> tuple[Path | None, list[str]]:
     intact, said = None, []
     for checkpoint in reversed(checkpoint_folders(root)):
         try:
-            fault = fault_of(checkpoint, cfg.model) if intact is None else fault_of_state(checkpoint)
+            fault = fault_of(checkpoint, model) if intact is None else fault_of_state(checkpoint)
         except OSError as error:
             raise UserError(f"can't read {checkpoint}: {error.strerror}; mend that and start again") from None
         if fault is None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from avpretrain.batch import AVBatch
@@ -17,15 +15,16 @@ from avpretrain.data.features import IMAGENET_MEAN, IMAGENET_STD, Features
 from avpretrain.data.splits import split_text
 from avpretrain.errors import UserError
 from avpretrain.files import atomic_path
+from avpretrain.models.curriculum import MaskRatios
 from avpretrain.models.diffmavil import DiffMAViL
 from avpretrain.models.reconstruction import Reconstruction
-from avpretrain.schedules import Step
+from avpretrain.training.method import Preview
 
 SHOWN = 4
 """Clips in a picture."""
 
 
-class Preview:
+class Previewer:
     """A fixed batch: of the split 'val' where there is one, else of training clips, which the picture then says."""
 
     def __init__(self, cfg: TrainConfig) -> None:
@@ -47,21 +46,23 @@ class Preview:
             self._batch = self._features.to(device)(raw.to(device))
         return self._batch
 
-    @torch.no_grad()
-    def show(self, model: DiffMAViL, accelerator: Accelerator, step: Step, seen: int) -> tuple[float, str]:
-        """Writes `reconstructions/NNNNNNNNNNNN.png`; returns R@1 and a line for the console."""
-        batch = self.batch(accelerator.device)
-        compiled = self.cfg.run.compile  # not for these few clips: each new shape would cost tens of seconds
-        with accelerator.autocast(), torch.compiler.set_stance("force_eager") if compiled else nullcontext():
-            picture = model.reconstruct(batch, step.audio_ratio, step.video_ratio)
-            audio_BD = model.audio_encoder.pool(model.encode_audio(batch.audio_BFM))
-            video_BD = model.video_encoder.pool(model.encode_video(batch.video_BTCHW))
+    def show(self, model: DiffMAViL, ratios: MaskRatios, seen: int) -> Preview:
+        """Writes `reconstructions/NNNNNNNNNNNN.png`, and measures R@1.
+
+        Args:
+            seen: clips seen.
+        """
+        batch = self.batch(next(model.parameters()).device)
+        picture = model.reconstruct(batch, ratios.audio, ratios.video)
+        audio_BD = model.audio_encoder.pool(model.encode_audio(batch.audio_BFM))
+        video_BD = model.video_encoder.pool(model.encode_video(batch.video_BTCHW))
         path = self.cfg.run_dir / "reconstructions" / f"{seen:012d}.png"
-        hidden = f"{step.audio_ratio:.0%}/{step.video_ratio:.0%} hidden"
+        hidden = f"{ratios.audio:.0%}/{ratios.video:.0%} hidden"
         title = f"{self.cfg.name}, {seen} clips seen, {self.split} clips, {hidden}"
         draw_reconstruction(batch, picture, path, title)
         recall = recall_at_1(audio_BD, video_BD)
-        return recall, f"preview at {seen}: R@1 {recall:.2f} of {len(batch)} clips, {path}"
+        line = f"preview at {seen}: R@1 {recall:.2f} of {len(batch)} clips, {path}"
+        return Preview(line, {"recall": recall})
 
 
 def recall_at_1(audio_BD: Tensor, video_BD: Tensor) -> float:
