@@ -83,8 +83,7 @@ def _measured(rows: Mapping[tuple[float, ...], float]) -> Cost:
         numbers = tuple(phase.numbers().values())
         if numbers not in rows:
             raise UsageError(
-                f"schedule.batch.bytes_per_clip has no row for {phase or 'this method'}; leave it out, and its rows are "
-                "measured"
+                f"schedule.batch.bytes_per_clip has no row for {phase}; leave it out, and its rows are measured"
             )
         return rows[numbers]
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from avpretrain.models.curriculum import MaskRatios
 from avpretrain.models.diffmavil import DiffMAViL
 from tests.tiny_models import random_batch, tiny
 
@@ -27,7 +28,7 @@ def losses(name: str) -> dict[str, float]:
     for parameter in model.parameters():  # independent of how initialisation draws
         parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)
     batch = random_batch(model.cfg)
-    return {key: value.item() for key, value in model(batch, 0.8, 0.75).items()}
+    return {key: value.item() for key, value in model(batch, MaskRatios(0.8, 0.75)).items()}
 
 
 if __name__ == "__main__":

@@ -13,8 +13,7 @@ import yaml
 
 from avpretrain.config import TrainConfig
 from avpretrain.configfile import load_config, to_dict
-from avpretrain.models.cost import clip_flops, cost_of
-from avpretrain.schedules import plan
+from avpretrain.models.cost import clip_flops, plan_of
 
 
 def write_run(
@@ -59,8 +58,9 @@ def _lines(cfg: TrainConfig, samples: int, stop_at: float, speed: float) -> list
     rng = np.random.default_rng(cfg.seed)
     last = clip_flops(cfg.model, cfg.schedule.audio_mask_ratio.end, cfg.schedule.video_mask_ratio.end).training
     seconds, total, lines = 0.0, 0.0, []
-    for step in plan(cfg.schedule, cfg.optim, samples, cost_of(cfg.model, cfg.schedule.batch.rule)):
-        flops = clip_flops(cfg.model, step.audio_ratio, step.video_ratio, step.batch_size).training
+    for step in plan_of(cfg, samples):
+        ratios = step.phase.numbers()
+        flops = clip_flops(cfg.model, *ratios.values(), step.batch_size).training
         seconds += step.batch_size / speed * flops / last
         total += flops * step.batch_size
         done = step.seen / samples
@@ -71,7 +71,7 @@ def _lines(cfg: TrainConfig, samples: int, stop_at: float, speed: float) -> list
         clips_per_second = speed * last / flops * (1 + 0.03 * rng.normal())
         line = {
             "step": step.index + 1, "seen": step.seen + step.batch_size, "samples_total": samples, "loss": weighted,
-            **losses, "grad_norm": 1.0, "audio_mask_ratio": step.audio_ratio, "video_mask_ratio": step.video_ratio,
+            **losses, "grad_norm": 1.0, **ratios,
             "batch_size": step.batch_size, "lr": step.lr, "clips_per_second": clips_per_second, "seconds": seconds,
             "data_wait_share": 0.04 + 0.01 * rng.random(), "failed_clips": 0, "flops_per_clip": flops,
             "flops_total": total, "peak_memory_bytes": 0,

@@ -16,8 +16,10 @@ from torch import Tensor
 from avpretrain import cli
 from avpretrain.config import RatioConfig, ScheduleConfig, TrainConfig
 from avpretrain.configfile import to_dict
-from avpretrain.efficiency.bench_step import Phase, StepBench, bench_steps, checkpointing_price, with_checkpointing
+from avpretrain.efficiency.bench_step import StepBench, StepShape, bench_steps, checkpointing_price, with_checkpointing
 from avpretrain.efficiency.components import COMPONENTS, component_seconds
+from avpretrain.methods.load import make_method
+from avpretrain.models.curriculum import MaskRatios
 from avpretrain.models.diffmavil import DiffMAViL
 from avpretrain.models.example import random_batch
 from avpretrain.training.bare_step import BareStep
@@ -25,6 +27,7 @@ from tests.tiny_models import tiny
 from tests.tiny_runs import tiny_config, tiny_data
 
 CPU = torch.device("cpu")
+RATIOS = MaskRatios(0.75, 0.75)
 PAUSE = 0.15
 
 
@@ -59,11 +62,11 @@ def slow_down(model: DiffMAViL, part: str, backward: bool) -> None:
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
 @pytest.mark.parametrize("part", ["patches", "audio_encoder", "video_encoder", "fusion", "audio_decoder"])
 def test_the_component_that_sleeps_is_the_one_that_is_charged(part: str, backward: bool) -> None:
-    bare = BareStep(TrainConfig(model=tiny()), CPU)
-    batch = random_batch(bare.cfg.model.input, 2, CPU)
-    plain = component_seconds(bare, batch, 0.75, 0.75, repeats=1)
+    bare = BareStep(make_method(TrainConfig(model=tiny())), CPU)
+    batch = random_batch(tiny().input, 2, CPU)
+    plain = component_seconds(bare, batch, RATIOS, repeats=1)
     slow_down(bare.model, part, backward)
-    slow = component_seconds(bare, batch, 0.75, 0.75, repeats=1)
+    slow = component_seconds(bare, batch, RATIOS, repeats=1)
     assert tuple(slow) == COMPONENTS
     assert slow[part] >= PAUSE
     gained = {name: slow[name] - plain[name] for name in COMPONENTS}
@@ -71,14 +74,14 @@ def test_the_component_that_sleeps_is_the_one_that_is_charged(part: str, backwar
 
 
 def test_marks_change_no_gradient_and_leave_nothing_behind() -> None:
-    bare = BareStep(TrainConfig(model=tiny()), CPU)
-    batch = random_batch(bare.cfg.model.input, 2, CPU)
+    bare = BareStep(make_method(TrainConfig(model=tiny())), CPU)
+    batch = random_batch(tiny().input, 2, CPU)
     kept: list[list[Tensor]] = []
     bare.update = lambda: kept.append([p.grad.clone() for p in bare.model.parameters() if p.grad is not None])  # type: ignore[method-assign]
-    bare.losses(batch, 0.75, 0.75)["loss"].backward()
+    bare.losses(batch, RATIOS)["loss"].backward()
     bare.update()
     bare.model.zero_grad()
-    component_seconds(bare, batch, 0.75, 0.75, repeats=1)
+    component_seconds(bare, batch, RATIOS, repeats=1)
     assert all(torch.equal(a, b) for a, b in zip(kept[0], kept[1], strict=True))
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in bare.model.modules())
 
@@ -98,9 +101,9 @@ def test_price_of_checkpointing_is_a_ratio_phase_by_phase() -> None:
 
 
 def test_a_shared_phase_is_measured_once_and_one_too_large_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    measured: list[Phase] = []
+    measured: list[StepShape] = []
 
-    def measure(bench: StepBench, phase: Phase, warmup: int = 5, repeats: int = 20) -> dict[str, Any]:
+    def measure(bench: StepBench, phase: StepShape, warmup: int = 5, repeats: int = 20) -> dict[str, Any]:
         measured.append(phase)
         if phase.audio_ratio == 0.8:
             raise torch.OutOfMemoryError

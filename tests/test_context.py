@@ -17,6 +17,7 @@ from avpretrain.efficiency.report import render
 from avpretrain.errors import UserError
 from avpretrain.evaluation.context import Levels, Worth, levels_of, measure, summary
 from avpretrain.evaluation.probe import random_encoder
+from avpretrain.models.curriculum import MaskRatios
 from avpretrain.models.diffmavil import SIDES, DiffMAViL
 from tests.runs import write_run
 from tests.test_identity import NOTHING_SHOWN
@@ -46,7 +47,7 @@ def test_what_a_model_has_learnt_from_context_is_its_benefit() -> None:
     batch = smooth_batch(model.cfg)
     for _ in range(80):
         optimizer.zero_grad()
-        model(batch, 0.75, 0.75)["loss"].backward()
+        model(batch, MaskRatios(0.75, 0.75))["loss"].backward()
         optimizer.step()
     for side in SIDES:
         worth = measure(model, batch, side, levels_of(model, side, 4), 0.75)

@@ -37,7 +37,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def plan(sizes: Iterable[int] = SIZES, seen: int = 0) -> list[Step]:
     steps = []
     for size in sizes:
-        steps.append(Step(len(steps), seen, size, 0.8, 0.8, 1e-3))
+        steps.append(Step(len(steps), seen, size, 1e-3))
         seen += size
     return steps
 

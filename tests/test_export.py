@@ -12,8 +12,8 @@ from huggingface_hub import ModelCard
 
 from avpretrain.cli import run as run_verb
 from avpretrain.errors import UsageError
-from avpretrain.models.diffmavil import DiffMAViL
 from avpretrain.methods.load import load_model
+from avpretrain.models.diffmavil import DiffMAViL
 from tests.tiny_models import random_batch, tiny
 
 

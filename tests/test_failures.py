@@ -58,7 +58,7 @@ def test_out_of_memory_names_the_batch_and_the_mend(
             torch.empty(1 << 60, dtype=torch.uint8)
 
     said = last_words(cfg, tmp_path, capsys, monkeypatch, fill)
-    assert "out of memory at batch size 4 (4 a rank) with masking ratios 0.7/0.7" in said
+    assert "out of memory at batch size 4 (4 a rank) with mask 0.70/0.70" in said
     assert "lower schedule.batch.size" in said
 
 

@@ -30,6 +30,7 @@ from avpretrain.modelconfig import (
     VideoTowerConfig,
 )
 from avpretrain.models.cost import COMPONENTS, clip_flops, cost_of
+from avpretrain.models.curriculum import MaskRatios
 from avpretrain.models.diffmavil import DiffMAViL
 from avpretrain.models.memory import activation_bytes
 from avpretrain.models.reconstruction import TeacherFeatures
@@ -103,7 +104,7 @@ def counted(cfg: ModelConfig, audio_ratio: float, video_ratio: float, count: int
     model, batch = DiffMAViL(cfg), clips(cfg, count)
     with sdpa_kernel(SDPBackend.MATH):
         with FlopCounterMode(display=False) as forward:
-            loss = model(batch, audio_ratio, video_ratio)["loss"]
+            loss = model(batch, MaskRatios(audio_ratio, video_ratio))["loss"]
         with FlopCounterMode(display=False) as backward:
             loss.backward()
     return forward.get_total_flops() / count, backward.get_total_flops() / count
@@ -124,7 +125,7 @@ def test_equals_torchs_counter_when_features_are_predicted(noise_on: Any) -> Non
     model, batch = DiffMAViL(cfg), clips(cfg, 2)
     features = [torch.randn(2, math.prod(grid), cfg.width) for grid in (cfg.audio_grid, cfg.video_grid)]
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as student:
-        model(batch, 0.8, 0.8, TeacherFeatures(*features))["loss"].backward()
+        model(batch, MaskRatios(0.8, 0.8), TeacherFeatures(*features))["loss"].backward()
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as teacher:
         model.fusion(model.encode_audio(batch.audio_BFM), model.encode_video(batch.video_BTCHW))
     ours = clip_flops(cfg, 0.8, 0.8, batch_size=2)
@@ -147,7 +148,7 @@ def test_equals_torchs_counter_at_paper_size() -> None:
     cfg = load_config("base_diffmavil").model
     model, batch = DiffMAViL(cfg), clips(cfg, 1)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model(batch, 0.8, 0.8)
+        model(batch, MaskRatios(0.8, 0.8))
     assert clip_flops(cfg, 0.8, 0.8).forward == pytest.approx(counter.get_total_flops(), rel=1e-9)
 
 
@@ -155,7 +156,7 @@ def test_components_are_those_of_the_modules() -> None:
     cfg = MODELS["diffmavil"]
     model = DiffMAViL(cfg)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model(clips(cfg, 1), 0.8, 0.8)
+        model(clips(cfg, 1), MaskRatios(0.8, 0.8))
     by_module = {name.removeprefix("DiffMAViL."): sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
     ours = {name: part.forward for name, part in clip_flops(cfg, 0.8, 0.8).components.items()}
     assert list(ours) == list(COMPONENTS)
@@ -186,7 +187,7 @@ def kept_bytes(cfg: ModelConfig, ratio: float, count: int) -> float:
 
     hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
     with hooks, torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.FLASH_ATTENTION):
-        model(batch, ratio, ratio)
+        model(batch, MaskRatios(ratio, ratio))
     inputs_and_patches = 2 * (batch.audio_BFM.nbytes + batch.video_BTCHW.nbytes)
     return sum(t.untyped_storage().nbytes() for t in kept.values()) + inputs_and_patches
 
@@ -202,10 +203,9 @@ def test_memory_estimate_is_near_what_autograd_keeps(name: str, ratio: float) ->
 def test_costs_of_the_batch_rules() -> None:
     cfg = load_config("base_mavil").model
     assert visible_tokens(cfg, 0.8, 0.8) == 103 + 158
-    assert cost_of(cfg, "visible_tokens")(0.9, 0.9) == 52 + 79
-    assert cost_of(cfg, "flops")(0.8, 0.8) == clip_flops(cfg, 0.8, 0.8, 0).training
-    assert cost_of(cfg, "memory")(0.8, 0.8) > cost_of(cfg, "memory")(0.9, 0.9)
-    assert cost_of(cfg, "constant")(0.8, 0.8) == cost_of(cfg, "constant")(0.5, 0.5)
+    assert cost_of(cfg, "visible_tokens")(MaskRatios(0.9, 0.9)) == 52 + 79
+    assert cost_of(cfg, "flops")(MaskRatios(0.8, 0.8)) == clip_flops(cfg, 0.8, 0.8, 0).training
+    assert cost_of(cfg, "memory")(MaskRatios(0.8, 0.8)) > cost_of(cfg, "memory")(MaskRatios(0.9, 0.9))
 
 
 def test_paper_size_is_what_arithmetic_says() -> None:

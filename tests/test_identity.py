@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from avpretrain.diffusion import ForwardProcess
+from avpretrain.models.curriculum import MaskRatios
 from avpretrain.models.diffmavil import DiffMAViL
 from tests.tiny_models import random_batch, tiny
 
@@ -33,7 +34,7 @@ def pair(kind: str, objective: dict[str, Any], **design: Any) -> tuple[DiffMAViL
 
 
 def losses_and_gradients(model: DiffMAViL) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    losses = model(random_batch(model.cfg), 0.75, 0.75)
+    losses = model(random_batch(model.cfg), MaskRatios(0.75, 0.75))
     losses["loss"].backward()
     gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None and "_decoder." not in n}
     gradients |= {
@@ -67,7 +68,7 @@ def test_both_learn_the_same(kind: str) -> None:
         optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
         for step in range(10):
             optimizer.zero_grad()
-            model(random_batch(model.cfg, seed=step), 0.75, 0.75)["loss"].backward()
+            model(random_batch(model.cfg, seed=step), MaskRatios(0.75, 0.75))["loss"].backward()
             optimizer.step()
     for name, weight in mavil.audio_encoder.state_dict().items():
         torch.testing.assert_close(ours.audio_encoder.state_dict()[name], weight, atol=1e-5, rtol=1e-4, msg=name)
@@ -86,7 +87,7 @@ def test_each_part_of_the_identity_is_needed(design: dict[str, Any]) -> None:
     ours.load_state_dict(weights, strict=False)
     batch = random_batch(mavil.cfg, clips=16)
     with torch.no_grad():
-        difference = mavil(batch, 0.75, 0.75)["loss"] - ours(batch, 0.75, 0.75)["loss"]
+        difference = mavil(batch, MaskRatios(0.75, 0.75))["loss"] - ours(batch, MaskRatios(0.75, 0.75))["loss"]
     assert abs(difference) > 1e-4
 
 

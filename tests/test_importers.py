@@ -14,12 +14,12 @@ from torch import Tensor
 
 from avpretrain.cli import run as run_verb
 from avpretrain.errors import UsageError, UserError
+from avpretrain.methods.load import load_model
 from avpretrain.modelconfig import InputConfig
 from avpretrain.models.diffmavil import DiffMAViL
 from avpretrain.models.foreign import AUDIOSET_STATS, CAV_MAE_STATS, read_weights
 from avpretrain.models.importers import import_checkpoint
 from avpretrain.models.patches import positions
-from avpretrain.methods.load import load_model
 from tests.tiny_models import tiny
 
 D, HEADS, LAYERS = 48, 4, 2

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from avpretrain.training.checkpoint import CheckpointWriter, Progress, Snapshot, best_checkpoint, list_checkpoints
 from avpretrain.api import train
+from avpretrain.training.checkpoint import Better, CheckpointWriter, Progress, Snapshot, list_checkpoints
 from tests.tiny_models import tiny
 from tests.tiny_runs import tiny_config, tiny_data
 
@@ -20,20 +20,22 @@ def write(writer: CheckpointWriter, seen: int, **measures: float) -> None:
     writer.wait()
 
 
-@pytest.mark.parametrize(("measure", "kept"), [("reconstruction", 2), ("recall", 3), ("none", None)])
-def test_the_best_stays_with_the_newest(tmp_path: Path, measure: str, kept: int | None) -> None:
-    writer = CheckpointWriter(tmp_path, keep=2, best=measure)
+@pytest.mark.parametrize(
+    ("measure", "better", "kept"), [("reconstruction", "min", 2), ("recall", "max", 3), ("none", "min", None)]
+)
+def test_the_best_stays_with_the_newest(tmp_path: Path, measure: str, better: Better, kept: int | None) -> None:
+    writer = CheckpointWriter(tmp_path, keep=2, best=measure, better=better)
     values = {1: (0.9, 0.1), 2: (0.2, 0.4), 3: (0.5, 0.8), 4: (0.4, 0.8 - 1e-9), 5: (0.6, 0.2), 6: (0.3, 0.3)}
     for seen, (reconstruction, recall) in values.items():
         write(writer, seen, reconstruction=reconstruction, recall=recall)
     names = [int(path.name) for path in list_checkpoints(tmp_path)]
     assert names == [*([kept] if kept else []), 5, 6]
-    best = best_checkpoint(tmp_path, measure)
+    best = writer.best()
     assert (best and int(best.name)) == kept
 
 
 def test_one_without_the_measure_is_never_the_best(tmp_path: Path) -> None:
-    writer = CheckpointWriter(tmp_path, keep=1, best="recall")
+    writer = CheckpointWriter(tmp_path, keep=1, best="recall", better="max")
     write(writer, 1, recall=0.0)
     write(writer, 2)
     write(writer, 3)

@@ -12,11 +12,11 @@ import pytest
 import torch
 import yaml
 
+from avpretrain.api import train
 from avpretrain.configfile import to_dict
 from avpretrain.errors import UsageError
 from avpretrain.training import launch
 from avpretrain.training.launch import check_accumulation, check_tracker, choose_precision
-from avpretrain.api import train
 from tests.tiny_runs import tiny_config, tiny_data
 
 ROOT = Path(__file__).parent.parent

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from avpretrain.batch import AVBatch
+from avpretrain.models.curriculum import MaskRatios
 from avpretrain.models.diffmavil import DiffMAViL, Side
 from avpretrain.models.masking import gather_patches
 from tests.tiny_models import random_batch, tiny
@@ -175,7 +176,7 @@ def test_decoder_blocks_attend_to_the_encoder_blocks_they_are_told(kind: str) ->
         model.denoise("audio", given, batch.seed_B, 0)
     assert torch.equal(seen[0], seen[2])
     assert not torch.allclose(seen[1], seen[3])
-    model(batch, 0.75, 0.75)["loss"].backward()
+    model(batch, MaskRatios(0.75, 0.75))["loss"].backward()
     assert all(p.grad is not None for p in model.audio_decoder.parameters())
 
 

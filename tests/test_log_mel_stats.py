@@ -21,8 +21,8 @@ from avpretrain.data.decode import decode_audio
 from avpretrain.data.features import log_mel
 from avpretrain.data.log_mel_stats import log_mel_stats
 from avpretrain.errors import UsageError
+from avpretrain.methods.diffmavil.method import resolve
 from avpretrain.modelconfig import InputConfig, ModelConfig
-from avpretrain.training.run import resolve
 from tests.tiny_datasets import Spec, make_dataset
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from avpretrain.modelconfig import FusionConfig, LossConfig
+from avpretrain.models.curriculum import MaskRatios
 from avpretrain.models.diffmavil import DiffMAViL
 from tests.tiny_models import random_batch, smooth_batch, tiny
 
@@ -64,7 +65,7 @@ def test_every_option_trains_every_parameter(name: str) -> None:
     for key, parameter in model.named_parameters():
         if ".modulation." in key:  # adaLN's gates start closed: nothing behind them would learn yet
             torch.nn.init.normal_(parameter, std=0.1)
-    losses = model(batch, 0.75, 0.75)
+    losses = model(batch, MaskRatios(0.75, 0.75))
     losses["loss"].backward()
     assert all(loss.isfinite() for loss in losses.values())
     weights = {"reconstruction": 1.0, "inter": 0.1, "intra": model.cfg.loss.intra}
@@ -82,8 +83,8 @@ def test_losses_do_not_depend_on_who_else_is_in_the_batch() -> None:
         dataclasses.replace(batch, **{f.name: getattr(batch, f.name)[part] for f in dataclasses.fields(batch)})
         for part in (slice(0, 2), slice(2, 4))
     ]
-    apart = sum(model(half, 0.75, 0.75)["loss"] for half in halves) / 2
-    torch.testing.assert_close(model(batch, 0.75, 0.75)["loss"], apart)
+    apart = sum(model(half, MaskRatios(0.75, 0.75))["loss"] for half in halves) / 2
+    torch.testing.assert_close(model(batch, MaskRatios(0.75, 0.75))["loss"], apart)
 
 
 def test_a_missing_modality_counts_for_nothing() -> None:
@@ -91,7 +92,7 @@ def test_a_missing_modality_counts_for_nothing() -> None:
     batch = random_batch(model.cfg)
     mute = dataclasses.replace(batch, has_audio_B=torch.tensor([True, True, True, False]))
     filler = dataclasses.replace(mute, audio_BFM=torch.cat([batch.audio_BFM[:3], 9 + torch.zeros(1, 64, 32)]))
-    one, other = model(mute, 0.75, 0.75), model(filler, 0.75, 0.75)
+    one, other = model(mute, MaskRatios(0.75, 0.75)), model(filler, MaskRatios(0.75, 0.75))
     for name in ("inter", "intra_audio", "intra_video", "reconstruction_audio"):
         torch.testing.assert_close(one[name], other[name])
 
@@ -108,7 +109,7 @@ def test_forgotten_parameters_would_show() -> None:
             torch.nn.init.constant_(parameter, float("nan"))
         model.reset_parameters()
         assert all(p.isfinite().all() for p in model.parameters())
-        assert model(random_batch(model.cfg), 0.75, 0.75)["loss"].isfinite()
+        assert model(random_batch(model.cfg), MaskRatios(0.75, 0.75))["loss"].isfinite()
 
 
 def test_saved_and_loaded_it_is_the_same(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -117,7 +118,7 @@ def test_saved_and_loaded_it_is_the_same(tmp_path: Path, capfd: pytest.CaptureFi
     loaded = DiffMAViL.from_pretrained(tmp_path)
     batch = random_batch(model.cfg)
     assert loaded.cfg == model.cfg
-    assert torch.equal(loaded(batch, 0.8, 0.8)["loss"], model(batch, 0.8, 0.8)["loss"])
+    assert torch.equal(loaded(batch, MaskRatios(0.8, 0.8))["loss"], model(batch, MaskRatios(0.8, 0.8))["loss"])
     assert {path.name for path in tmp_path.iterdir()} == {"model.safetensors", "config.json", "README.md"}
     assert "16000 Hz, 64 frames" in (tmp_path / "README.md").read_text()
     assert capfd.readouterr().out == ""  # answers in JSON go to stdout
@@ -155,7 +156,7 @@ def test_overfits_one_batch(kind: str, source: str, precision: str) -> None:
         for group in optimizer.param_groups:
             group["lr"] = 3e-3 * min(1, (step + 1) / 20)
         with autocast:
-            losses = model(batch, 0.75, 0.75)
+            losses = model(batch, MaskRatios(0.75, 0.75))
         optimizer.zero_grad()
         losses["loss"].backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -178,8 +179,8 @@ for diffusion, decoder in ((plain, shallow), (design, {"depth": 2, "levels": (0,
     cfg = tiny("cross_self", decoder=decoder, diffusion=diffusion, audio={**shallow, "mask": "time"}, video=shallow)
     model, batch = DiffMAViL(cfg), random_batch(cfg)
     compiled = torch.compile(model, backend="eager", fullgraph=True)
-    for ratio in (0.9, 0.8):
-        assert torch.equal(compiled(batch, ratio, ratio)["loss"], model(batch, ratio, ratio)["loss"])
+    for ratios in (MaskRatios(0.9, 0.9), MaskRatios(0.8, 0.8)):
+        assert torch.equal(compiled(batch, ratios)["loss"], model(batch, ratios)["loss"])
 """
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,14 +15,16 @@ from PIL import Image
 from avpretrain.cli import main
 from avpretrain.config import TrainConfig
 from avpretrain.configfile import from_dict, to_dict
-from avpretrain.efficiency.bench_step import Phase
+from avpretrain.efficiency.bench_step import StepShape
 from avpretrain.efficiency.dry_run import Timing, dry_run
 from avpretrain.efficiency.flops import run_cost
 from avpretrain.errors import UsageError, UserError
+from avpretrain.methods.load import make_method
 from avpretrain.models.cost import cost_of
+from avpretrain.models.curriculum import MaskRatios, mask_ratio_at, phases_of
 from avpretrain.models.sizes import visible_tokens
-from avpretrain.schedules import mask_ratio_at, ratio_pairs
-from avpretrain.training.memory_probe import measure, with_measured_memory
+from avpretrain.schedules import Phase, cost_by_rule
+from avpretrain.training.memory_probe import Peak, measure, measured_memory
 from tests.tiny_runs import tiny_config
 
 
@@ -38,8 +41,8 @@ def test_pairs_of_ratios_are_all_that_a_run_meets(tmp_path: Path, kinds: tuple[s
     audio = dataclasses.replace(audio, kind=kinds[0], levels=7)
     video = dataclasses.replace(video, kind=kinds[1], start=0.6, end=0.8, levels=4)
     schedule = dataclasses.replace(schedule, audio_mask_ratio=audio, video_mask_ratio=video)
-    met = [(mask_ratio_at(i / 9973, audio), mask_ratio_at(i / 9973, video)) for i in range(9973)]
-    assert ratio_pairs(schedule) == list(dict.fromkeys(met))
+    met = [MaskRatios(mask_ratio_at(i / 9973, audio), mask_ratio_at(i / 9973, video)) for i in range(9973)]
+    assert phases_of(schedule) == list(dict.fromkeys(met))
 
 
 # --- the dry run -----------------------------------------------------------------------------------------------------
@@ -49,7 +52,7 @@ def test_hours_are_each_phases_clips_over_its_speed(tmp_path: Path) -> None:
     cfg = planned(tmp_path)
     speed = {0.9: 10.0, 0.7: 5.0, 0.5: 2.0}
 
-    def timer(phase: Phase) -> Timing:
+    def timer(phase: StepShape) -> Timing:
         return Timing(2, 2 / speed[phase.audio_ratio], first_seconds=9.0)
 
     answer = dry_run(cfg, 600, timer)
@@ -99,14 +102,19 @@ def test_command_says_what_is_missing(args: list[str], says: str, capsys: pytest
 # --- constant memory -------------------------------------------------------------------------------------------------
 
 
-def line(clips: int, audio_ratio: float, video_ratio: float) -> int:
+def line(clips: int, phase: Phase) -> int:
     """Peak bytes of a pretended device: a fixed part, and less a clip the more is hidden."""
-    return 5_000_000 + clips * round(1e6 * (2.0 - audio_ratio - video_ratio))
+    return 5_000_000 + clips * round(1e6 * (2.0 - sum(phase.numbers().values())))
+
+
+def with_measured_memory(cfg: TrainConfig, accelerator: Accelerator, peak: Peak | None = None) -> TrainConfig:
+    batch = measured_memory(make_method(cfg), accelerator, peak)
+    return dataclasses.replace(cfg, schedule=dataclasses.replace(cfg.schedule, batch=batch))
 
 
 def test_measured_memory_sets_the_batch(tmp_path: Path) -> None:
     cfg = planned(tmp_path, "memory", size=400, max_size=4000)
-    rows = measure(cfg, 1, line)
+    rows = measure(make_method(cfg), 1, line)
     assert rows == ((0.9, 0.9, 200_000.0), (0.7, 0.7, 600_000.0), (0.5, 0.5, 1_000_000.0))
     cfg = with_measured_memory(cfg, Accelerator(cpu=True), line)
     assert cfg.schedule.batch.bytes_per_clip == rows
@@ -122,7 +130,7 @@ def test_a_run_goes_on_with_what_it_measured(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(to_dict(begun)))
 
-    def other_device(clips: int, audio_ratio: float, video_ratio: float) -> int:
+    def other_device(clips: int, phase: Phase) -> int:
         raise AssertionError("measured twice")
 
     assert with_measured_memory(cfg, accelerator, other_device) == begun
@@ -133,12 +141,13 @@ def test_without_a_gpu_memory_is_estimated(tmp_path: Path) -> None:
     assert with_measured_memory(cfg, Accelerator(cpu=True)) == cfg
     cost = cost_of(cfg.model, "memory")
     sizes = {phase.audio_ratio: phase.batch_size for phase in run_cost(cfg, 4000).phases}
-    assert sizes[0.9] == 64 * cost(0.5, 0.5) / cost(0.9, 0.9) // 4 * 4
+    assert sizes[0.9] == 64 * cost(MaskRatios(0.5, 0.5)) / cost(MaskRatios(0.9, 0.9)) // 4 * 4
 
 
 def test_what_can_not_be_held_constant_is_said(tmp_path: Path) -> None:
     cfg = planned(tmp_path, "memory")
     with pytest.raises(UserError, match="does not rise from"):
-        measure(cfg, 1, lambda clips, audio_ratio, video_ratio: 10)
-    with pytest.raises(UsageError, match=r"has no row for masking ratios 0\.9/0\.9"):
-        cost_of(cfg.model, "memory", ((0.5, 0.5, 1.0),))(0.9, 0.9)
+        measure(make_method(cfg), 1, lambda clips, phase: 10)
+    with pytest.raises(UsageError, match=r"has no row for mask 0\.90/0\.90"):
+        batch = dataclasses.replace(cfg.schedule.batch, bytes_per_clip=((0.5, 0.5, 1.0),))
+        cost_by_rule(batch, partial(cost_of, cfg.model))(MaskRatios(0.9, 0.9))

@@ -14,17 +14,16 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch.distributed.tensor import DTensor
 
+from avpretrain.api import train
 from avpretrain.config import TrainConfig
-from avpretrain.data.dataset import ClipSet
 from avpretrain.errors import UsageError
-from avpretrain.schedules import Step, plan
+from avpretrain.methods.load import make_method
+from avpretrain.schedules import Step
 from avpretrain.training.build import check_ranks, make_accelerator
 from avpretrain.training.checkpoint import list_checkpoints
-from avpretrain.api import train
 from avpretrain.training.loop import Trainer
-from avpretrain.training.memory_probe import with_measured_memory
+from avpretrain.training.memory_probe import measured_memory
 from avpretrain.training.metrics import read_metrics
-from avpretrain.training.run import resolve
 from tests.ranks import FSDP, run_ranks, said
 from tests.tiny_runs import final_state, same_bits, tiny_config, tiny_data
 
@@ -61,8 +60,9 @@ def test_the_mean_over_ranks_is_the_global_batch(data: Path, tmp_path: Path) -> 
 
 def one_step(cfg: TrainConfig, folder: Path) -> None:
     """Takes the first step of a run, keeping the gradients that its optimiser was given."""
-    accelerator, clips = make_accelerator(cfg), ClipSet(cfg.data.shards)
-    trainer = Trainer(resolve(cfg, clips), accelerator, clips)
+    accelerator, method = make_accelerator(cfg), make_method(cfg)
+    method.open()
+    trainer = Trainer(method, accelerator)
     kept: dict[str, torch.Tensor] = {}
 
     def keep(*args: object) -> None:
@@ -70,8 +70,7 @@ def one_step(cfg: TrainConfig, folder: Path) -> None:
         kept.update({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
 
     trainer.optimizer.step = keep
-    steps = list(plan(cfg.schedule, cfg.optim, trainer.total, trainer.cost))[:1]
-    for step, raw, waited in trainer._batches(steps):
+    for step, raw, waited in trainer._batches(trainer.plan[:1]):
         trainer._step(step, raw, waited)
         result = {
             "step": dataclasses.asdict(step),
@@ -95,8 +94,8 @@ def test_ranks_agree_on_what_one_of_them_measured(data: Path, tmp_path: Path) ->
 def measure(cfg: TrainConfig, folder: Path) -> None:
     accelerator = Accelerator()
     rank = accelerator.process_index
-    cfg = with_measured_memory(cfg, accelerator, lambda clips, audio, video: 1000 * clips * (rank + 1))
-    (folder / f"rows{rank}").write_text(str(cfg.schedule.batch.bytes_per_clip))
+    batch = measured_memory(make_method(cfg), accelerator, lambda clips, phase: 1000 * clips * (rank + 1))
+    (folder / f"rows{rank}").write_text(str(batch.bytes_per_clip))
 
 
 @pytest.mark.parametrize(

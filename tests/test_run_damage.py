@@ -17,11 +17,11 @@ from pathlib import Path
 
 import pytest
 
+from avpretrain.api import train
 from avpretrain.config import TrainConfig
 from avpretrain.errors import UsageError, UserError
 from avpretrain.locks import LOCK_NAME, locked
 from avpretrain.training.checkpoint import list_checkpoints
-from avpretrain.api import train
 from avpretrain.training.metrics import MetricsLog, read_metrics
 from tests.tiny_datasets import Spec, make_dataset
 from tests.tiny_runs import tiny_config, tiny_data

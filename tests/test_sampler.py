@@ -24,7 +24,7 @@ def epoch_rows(order: Order, epoch: int) -> list[int]:
 
 def steps(*sizes: int) -> list[Step]:
     seen = [sum(sizes[:i]) for i in range(len(sizes))]
-    return [Step(i, before, size, 0.8, 0.8, 1e-3) for i, (before, size) in enumerate(zip(seen, sizes, strict=True))]
+    return [Step(i, before, size, 1e-3) for i, (before, size) in enumerate(zip(seen, sizes, strict=True))]
 
 
 def test_each_epoch_holds_each_row_once_in_another_order() -> None:
@@ -63,7 +63,7 @@ def test_ranks_together_make_the_same_batches() -> None:
 def test_resume_at_any_sample() -> None:
     whole = list(chain(*BatchPlaces(order(), steps(30, 30))))
     for seen in (0, 1, 24, 25, 26, 59):
-        rest = BatchPlaces(order(), [Step(0, seen, 60 - seen, 0.8, 0.8, 1e-3)])
+        rest = BatchPlaces(order(), [Step(0, seen, 60 - seen, 1e-3)])
         assert list(chain(*rest)) == whole[seen:]
 
 

@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 
 import pytest
 
 from avpretrain.config import BatchConfig, OptimConfig, RatioConfig, ScheduleConfig
 from avpretrain.errors import UsageError
-from avpretrain.schedules import batch_size_at, lr_at, mask_ratio_at, plan, total_samples
+from avpretrain.models.curriculum import MaskRatios, mask_ratio_at, phase_at
+from avpretrain.schedules import Phase, Step, batch_size_for, lr_at, plan, total_samples
 
 FALLING = RatioConfig(kind="linear", start=0.9, end=0.8)
 
 
-def visible(audio_ratio: float, video_ratio: float) -> float:
-    return 512 * (1 - audio_ratio) + 784 * (1 - video_ratio)
+def visible(phase: Phase) -> float:
+    assert isinstance(phase, MaskRatios)
+    return 512 * (1 - phase.audio) + 784 * (1 - phase.video)
+
+
+def batch_size_at(progress: float, cfg: ScheduleConfig) -> int:
+    return batch_size_for(phase_at(progress, cfg), phase_at(1.0, cfg), cfg.batch, visible)
+
+
+def steps_of(cfg: ScheduleConfig, total: int) -> list[Step]:
+    return list(plan(cfg, OptimConfig(), total, partial(phase_at, cfg=cfg), visible))
 
 
 def adaptive(size: int = 64) -> ScheduleConfig:
@@ -44,7 +55,7 @@ def test_constant_ratio_ignores_its_end() -> None:
 
 def test_batch_keeps_the_number_of_visible_tokens() -> None:
     cfg = adaptive()
-    sizes = [batch_size_at(p, cfg, visible) for p in (0.0, 0.3, 0.5, 0.7, 0.9)]
+    sizes = [batch_size_at(p, cfg) for p in (0.0, 0.3, 0.5, 0.7, 0.9)]
     assert sizes == [128, 96, 80, 72, 64]
     assert all(size % 8 == 0 for size in sizes)
 
@@ -52,7 +63,7 @@ def test_batch_keeps_the_number_of_visible_tokens() -> None:
 def test_batch_respects_its_cap_and_its_multiple() -> None:
     batch = BatchConfig(size=64, rule="visible_tokens", multiple=32, max_size=100)
     cfg = ScheduleConfig(audio_mask_ratio=FALLING, video_mask_ratio=FALLING, batch=batch)
-    assert batch_size_at(0.0, cfg, visible) == 96
+    assert batch_size_at(0.0, cfg) == 96
 
 
 def test_learning_rate_warms_up_and_falls_to_its_floor() -> None:
@@ -69,17 +80,17 @@ def test_learning_rate_follows_the_batch(scale: str, factor: float) -> None:
 
 
 def test_plan_tiles_the_run_and_depends_on_samples_alone() -> None:
-    steps = list(plan(adaptive(), OptimConfig(), 10_000, visible))
+    steps = steps_of(adaptive(), 10_000)
     assert [s.seen for s in steps] == [0, *itertools.accumulate(s.batch_size for s in steps[:-1])]
     assert steps[-1].seen < 10_000 <= steps[-1].seen + steps[-1].batch_size
-    assert {s.audio_ratio for s in steps} == {0.9, 0.875, 0.85, 0.825, 0.8}
+    assert {s.phase for s in steps} == {MaskRatios(r, r) for r in (0.9, 0.875, 0.85, 0.825, 0.8)}
     assert [s.index for s in steps] == list(range(len(steps)))
     assert all(s.lr > 0 for s in steps)
 
 
 def test_a_run_shorter_than_its_first_batch_is_refused() -> None:
     with pytest.raises(UsageError, match="first batch holds 128"):
-        list(plan(adaptive(), OptimConfig(), 100, visible))
+        steps_of(adaptive(), 100)
 
 
 def test_total_samples() -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 import yaml
 
+from avpretrain.api import train
 from avpretrain.batch import AVBatch
 from avpretrain.cli import run as run_verb
 from avpretrain.config import Stage2Config, TrainConfig
@@ -14,13 +15,13 @@ from avpretrain.data.dataset import ClipSet, eval_loader
 from avpretrain.data.features import Features
 from avpretrain.errors import UsageError, UserError
 from avpretrain.losses import normalise_patches
-from avpretrain.models.diffmavil import DiffMAViL
-from avpretrain.models.teacher import Teacher, make_teacher
+from avpretrain.methods.diffmavil.self_training import load_teacher
+from avpretrain.methods.diffmavil.self_training import start_from as copy_start
 from avpretrain.methods.load import load_model
-from avpretrain.api import train
+from avpretrain.models.curriculum import MaskRatios
+from avpretrain.models.diffmavil import DiffMAViL
+from avpretrain.models.teacher import Teacher, require_fit
 from avpretrain.training.metrics import read_metrics
-from avpretrain.training.rounds import self_train
-from avpretrain.training.stage2 import make_stage2
 from tests.tiny_models import random_batch, tiny
 from tests.tiny_runs import tiny_config, tiny_data
 
@@ -59,22 +60,22 @@ def test_targets_are_the_teachers_tokens_at_hidden_places(teacher: Teacher, sour
     rows = torch.arange(4)[:, None]
     expected = normalise_patches(features.video_BLD[rows, view.mask.ids_hidden_BN])
     torch.testing.assert_close(out.target_BNQ, expected)
-    student(batch, 0.75, 0.75, features)["loss"].backward()
+    student(batch, MaskRatios(0.75, 0.75), features)["loss"].backward()
     assert all(p.grad is not None for p in student.parameters())
 
 
 def test_a_student_without_its_teacher_is_an_error() -> None:
     student = DiffMAViL(tiny(objective="features"))
     with pytest.raises(ValueError, match="teacher"):
-        student(random_batch(student.cfg), 0.75, 0.75)
+        student(random_batch(student.cfg), MaskRatios(0.75, 0.75))
     with pytest.raises(ValueError, match="predicts no patches"):
         student.reconstruct(random_batch(student.cfg), 0.75, 0.75)
 
 
 def test_teacher_must_fit() -> None:
-    assert make_teacher(DiffMAViL(tiny()), tiny(objective="features")).cfg == tiny()
+    require_fit(Teacher(DiffMAViL(tiny())), tiny(objective="features"))
     with pytest.raises(UsageError, match=r"model\.width"):
-        make_teacher(DiffMAViL(tiny()), tiny(width=96))
+        require_fit(Teacher(DiffMAViL(tiny())), tiny(width=96))
 
 
 @pytest.mark.slow
@@ -88,7 +89,7 @@ def test_rounds_by_one_command(tmp_path: Path, start_from: str) -> None:
     )
     stage2 = Stage2Config(teacher=str(tmp_path / "stage1"), rounds=2, start_from=start_from)
     cfg = dataclasses.replace(cfg, stage2=stage2)
-    assert self_train(cfg).finished
+    assert train(cfg).finished
     for number, teacher in ((1, tmp_path / "stage1"), (2, tmp_path / "stage2" / "round-1")):
         run = tmp_path / "stage2" / f"round-{number}"
         assert yaml.safe_load((run / "config.yaml").read_text())["stage2"]["teacher"] == str(teacher)
@@ -98,29 +99,29 @@ def test_rounds_by_one_command(tmp_path: Path, start_from: str) -> None:
     assert torch.equal(final.audio_encoder.patch_embed.weight, last.audio_encoder.patch_embed.weight)
     assert final.cfg.objective == "features"
     before = read_metrics(tmp_path / "stage2" / "round-1")
-    assert self_train(cfg).finished
+    assert train(cfg).finished
     assert read_metrics(tmp_path / "stage2" / "round-1") == before
 
 
 def test_a_student_may_start_from_its_teacher(tmp_path: Path) -> None:
     DiffMAViL(tiny()).save_pretrained(tmp_path)
     student = DiffMAViL(tiny(objective="features"))
-    for start_from, equal in (("scratch", False), ("teacher", True)):
-        stage2 = Stage2Config(teacher=str(tmp_path), start_from=start_from)
-        teacher = make_stage2(TrainConfig(model=student.cfg, stage2=stage2), student)
-        theirs = teacher.model.video_encoder.patch_embed.weight
-        assert torch.equal(student.video_encoder.patch_embed.weight, theirs) == equal
-    deeper = tiny(objective="features", audio={"depth": 3})
+    cfg = TrainConfig(model=student.cfg, stage2=Stage2Config(teacher=str(tmp_path)))
+    teacher = load_teacher(cfg)
+    theirs = teacher.model.video_encoder.patch_embed.weight
+    assert not torch.equal(student.video_encoder.patch_embed.weight, theirs)
+    copy_start(teacher, student)
+    assert torch.equal(student.video_encoder.patch_embed.weight, theirs)
     with pytest.raises(UsageError, match="start-from scratch"):
-        make_stage2(TrainConfig(model=deeper, stage2=stage2), DiffMAViL(deeper))
+        copy_start(teacher, DiffMAViL(tiny(objective="features", audio={"depth": 3})))
 
 
 def test_a_run_without_its_teacher_is_an_error(tmp_path: Path) -> None:
     cfg = tiny_config(tmp_path, tmp_path / "run", model={"objective": "features"})
     with pytest.raises(UsageError, match=r"--stage2\.teacher"):
-        self_train(cfg)
+        train(cfg)
     with pytest.raises(UserError, match=r"there is no .*absent"):
-        self_train(dataclasses.replace(cfg, stage2=Stage2Config(teacher=str(tmp_path / "absent"))))
+        train(dataclasses.replace(cfg, stage2=Stage2Config(teacher=str(tmp_path / "absent"))))
 
 
 @pytest.fixture(scope="module")
@@ -150,12 +151,12 @@ def test_student_beats_the_mean_teacher_feature(teacher: Teacher, clips: AVBatch
     for step in range(120):
         batch = part(clips, trained, step)
         optimizer.zero_grad()
-        student(batch, 0.75, 0.75, teacher(batch))["loss"].backward()
+        student(batch, MaskRatios(0.75, 0.75), teacher(batch))["loss"].backward()
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         optimizer.step()
     batch = part(clips, held_out)
     features = teacher(batch)
-    losses = student(batch, 0.75, 0.75, features)
+    losses = student(batch, MaskRatios(0.75, 0.75), features)
     for name, tokens in (("audio", features.audio_BLD), ("video", features.video_BLD)):
         target = normalise_patches(tokens)
         constant = (target - target.mean(dim=(0, 1))).square().mean()

@@ -85,7 +85,7 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def rows_and_bytes(url: str, cache_dir: Path, mode: str = "random") -> list[tuple[int, str]]:
     cfg = DataConfig(shards=(url,), num_workers=0, cache_dir=str(cache_dir), mode=mode)  # type: ignore[arg-type]
-    batches = list(train_loader(cfg, INPUT, 0, [Step(0, 0, 10, 0.8, 0.8, 1e-3)]))
+    batches = list(train_loader(cfg, INPUT, 0, [Step(0, 0, 10, 1e-3)]))
     assert not any(batch.failed for batch in batches)
     return [
         (int(row), hashlib.sha256(wave.numpy().tobytes() + frames.numpy().tobytes()).hexdigest())

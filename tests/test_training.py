@@ -17,14 +17,14 @@ import pytest
 import torch
 import yaml
 
+from avpretrain.api import train
 from avpretrain.config import TrainConfig
 from avpretrain.configfile import to_dict
 from avpretrain.errors import UsageError, UserError
-from avpretrain.models.diffmavil import DiffMAViL
 from avpretrain.methods.load import load_model
+from avpretrain.models.diffmavil import DiffMAViL
 from avpretrain.training.checkpoint import CheckpointWriter, find_weights, list_checkpoints
 from avpretrain.training.guards import Preemption, sparing_children
-from avpretrain.api import train
 from avpretrain.training.metrics import read_metrics
 from tests.forks import forker
 from tests.launch import on_ranks
@@ -327,6 +327,6 @@ def test_ranks_that_can_not_share_a_batch_are_refused(data: Path, tmp_path: Path
     from avpretrain.schedules import Step
 
     cfg = tiny_config(data, tmp_path)
-    step = Step(index=0, seen=0, batch_size=8, audio_ratio=0.8, video_ratio=0.8, lr=0.1)
+    step = Step(index=0, seen=0, batch_size=8, lr=0.1)
     with pytest.raises(UsageError, match="does not divide among 3 ranks"):
         next(iter(train_loader(cfg.data, cfg.model.input, 0, [step], rank=0, world=3)))

@@ -20,10 +20,10 @@ from avpretrain.evaluation.frozen import encode_steps
 from avpretrain.evaluation.longform import embed_file
 from avpretrain.evaluation.probe import random_encoder
 from avpretrain.files import atomic_path
+from avpretrain.methods.load import load_model
 from avpretrain.models.diffmavil import DiffMAViL
 from avpretrain.models.foreign import read_weights
 from avpretrain.models.importers import import_checkpoint
-from avpretrain.methods.load import load_model
 from tests.test_importers import BASE, HEADS, mae, saved
 from tests.tiny_datasets import SAMPLE_RATE, Spec, flac, make_dataset, mp4, picture, tone
 from tests.tiny_models import tiny

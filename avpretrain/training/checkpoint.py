@@ -63,9 +63,9 @@ class Snapshot:
     optimizer: dict[str, Tensor]
     config: Any
     """A dataclass from which the model can be built."""
-    method: str = "diffmavil"
     measures: dict[str, float] = field(default_factory=dict)
     """How good it is, by the names of the method's measures."""
+    method: str = "diffmavil"
 
 
 def take_snapshot(
@@ -84,7 +84,7 @@ def take_snapshot(
     weights = get_model_state_dict(model, options=options)
     state: Any = get_optimizer_state_dict(model, optimizer, options=options).get("state", {})  # {} off rank 0
     flat = {f"{name}.{key}": value for name, slots in state.items() for key, value in slots.items()}
-    return Snapshot(progress, _owned(weights), _owned(flat), config, method, measures or {})
+    return Snapshot(progress, _owned(weights), _owned(flat), config, measures or {}, method)
 
 
 def _owned(tensors: dict[str, Any]) -> dict[str, Tensor]:

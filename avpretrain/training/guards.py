@@ -121,8 +121,9 @@ def memory_advice(batch_size: int, ranks: int, phase: Phase) -> Iterator[None]:
     except RuntimeError as error:
         if not (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)):  # the CPU's
             raise
+        where = f" with {phase}" if str(phase) else ""
         raise UserError(
-            f"out of memory at batch size {batch_size} ({batch_size // ranks} a rank)"
-            f"{f' with {phase}' if str(phase) else ''}; lower schedule.batch.size, cap schedule.batch.max_size below {batch_size}, "
-            "or add --run.activation-checkpointing"
+            f"out of memory at batch size {batch_size} ({batch_size // ranks} a rank){where}; lower "
+            f"schedule.batch.size, cap schedule.batch.max_size below {batch_size}, or add "
+            "--run.activation-checkpointing"
         ) from None

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, Self
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from safetensors.torch import save_model
@@ -28,6 +28,7 @@ from avpretrain.schedules import Cost, Phase, Step
 CONFIG_NAME, WEIGHTS_NAME = "config.json", "model.safetensors"
 
 
+@runtime_checkable
 class Data(Protocol):
     """What is trained on."""
 
@@ -113,6 +114,7 @@ class Method(ABC):
         Raises:
             UsageError: with these steps, that is so.
         """
+        return
 
     def cost(self, rule: str) -> Cost:
         """What `schedule.batch.rule` holds constant, of one sample in a phase.
@@ -141,6 +143,7 @@ class Method(ABC):
 
     def initialise(self, model: nn.Module) -> None:
         """Called on fresh runs alone, before the first step: imported weights, a teacher's."""
+        return
 
     @abstractmethod
     def batches(self, steps: Sequence[Step], rank: int, world: int) -> AbstractContextManager[Any]:
@@ -184,6 +187,6 @@ class Method(ABC):
             values = {"method": self.cfg.method, "config": to_dict(self.model_config)}
             (temporary / CONFIG_NAME).write_text(json.dumps(values, indent=2) + "\n")
 
-    def next_round(self) -> Self | None:
+    def next_round(self) -> Method | None:
         """After a finished run: the next one, whose config names a folder of its own; none = all is done."""
         return None

@@ -113,7 +113,8 @@ def _check_same(cfg: EngineConfig, data: Data) -> None:
     if trained not in (None, data.fingerprint):
         raise UsageError(
             f"{folder} was trained on other data: fingerprint {trained[:12]} there, {data.fingerprint[:12]} "
-            f"({len(data)} clips) here; give the data as they were (--data.shards), or choose another folder with --output-dir"
+            f"({len(data)} clips) here; give the data as they were (--data.shards), or choose another "
+            "folder with --output-dir"
         )
     changed = differences(what_is_learnt(there), what_is_learnt(cfg))
     if changed:

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import nn
@@ -176,7 +176,7 @@ class DiffMAViLMethod(Method):
         """As `DiffMAViL.save_pretrained` does, with a model card."""
         cast(DiffMAViL, model).save_pretrained(folder)
 
-    def next_round(self) -> Self | None:
+    def next_round(self) -> Method | None:
         """None: stage 1 is one round."""
         return None
 

@@ -8,7 +8,7 @@ import dataclasses
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Self, cast
+from typing import cast
 
 from accelerate import PartialState
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from avpretrain.models.example import random_features
 from avpretrain.models.reconstruction import TeacherFeatures
 from avpretrain.models.teacher import Teacher, require_fit
 from avpretrain.training.checkpoint import CONFIG, WEIGHTS, find_weights
+from avpretrain.training.method import Method
 
 TAUGHT = ("audio_encoder", "video_encoder", "fusion")
 """Parts that a student can take over from its teacher; decoders predict something else now."""
@@ -76,7 +77,7 @@ class SelfTraining(DiffMAViLMethod):
         if self.cfg.stage2.start_from == "teacher" and self._teacher is not None:
             start_from(self._teacher, model)
 
-    def next_round(self) -> Self | None:
+    def next_round(self) -> Method | None:
         """The student as the next round's teacher; after the last round, its model is published."""
         if self.number < self.cfg.stage2.rounds:
             stage2 = dataclasses.replace(self.root.stage2, teacher=str(self.cfg.run_dir))
