@@ -105,8 +105,8 @@ def test_a_clips_loss_depends_on_its_seed_alone(design: dict[str, Any]) -> None:
     whole = random_batch(model.cfg, 4)
     parts = [type(whole)(**{name: value[i : i + 1] for name, value in vars(whole).items()}) for i in range(4)]
     with torch.no_grad():
-        together = model(whole, 0.75, 0.75)["reconstruction_video"]
-        alone = torch.stack([model(part, 0.75, 0.75)["reconstruction_video"] for part in parts]).mean()
+        together = model(whole, MaskRatios(0.75, 0.75))["reconstruction_video"]
+        alone = torch.stack([model(part, MaskRatios(0.75, 0.75))["reconstruction_video"] for part in parts]).mean()
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
 
 

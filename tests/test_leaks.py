@@ -64,7 +64,7 @@ def test_contrastive_losses_never_see_hidden_patches(side: Side) -> None:
         seen_BL |= ~mask.mask_BL.bool()
 
     def contrast(b: AVBatch) -> Tensor:
-        losses = model(b, 0.75, 0.75)
+        losses = model(b, MaskRatios(0.75, 0.75))
         return losses["inter"] + losses["intra_audio"] + losses["intra_video"]
 
     grad_BL = gradient(model, batch, side, contrast)
