@@ -9,6 +9,7 @@ from torch import Tensor
 
 from avpretrain.schedules import Phase
 from avpretrain.training.build import make_optimizer, prepare_model
+from avpretrain.training.graphs import WARM_UP, PhaseGraphs, Update
 from avpretrain.training.guards import FiniteGuard
 from avpretrain.training.launch import choose_precision
 from avpretrain.training.method import Method
@@ -19,16 +20,18 @@ class BareStep:
 
     Args:
         method: its config's optimiser, precision, compilation and activation checkpointing count; no data are read.
+        captured: run steps as CUDA graphs, as `train` does on a GPU.
     """
 
-    def __init__(self, method: Method, device: torch.device) -> None:
+    def __init__(self, method: Method, device: torch.device, captured: bool = False) -> None:
         self.method, self.cfg, self.device = method, method.cfg, device
         cfg = method.cfg
         torch.manual_seed(cfg.seed)
         model = method.model().to(device)
-        self.optimizer = make_optimizer(model, cfg.optim)
+        self.optimizer = make_optimizer(model, cfg.optim, captured)
         self.guard = FiniteGuard(self.optimizer, device)
         self.model = prepare_model(model, cfg.run)
+        self.step: Update = PhaseGraphs(self._step, torch.cuda.Stream(), WARM_UP) if captured else self._step
         bf16 = choose_precision(cfg.run.precision)[0] == "bf16" and (
             cfg.run.precision == "bf16" or device.type == "cuda"
         )
@@ -43,13 +46,13 @@ class BareStep:
     def update(self) -> None:
         """Clipping and the optimiser's step, gradients dropped."""
         limit = self.cfg.optim.clip_norm or float("inf")
-        self.guard.watch(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit), 0)
+        self.guard.watch(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
-    def step(self, batch: Any, phase: Phase) -> dict[str, Tensor]:
+    def _step(self, batch: Any, phase: Phase) -> dict[str, Tensor]:
         """Forward, backward, clipping, optimiser: what the training loop does with a batch."""
         losses = self.losses(batch, phase)
         losses["loss"].backward()
         self.update()
-        return losses
+        return {name: value.detach() for name, value in losses.items()}

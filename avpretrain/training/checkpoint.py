@@ -300,7 +300,10 @@ def restore(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer
         slots.setdefault(parameter, {})[key] = tensor
     groups = get_optimizer_state_dict(model, optimizer, options=options)["param_groups"]
     state: Any = {"state": slots, "param_groups": groups}
+    rates = [group["lr"] for group in optimizer.param_groups]
     set_optimizer_state_dict(model, optimizer, state, options=options)
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate  # torch puts a tensor on the CPU in its place, which a CUDA graph would read too late
     return Progress(**read_state(checkpoint)["progress"])
 
 

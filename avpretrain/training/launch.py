@@ -152,7 +152,13 @@ def check_tracker(name: str) -> None:
 
 
 def banner(
-    cfg: EngineConfig, accelerator: Accelerator, steps: Sequence[Step], data: str, parameters: int, seen: int
+    cfg: EngineConfig,
+    accelerator: Accelerator,
+    steps: Sequence[Step],
+    data: str,
+    parameters: int,
+    seen: int,
+    captured: bool = False,
 ) -> str:
     """What a run trains with, in a line.
 
@@ -160,6 +166,7 @@ def banner(
         steps: its whole plan.
         data: what it trains on, as '1,000 clips (train)'.
         seen: clips seen before it was taken up; 0 = it begins.
+        captured: whether steps run as CUDA graphs.
     """
     device, ranks = accelerator.device, accelerator.num_processes
     name = f"{device.type} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type
@@ -182,5 +189,6 @@ def banner(
         f"batch {low}" if low == high else f"batch {low} to {high}",
         f"{steps[-1].seen + steps[-1].batch_size:,} clips to see in {len(steps):,} steps",
         "compiled" if compiled else "not compiled",
+        *(["steps as CUDA graphs"] if captured else []),
     ]
     return f"{cfg.name}: {', '.join(parts)}" + (f"; resumes at {seen:,}" if seen else "")

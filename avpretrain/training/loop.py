@@ -24,15 +24,18 @@ from avpretrain.config import EngineConfig
 from avpretrain.data.dataset import check_bad_share
 from avpretrain.errors import UsageError, UserError
 from avpretrain.locks import locked
-from avpretrain.schedules import Step, cost_by_rule, plan, total_samples
+from avpretrain.schedules import Phase, Step, cost_by_rule, plan, total_samples
 from avpretrain.training.build import (
+    captures,
     check_ranks,
     make_accelerator,
     make_optimizer,
     prepare_model,
+    set_lr,
     whole_model,
 )
 from avpretrain.training.checkpoint import Better, CheckpointWriter, Progress, Snapshot, restore, take_snapshot
+from avpretrain.training.graphs import WARM_UP, WARM_UP_RANKS, PhaseGraphs, Update
 from avpretrain.training.guards import FiniteGuard, Preemption, Watchdog, memory_advice, sparing_children
 from avpretrain.training.launch import banner
 from avpretrain.training.memory_probe import measured_memory
@@ -114,9 +117,19 @@ class Trainer:
         checkpoint = self._checkpoint()
         if checkpoint is None:
             method.initialise(model)
-        optimizer = make_optimizer(model, cfg.optim)
+        self.captured = captures(cfg.run, accelerator)
+        if self.captured:  # the optimiser's learning rate is made beside the parameters
+            model.to(accelerator.device)
+        optimizer = make_optimizer(model, cfg.optim, self.captured)
         self.guard = FiniteGuard(optimizer, accelerator.device)
-        self.model, self.optimizer = accelerator.prepare(prepare_model(model, cfg.run), optimizer)
+        stream = torch.cuda.Stream() if self.captured else None
+        with torch.cuda.stream(stream):  # DDP's hooks run on the stream that it is built on
+            self.model, self.optimizer = accelerator.prepare(prepare_model(model, cfg.run), optimizer)
+        self.update: Update = self._update
+        if stream is not None:
+            torch.cuda.current_stream().wait_stream(stream)
+            warm_up = WARM_UP if accelerator.num_processes == 1 else WARM_UP_RANKS
+            self.update = PhaseGraphs(self._update, stream, warm_up)
         start = Progress()
         self.progress = restore(checkpoint, self.model, self.optimizer.optimizer) if checkpoint is not None else start
         root = cfg.run_dir / "checkpoints"
@@ -143,7 +156,8 @@ class Trainer:
         self.log = MetricsLog(cfg.run_dir, self.progress.seen) if main else None
         self.bar = ProgressBar(cfg.name, self.progress.seen, self.total, main, self.method.shown)
         data = f"{len(self.method.data):,} clips ({self.method.data.describe().get('split', 'all')})"
-        self.bar.say(banner(cfg, self.accelerator, self.plan, data, self.parameters, self.progress.seen))
+        how = self.parameters, self.progress.seen, self.captured
+        self.bar.say(banner(cfg, self.accelerator, self.plan, data, *how))
         if self.log is not None and self.log.damage:
             self.bar.say(self.log.damage)
         steps = list(dropwhile(lambda step: step.seen < self.progress.seen, self.plan))
@@ -176,20 +190,25 @@ class Trainer:
     def _step(self, step: Step, raw: Any, waited: float) -> None:
         """One optimiser step; reads no number from the device."""
         batch = self.method.prepare(raw, step.phase, self.accelerator.device)
-        for group in self.optimizer.param_groups:
-            group["lr"] = step.lr
+        set_lr(self.optimizer, step.lr)
+        self.guard.begin(step.index)
+        losses = self.update(batch, step.phase)
+        self.window.add(step, self.method.lost(raw), losses, waited)
+        self.progress = after_step(self.progress, step, self.method.flops(step.phase, step.batch_size))
+
+    def _update(self, batch: Any, phase: Phase) -> dict[str, Tensor]:
+        """Losses, gradients, the optimiser's step: all that a CUDA graph captures."""
         with self.accelerator.autocast():  # accelerate's own does not reach a model that FSDP2 shards
-            losses: dict[str, Tensor] = self.model(batch, step.phase)
+            losses: dict[str, Tensor] = self.model(batch, phase)
         self.accelerator.backward(losses["loss"])
         limit = self.cfg.optim.clip_norm or math.inf
         grad_norm = self.accelerator.clip_grad_norm_(self.model.parameters(), limit)
         if isinstance(grad_norm, DTensor):  # of shards
             grad_norm = grad_norm.full_tensor()
-        self.guard.watch(grad_norm, step.index)
+        self.guard.watch(grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.window.add(step, self.method.lost(raw), {**losses, "grad_norm": grad_norm}, waited)
-        self.progress = after_step(self.progress, step, self.method.flops(step.phase, step.batch_size))
+        return {**{name: value.detach() for name, value in losses.items()}, "grad_norm": grad_norm}
 
     # --- between steps -----------------------------------------------------------------------------------------------
 
