@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from avpretrain.errors import UserError
+from avpretrain.core.errors import UserError
 from avpretrain.evaluation.frozen import clip_steps
 from avpretrain.evaluation.longform import filled, spectrogram, step_vectors
+from avpretrain.methods.diffmavil.model import DiffMAViL
 from avpretrain.methods.load import load_model as load_checkpoint
-from avpretrain.models.diffmavil import DiffMAViL
 
 DEFAULT_CHECKPOINT = "AVPRETRAIN_CHECKPOINT"
 """Environment variable with the checkpoint that is meant when none is named."""

@@ -22,7 +22,7 @@ import soundfile
 from av.video.reformatter import VideoReformatter
 from jaxtyping import Int16, UInt8
 
-from avpretrain.files import mistaken_for, open_file
+from avpretrain.core.files import mistaken_for, open_file
 
 Frames = UInt8[np.ndarray, "_t _h _w 3"]
 Sound = Int16[np.ndarray, "_s"]

@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from avpretrain.batch import AVBatch, RawBatch
-from avpretrain.config import AugmentConfig
+from avpretrain.config.model import InputConfig
+from avpretrain.config.train import AugmentConfig
+from avpretrain.core.errors import UsageError
 from avpretrain.data import augment as aug
-from avpretrain.errors import UsageError
-from avpretrain.modelconfig import InputConfig
+from avpretrain.data.batch import AVBatch, RawBatch
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

@@ -22,10 +22,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from avpretrain.core.errors import UserError
+from avpretrain.core.files import open_descriptor, parse_json, read_bytes
 from avpretrain.data.rows import MAX_BAD_ROWS, SHA256, bad_rows, repaired
 from avpretrain.data.splits import chosen_splits, split_text
-from avpretrain.errors import UserError
-from avpretrain.files import open_descriptor, parse_json, read_bytes
 
 MANIFEST_NAME = "manifest.arrow"
 DATASET_NAME = "dataset.json"

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import av
 import numpy as np
@@ -28,6 +28,9 @@ from avpretrain.data.decode import (
     open_media,
     video_streams,
 )
+
+SAMPLE_RATE = 16_000
+Need = Literal["auto", "both", "audio", "video", "any"]
 
 AUDIO_EXTENSIONS = frozenset(
     {

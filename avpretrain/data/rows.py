@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from avpretrain.files import parse_json
+from avpretrain.core.files import parse_json
 
 Bools = NDArray[np.bool_]
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from avpretrain.errors import UsageError, UserError
+from avpretrain.core.errors import UsageError, UserError
 
 Role = Literal["train", "val", "test"]
 

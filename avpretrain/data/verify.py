@@ -7,9 +7,9 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+from avpretrain.core.files import open_file, read_json
 from avpretrain.data.manifest import DATASET_NAME, MANIFEST_NAME, Clip, Manifest, Shard
 from avpretrain.data.summary import checksum, fingerprint
-from avpretrain.files import open_file, read_json
 
 BLOCK = 1 << 22
 

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from rich.progress import Progress
 from torch import Tensor, nn
 
-from avpretrain.batch import RawBatch
-from avpretrain.data.dataset import ClipSet, Loader, eval_loader
+from avpretrain.config.model import InputConfig
+from avpretrain.core.terminal import Console
+from avpretrain.data.batch import RawBatch
 from avpretrain.data.features import Features, frame_counts
+from avpretrain.data.read.dataset import ClipSet, Loader, eval_loader
 from avpretrain.evaluation.frozen import ClipBatch, Embedder, Modality
-from avpretrain.modelconfig import InputConfig
-from avpretrain.terminal import Console
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,11 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from avpretrain.modelconfig import InputConfig
-from avpretrain.models.diffmavil import DiffMAViL
-from avpretrain.models.encoder import Encoder
-from avpretrain.models.inputs import require_spectrogram, require_video
-from avpretrain.models.patches import patchify_audio, patchify_video
+from avpretrain.config.model import InputConfig
+from avpretrain.methods.diffmavil.model import DiffMAViL
+from avpretrain.nn.encoder import Encoder
+from avpretrain.nn.inputs import require_spectrogram, require_video
+from avpretrain.nn.patches import patchify_audio, patchify_video
 
 Modality = Literal["audio", "video", "both"]
 Side = Literal["audio", "video"]

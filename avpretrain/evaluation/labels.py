@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from avpretrain.core.errors import UserError
 from avpretrain.data.manifest import Clip
 from avpretrain.data.splits import SplitRoles
-from avpretrain.errors import UserError
 
 Ints = NDArray[np.int64]
 

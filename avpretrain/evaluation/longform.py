@@ -16,15 +16,15 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from avpretrain.batch import RawBatch
+from avpretrain.config.model import InputConfig
+from avpretrain.core.errors import UserError
+from avpretrain.core.files import atomic_path
+from avpretrain.data.batch import RawBatch
 from avpretrain.data.decode import DecodeError, resize, upright
 from avpretrain.data.features import Features, frame_length, frame_shift, log_mel
 from avpretrain.data.media import Limits, Source
-from avpretrain.errors import UserError
 from avpretrain.evaluation.frozen import Modality, Side, clip_steps, encode_steps, input_for, windows
-from avpretrain.files import atomic_path
-from avpretrain.modelconfig import InputConfig
-from avpretrain.models.diffmavil import DiffMAViL
+from avpretrain.methods.diffmavil.model import DiffMAViL
 
 Per = Literal["file", "window", "step"]
 WINDOWS_AT_ONCE = 16

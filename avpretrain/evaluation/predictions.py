@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from avpretrain.errors import UserError
-from avpretrain.evaluation import intervals
-from avpretrain.evaluation.metrics import MULTI_LABEL, PROPORTIONS, SINGLE_LABEL, Metric, without_positives
-from avpretrain.files import atomic_path, check_zip
+from avpretrain.core.errors import UserError
+from avpretrain.core.files import atomic_path, check_zip
+from avpretrain.measures import intervals
+from avpretrain.measures.metrics import MULTI_LABEL, PROPORTIONS, SINGLE_LABEL, Metric, without_positives
 
 MAX_PREDICTIONS_BYTES = 1 << 30
 """Largest file of predictions, unpacked."""

@@ -6,14 +6,14 @@ import re
 from pathlib import Path
 from typing import Any
 
-from avpretrain.configfile import to_dict
-from avpretrain.data.clips import ClipSet
-from avpretrain.errors import UserError
+from avpretrain.config.reader import to_dict
+from avpretrain.core.errors import UserError
+from avpretrain.core.files import read_json, write_json
+from avpretrain.core.provenance import environment
+from avpretrain.data.read.clips import ClipSet
 from avpretrain.evaluation.predictions import Scored, difference, load_scored, matched
-from avpretrain.evaluation.scores import require_score
-from avpretrain.files import read_json, write_json
-from avpretrain.models.diffmavil import DiffMAViL
-from avpretrain.provenance import environment
+from avpretrain.measures.scores import require_score
+from avpretrain.methods.diffmavil.model import DiffMAViL
 from avpretrain.training.checkpoint import STATE, WEIGHTS, file_sha256, find_weights
 
 FORMAT = 1

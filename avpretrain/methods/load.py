@@ -7,19 +7,19 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from avpretrain.configfile import find_config, from_dict, read_yaml
-from avpretrain.errors import UsageError, UserError
-from avpretrain.files import read_json
-from avpretrain.terminal import plain
+from avpretrain.config.reader import find_config, from_dict, read_yaml
+from avpretrain.core.errors import UsageError, UserError
+from avpretrain.core.files import read_json
+from avpretrain.core.terminal import plain
 
 if TYPE_CHECKING:
-    from avpretrain.config import EngineConfig
-    from avpretrain.models.diffmavil import DiffMAViL
+    from avpretrain.config.train import EngineConfig
+    from avpretrain.methods.diffmavil.model import DiffMAViL
     from avpretrain.training.method import Method
 
 CONFIGS = {
-    "diffmavil": "avpretrain.config.TrainConfig",
-    "self_training": "avpretrain.config.TrainConfig",
+    "diffmavil": "avpretrain.config.train.TrainConfig",
+    "self_training": "avpretrain.config.train.TrainConfig",
 }
 """Schema of a registered method's config; reading one imports no torch."""
 METHODS = {
@@ -27,8 +27,8 @@ METHODS = {
     "self_training": "avpretrain.methods.diffmavil.self_training.SelfTraining",
 }
 MODELS = {
-    "diffmavil": "avpretrain.models.diffmavil.DiffMAViL",
-    "self_training": "avpretrain.models.diffmavil.DiffMAViL",
+    "diffmavil": "avpretrain.methods.diffmavil.model.DiffMAViL",
+    "self_training": "avpretrain.methods.diffmavil.model.DiffMAViL",
 }
 """Class of the model that a registered method saves; a checkpoint names no other."""
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from avpretrain.schedules import Phase
+from avpretrain.config.schedules import Phase
 from avpretrain.training.build import make_optimizer, prepare_model
 from avpretrain.training.graphs import WARM_UP, PhaseGraphs, Update
 from avpretrain.training.guards import FiniteGuard

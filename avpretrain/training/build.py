@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
-from avpretrain.config import EngineConfig, OptimConfig, RunConfig
-from avpretrain.errors import UsageError
-from avpretrain.models.decoder import DecoderBlock
-from avpretrain.models.layers import Block
+from avpretrain.config.train import EngineConfig, OptimConfig, RunConfig
+from avpretrain.core.errors import UsageError
+from avpretrain.nn.decoder import DecoderBlock
+from avpretrain.nn.layers import Block
 from avpretrain.training.launch import check_accumulation, check_launched_ranks, check_tracker, choose_precision
 
 

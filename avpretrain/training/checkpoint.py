@@ -28,10 +28,10 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from avpretrain.configfile import from_dict, to_dict
+from avpretrain.config.reader import from_dict, to_dict
+from avpretrain.core.errors import UserError
+from avpretrain.core.files import atomic_path, open_file, write_json
 from avpretrain.data.manifest import DATASET_NAME
-from avpretrain.errors import UserError
-from avpretrain.files import atomic_path, open_file, write_json
 
 WEIGHTS, CONFIG, OPTIMIZER, STATE = "model.safetensors", "config.json", "optimizer.safetensors", "state.json"
 Better = Literal["min", "max"]

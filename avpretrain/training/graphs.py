@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from avpretrain.schedules import Phase
+from avpretrain.config.schedules import Phase
 
 Update = Callable[[Any, Phase], dict[str, Tensor]]
 """A whole training step on a batch; what it returns stays on the device."""

@@ -12,8 +12,8 @@ from types import FrameType
 import torch
 from torch import Tensor
 
-from avpretrain.errors import UserError
-from avpretrain.schedules import Phase
+from avpretrain.config.schedules import Phase
+from avpretrain.core.errors import UserError
 
 
 class Preemption:

@@ -12,9 +12,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DynamoBackend
 
-from avpretrain.config import EngineConfig
-from avpretrain.errors import UsageError
-from avpretrain.schedules import Step
+from avpretrain.config.schedules import Step
+from avpretrain.config.train import EngineConfig
+from avpretrain.core.errors import UsageError
 
 NAMES = {"no": "fp32", "bf16": "bf16"}
 """accelerate's words for precisions, and ours."""

@@ -20,11 +20,11 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from avpretrain.config import EngineConfig
-from avpretrain.data.dataset import check_bad_share
-from avpretrain.errors import UsageError, UserError
-from avpretrain.locks import locked
-from avpretrain.schedules import Phase, Step, cost_by_rule, plan, total_samples
+from avpretrain.config.schedules import Phase, Step, cost_by_rule, plan, total_samples
+from avpretrain.config.train import EngineConfig
+from avpretrain.core.errors import UsageError, UserError
+from avpretrain.core.locks import locked
+from avpretrain.data.read.dataset import check_bad_share
 from avpretrain.training.build import (
     captures,
     check_ranks,

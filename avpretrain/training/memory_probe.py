@@ -13,9 +13,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from avpretrain.config import BatchConfig
-from avpretrain.errors import UserError
-from avpretrain.schedules import Phase
+from avpretrain.config.schedules import Phase
+from avpretrain.config.train import BatchConfig
+from avpretrain.core.errors import UserError
 from avpretrain.training.bare_step import BareStep
 from avpretrain.training.guards import memory_advice
 from avpretrain.training.method import Method

@@ -18,12 +18,12 @@ import torch
 from safetensors.torch import save_model
 from torch import nn
 
-from avpretrain.config import EngineConfig
-from avpretrain.configfile import to_dict
-from avpretrain.cost import count_flops
-from avpretrain.errors import UsageError
-from avpretrain.files import atomic_path
-from avpretrain.schedules import Cost, Phase, Step
+from avpretrain.config.reader import to_dict
+from avpretrain.config.schedules import Cost, Phase, Step
+from avpretrain.config.train import EngineConfig
+from avpretrain.core.errors import UsageError
+from avpretrain.core.files import atomic_path
+from avpretrain.cost.count import count_flops
 
 CONFIG_NAME, WEIGHTS_NAME = "config.json", "model.safetensors"
 

@@ -13,9 +13,9 @@ import torch
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
-from avpretrain.files import atomic_path
-from avpretrain.schedules import Phase
-from avpretrain.terminal import Console, plain
+from avpretrain.config.schedules import Phase
+from avpretrain.core.files import atomic_path
+from avpretrain.core.terminal import Console, plain
 
 METRICS_NAME, DAMAGED_NAME = "metrics.jsonl", "metrics.damaged.jsonl"
 

@@ -10,13 +10,13 @@ from typing import Any, TypeVar
 
 import yaml
 
-from avpretrain.config import EngineConfig
-from avpretrain.configfile import from_dict, load_yaml, to_dict, what_is_learnt
-from avpretrain.errors import UsageError, UserError
-from avpretrain.files import atomic_path, clear_leftovers, read_json, read_text, write_json
-from avpretrain.locks import LOCK_NAME
-from avpretrain.provenance import environment
-from avpretrain.schedules import Step
+from avpretrain.config.reader import from_dict, load_yaml, to_dict, what_is_learnt
+from avpretrain.config.schedules import Step
+from avpretrain.config.train import EngineConfig
+from avpretrain.core.errors import UsageError, UserError
+from avpretrain.core.files import atomic_path, clear_leftovers, read_json, read_text, write_json
+from avpretrain.core.locks import LOCK_NAME
+from avpretrain.core.provenance import environment
 from avpretrain.training.checkpoint import Snapshot, checkpoint_folders, fault_of, fault_of_state, write_snapshot
 from avpretrain.training.method import Data
 from avpretrain.training.metrics import METRICS_NAME

@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from avpretrain.schedules import Step
+from avpretrain.config.schedules import Step
 from avpretrain.training.checkpoint import Progress
 from avpretrain.training.metrics import LossMeter
 

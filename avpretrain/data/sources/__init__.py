@@ -15,11 +15,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from avpretrain.data.label_values import split_cell
+from avpretrain.core.errors import UsageError, UserError
 from avpretrain.data.names import escape_name
 from avpretrain.data.sources.base import Item, Listing, scan
+from avpretrain.data.sources.label_values import split_cell
 from avpretrain.data.splits import ROLES
-from avpretrain.errors import UsageError, UserError
 
 SourceName = Literal[
     "folder", "huggingface", "audioset", "vggsound", "esc50", "esc10", "speechcommands", "fsdd", "grid",

@@ -12,10 +12,10 @@ from __future__ import annotations
 import re
 from pathlib import Path, PurePosixPath
 
+from avpretrain.core.errors import UserError
 from avpretrain.data.media import Segment
 from avpretrain.data.sources.base import MEDIA_EXTENSIONS, Item, Listing, read_rows, walk
 from avpretrain.data.sources.segments import files_by_video
-from avpretrain.errors import UserError
 
 COLUMNS = ["YTID", "start_seconds", "end_seconds", "positive_labels"]
 

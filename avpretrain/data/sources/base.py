@@ -8,11 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from avpretrain.data.label_values import Label
-from avpretrain.data.media import AUDIO_EXTENSIONS, Segment
+from avpretrain.data.media import AUDIO_EXTENSIONS, Need, Segment
 from avpretrain.data.names import escape_name
+from avpretrain.data.sources.label_values import Label
 from avpretrain.data.sources.tables import read_rows
-from avpretrain.data.transcode import Need
 
 __all__ = [
     "AUDIO_EXTENSIONS", "MEDIA_EXTENSIONS", "VIDEO_EXTENSIONS", "Item", "Labels", "Listing", "Scan", "inside",

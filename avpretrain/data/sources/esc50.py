@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from avpretrain.core.errors import UserError
 from avpretrain.data.sources.base import Item, Listing, is_file, read_rows
-from avpretrain.errors import UserError
 
 
 def find(root: Path, table: Path | None) -> Listing:

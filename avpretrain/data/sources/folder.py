@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from avpretrain.data.label_values import Nested, cell_value, label_value
+from avpretrain.core.errors import UserError
 from avpretrain.data.names import escape_name, printable_name
 from avpretrain.data.sources.base import MEDIA_EXTENSIONS, Item, Labels, Listing, inside, is_file, walk
+from avpretrain.data.sources.label_values import Nested, cell_value, label_value
 from avpretrain.data.sources.tables import FILE_COLUMNS, TYPED, listed, read_table
-from avpretrain.errors import UserError
 
 TABLES = ("labels.csv", "metadata.csv", "labels.tsv", "metadata.tsv")
 LICENSE_COLUMNS = ("license", "licence")

@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from pathlib import Path, PurePosixPath
 
+from avpretrain.core.files import read_text
 from avpretrain.data.sources.base import VIDEO_EXTENSIONS, Item, Labels, Listing, walk
-from avpretrain.files import read_text
 
 WORDS = {
     "command": {"b": "bin", "l": "lay", "p": "place", "s": "set"},

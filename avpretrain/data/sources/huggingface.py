@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
 
+from avpretrain.core.errors import UserError
 from avpretrain.data.sources.base import MEDIA_EXTENSIONS, Item, Listing, walk
 from avpretrain.data.sources.folder import SPLITS, from_table
-from avpretrain.errors import UserError
 
 NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 

@@ -11,11 +11,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from avpretrain.core.errors import UserError
 from avpretrain.data.media import Segment
 from avpretrain.data.names import escape_name
 from avpretrain.data.sources import folder, grid
 from avpretrain.data.sources.base import Item, Listing
-from avpretrain.errors import UserError
 
 WINDOW_SECONDS = 0.5
 SILENCE = frozenset(["sil", "sp"])

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
 
+from avpretrain.core.errors import UserError
+from avpretrain.core.files import read_text
 from avpretrain.data.sources.base import AUDIO_EXTENSIONS, Item, Listing, walk
-from avpretrain.errors import UserError
-from avpretrain.files import read_text
 
 LISTS = {"testing_list.txt": "test", "validation_list.txt": "val"}
 

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from avpretrain.errors import UserError
-from avpretrain.files import NotAFileError, read_bytes
+from avpretrain.core.errors import UserError
+from avpretrain.core.files import NotAFileError, read_bytes
 
 DELIMITERS = (",", ";", "\t", "|")
 """Tried in this order."""

@@ -10,10 +10,10 @@ from __future__ import annotations
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
+from avpretrain.core.errors import UserError
 from avpretrain.data.media import Segment
 from avpretrain.data.sources.base import MEDIA_EXTENSIONS, Item, Listing, read_rows, walk
 from avpretrain.data.sources.segments import files_by_video
-from avpretrain.errors import UserError
 
 SECONDS = 10.0
 

@@ -11,21 +11,21 @@ from typing import Any, ClassVar, Literal, cast
 import torch
 from torch import nn
 
-from avpretrain.batch import AVBatch, RawBatch
-from avpretrain.config import EngineConfig, TrainConfig
-from avpretrain.data.dataset import ClipSet, Loader, train_loader
+from avpretrain.config.curriculum import MaskRatios, phase_at, phases_of
+from avpretrain.config.model import ModelConfig
+from avpretrain.config.schedules import Cost, Phase, Step
+from avpretrain.config.train import EngineConfig, TrainConfig
+from avpretrain.core.errors import UsageError
+from avpretrain.cost.clip import clip_flops, cost_of
+from avpretrain.data.batch import AVBatch, RawBatch
 from avpretrain.data.features import Features
-from avpretrain.data.log_mel_stats import log_mel_stats
-from avpretrain.data.sampler import Order
+from avpretrain.data.read.dataset import ClipSet, Loader, train_loader
+from avpretrain.data.read.log_mel_stats import log_mel_stats
+from avpretrain.data.read.sampler import Order
 from avpretrain.data.splits import is_held_out, split_text
-from avpretrain.errors import UsageError
+from avpretrain.methods.diffmavil.example import random_batch
+from avpretrain.methods.diffmavil.model import DiffMAViL
 from avpretrain.methods.diffmavil.preview import Previewer
-from avpretrain.modelconfig import ModelConfig
-from avpretrain.models.cost import clip_flops, cost_of
-from avpretrain.models.curriculum import MaskRatios, phase_at, phases_of
-from avpretrain.models.diffmavil import DiffMAViL
-from avpretrain.models.example import random_batch
-from avpretrain.schedules import Cost, Phase, Step
 from avpretrain.training.method import Method, Preview
 from avpretrain.training.run import CONFIG_NAME, run_config
 
@@ -123,7 +123,7 @@ class DiffMAViLMethod(Method):
         return cost_of(self.cfg.model, rule)
 
     def flops(self, phase: Phase, batch_size: int) -> float:
-        """By the analytic count of `models/cost.py`."""
+        """By the analytic count of `cost/clip.py`."""
         ratios = cast(MaskRatios, phase)
         return clip_flops(self.cfg.model, ratios.audio, ratios.video, batch_size).training
 

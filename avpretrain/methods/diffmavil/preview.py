@@ -8,16 +8,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from avpretrain.batch import AVBatch
-from avpretrain.config import TrainConfig
-from avpretrain.data.dataset import ClipSet, eval_loader
+from avpretrain.config.curriculum import MaskRatios
+from avpretrain.config.train import TrainConfig
+from avpretrain.core.errors import UserError
+from avpretrain.core.files import atomic_path
+from avpretrain.data.batch import AVBatch
 from avpretrain.data.features import IMAGENET_MEAN, IMAGENET_STD, Features
+from avpretrain.data.read.dataset import ClipSet, eval_loader
 from avpretrain.data.splits import split_text
-from avpretrain.errors import UserError
-from avpretrain.files import atomic_path
-from avpretrain.models.curriculum import MaskRatios
-from avpretrain.models.diffmavil import DiffMAViL
-from avpretrain.models.reconstruction import Reconstruction
+from avpretrain.methods.diffmavil.model import DiffMAViL
+from avpretrain.nn.reconstruction import Reconstruction
 from avpretrain.training.method import Preview
 
 SHOWN = 4

@@ -13,16 +13,16 @@ from typing import cast
 from accelerate import PartialState
 from torch import Tensor, nn
 
-from avpretrain.batch import AVBatch
-from avpretrain.config import EngineConfig, TrainConfig
-from avpretrain.errors import UsageError
-from avpretrain.files import atomic_path
+from avpretrain.config.model import ModelConfig
+from avpretrain.config.train import EngineConfig, TrainConfig
+from avpretrain.core.errors import UsageError
+from avpretrain.core.files import atomic_path
+from avpretrain.data.batch import AVBatch
+from avpretrain.methods.diffmavil.example import random_features
 from avpretrain.methods.diffmavil.method import DiffMAViLMethod
-from avpretrain.modelconfig import ModelConfig
-from avpretrain.models.diffmavil import DiffMAViL
-from avpretrain.models.example import random_features
-from avpretrain.models.reconstruction import TeacherFeatures
-from avpretrain.models.teacher import Teacher, require_fit
+from avpretrain.methods.diffmavil.model import DiffMAViL
+from avpretrain.methods.diffmavil.teacher import Teacher, require_fit
+from avpretrain.nn.reconstruction import TeacherFeatures
 from avpretrain.training.checkpoint import CONFIG, WEIGHTS, find_weights
 from avpretrain.training.method import Method
 
