@@ -82,6 +82,11 @@ def run_finetune(checkpoint: Path, shards: tuple[str, ...], label: str, cfg: Fin
     clips, task = all_clips(shards, label, roles_of(cfg))
     seconds = longest_clip(clips, task.rows_N.tolist(), cfg.max_seconds)
     setting = Setting(accelerator, clips, task, input_for(model, seconds, cfg.modality), cfg)
+    usable = readable(setting)
+    if not len(usable):
+        raise UserError(f"no clip with label '{label}' could be read with modality '{cfg.modality}'")
+    unreadable, task = len(task) - len(usable), task.take(usable)
+    setting = dataclasses.replace(setting, task=task)
     parts = parts_of(clips, task, cfg.folds)
     ours, said = _over_parts(setting, model, parts)
     others = {"majority_class": majority(task, parts)}
@@ -97,11 +102,28 @@ def run_finetune(checkpoint: Path, shards: tuple[str, ...], label: str, cfg: Fin
         "parts": said,
         **across_parts(said),
         "classes": list(task.classes),
-        "clips": {"used": len(task), "without_label": task.without_label},
+        "clips": {"used": len(task), "without_label": task.without_label, "unreadable": unreadable},
         "finetune": dataclasses.asdict(cfg),
         **origin(checkpoint, model, clips, shards, cfg.seed),
     }
     return Outcome(result, ours)
+
+
+def readable(setting: Setting) -> NDArray[np.int64]:
+    """Places in the task of the clips that can be decoded, as the linear probe counts them: one pass over all clips.
+
+    Every rank must call it, and each gets them all.
+    """
+    accelerator, cfg = setting.accelerator, setting.cfg
+    rows = setting.task.rows_N[accelerator.process_index :: accelerator.num_processes].tolist()
+    found: list[tuple[int, bool]] = []
+    with eval_loader(setting.clips, setting.input, rows, cfg.batch_size, cfg.num_workers, cfg.modality) as loader:
+        for raw in loader:
+            has = {"audio": raw.samples_B > 0, "video": raw.size_B2.amin(dim=1) > 0}
+            usable_B = has["audio"] & has["video"] if cfg.modality == "both" else has[cfg.modality]
+            found += zip(raw.index_B.tolist(), usable_B.tolist(), strict=True)
+    by_row = dict(gather_object(found))
+    return np.flatnonzero([by_row[int(row)] for row in setting.task.rows_N])
 
 
 def _over_parts(setting: Setting, model: DiffMAViL, parts: list[Parts]) -> tuple[Predictions, list[dict[str, Any]]]:

@@ -112,7 +112,8 @@ def run_retrieval(checkpoint: Path, shards: tuple[str, ...], cfg: RetrievalConfi
     usable = np.flatnonzero(found.usable_N("both"))
     if len(usable) < 2:
         raise UserError(
-            f"retrieval needs at least 2 clips with sound and picture, split '{cfg.split}' has {len(usable)}"
+            f"retrieval needs at least 2 clips whose audio and video could be read; of the {len(wanted)} clips of "
+            f"split '{cfg.split}' there are {len(usable)}; 'avpretrain inspect DATA --verify' names damaged ones"
         )
     sides = {
         name: (found.features[f"{name} audio"][usable], found.features[f"{name} video"][usable]) for name in models
