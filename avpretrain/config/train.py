@@ -259,6 +259,10 @@ class EngineConfig:
 class TrainConfig(EngineConfig):
     """Everything a pretraining run of DiffMAViL is made of."""
 
+    init: str = ""
+    """Run folder, checkpoint or imported model (`avpretrain import`) whose encoders and fusion a fresh run starts from;
+    of an imported one, the parts that were imported. Unless given, its log-mel statistics are taken, too. Empty = all
+    weights start afresh."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

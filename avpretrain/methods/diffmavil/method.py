@@ -16,6 +16,7 @@ from avpretrain.config.model import ModelConfig
 from avpretrain.config.schedules import Cost, Phase, Step
 from avpretrain.config.train import EngineConfig, TrainConfig
 from avpretrain.core.errors import UsageError
+from avpretrain.core.files import read_json
 from avpretrain.cost.clip import clip_flops, cost_of
 from avpretrain.data.batch import AVBatch, RawBatch
 from avpretrain.data.features import Features
@@ -26,8 +27,16 @@ from avpretrain.data.splits import is_held_out, split_text
 from avpretrain.methods.diffmavil.example import random_batch
 from avpretrain.methods.diffmavil.model import DiffMAViL
 from avpretrain.methods.diffmavil.preview import Previewer
+from avpretrain.nn.weights import read_model_config
+from avpretrain.training.checkpoint import CONFIG as WEIGHTS_CONFIG
+from avpretrain.training.checkpoint import find_weights
 from avpretrain.training.method import Method, Preview
 from avpretrain.training.run import CONFIG_NAME, run_config
+
+TRAINED = ("audio_encoder", "video_encoder", "fusion")
+"""Parts that a run can take over from other weights; decoders may predict something else."""
+IMPORT_NAME = "import.json"
+"""What `avpretrain import` says of the weights that it wrote."""
 
 
 class TrainingClips:
@@ -84,6 +93,8 @@ class DiffMAViLMethod(Method):
 
     def open(self) -> Sequence[str]:
         """Opens the clips; log-mel statistics are filled in, unless given."""
+        if self.cfg.init:
+            self.cfg = with_log_mel_of(self.cfg, read_model_config(find_weights(self.cfg.init) / WEIGHTS_CONFIG))
         data = self.cfg.data
         self.clips = ClipSet(data.shards, data.split, data.cache_dir, data.request_timeout)
         self.cfg = resolve(self.cfg, self.clips)
@@ -133,6 +144,11 @@ class DiffMAViLMethod(Method):
         """Both encoders, fusion, both decoders."""
         return DiffMAViL(self.cfg.model)
 
+    def initialise(self, model: nn.Module) -> None:
+        """Copies encoders and fusion from the weights that `init` names, if any."""
+        if self.cfg.init:
+            start_from(self.cfg.init, model)
+
     def batches(self, steps: Sequence[Step], rank: int, world: int) -> Loader:
         """Decoded clips, by processes of their own."""
         cfg = self.cfg
@@ -179,6 +195,41 @@ class DiffMAViLMethod(Method):
     def next_round(self) -> Method | None:
         """None: stage 1 is one round."""
         return None
+
+
+def start_from(init: str, model: nn.Module) -> None:
+    """Copies trained parts into a fresh model.
+
+    Args:
+        init: run folder, checkpoint or imported model; of an imported one, the parts that were imported count.
+
+    Raises:
+        UsageError: a part has other layers or sizes than the model's.
+        UserError: there are no weights, or they are damaged.
+    """
+    folder = find_weights(init)
+    source = DiffMAViL.from_pretrained(folder)
+    parts: tuple[str, ...] = TRAINED
+    if (folder / IMPORT_NAME).is_file():
+        loaded = read_json(folder / IMPORT_NAME, "import report").get("loaded", {})
+        parts = tuple(part for part in TRAINED if loaded.get(part))
+    for part in parts:
+        try:
+            model.get_submodule(part).load_state_dict(source.get_submodule(part).state_dict())
+        except RuntimeError as error:
+            first = str(error).splitlines()[-1].strip()
+            raise UsageError(
+                f"the {part} of {init} does not fit model.*: {first}; give the run the model section of its config"
+            ) from None
+
+
+def with_log_mel_of(cfg: TrainConfig, model: ModelConfig) -> TrainConfig:
+    """The config with the log-mel statistics of a trained model, unless it has some of its own."""
+    inputs = cfg.model.input
+    if inputs.audio_mean is not None or inputs.audio_std is not None:
+        return cfg
+    known = dataclasses.replace(inputs, audio_mean=model.input.audio_mean, audio_std=model.input.audio_std)
+    return dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, input=known))
 
 
 def held_out(split: str | tuple[str, ...], clips: ClipSet) -> list[str]:

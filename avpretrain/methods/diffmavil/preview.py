@@ -22,6 +22,8 @@ from avpretrain.training.method import Preview
 
 SHOWN = 4
 """Clips in a picture."""
+COLLAPSED, ENOUGH = 2.0, 8
+"""Effective rank of embeddings below which a warning is due, and clips that it takes to say so."""
 
 
 class Previewer:
@@ -62,7 +64,27 @@ class Previewer:
         draw_reconstruction(batch, picture, path, title)
         recall = recall_at_1(audio_BD, video_BD)
         line = f"preview at {seen}: R@1 {recall:.2f} of {len(batch)} clips, {path}"
-        return Preview(line, {"recall": recall})
+        ranks = {"audio": effective_rank(audio_BD), "video": effective_rank(video_BD)}
+        low = [f"{side} {rank:.1f}" for side, rank in ranks.items() if len(batch) >= ENOUGH and rank < COLLAPSED]
+        if low:
+            line += (
+                f"; warning: embeddings have collapsed (effective rank of {len(batch)} clips: {', '.join(low)}), all "
+                "clips look nearly alike: raise the batch, or lower optim.lr or the masking ratio"
+            )
+        return Preview(line, {"recall": recall, **{f"effective_rank_{side}": rank for side, rank in ranks.items()}})
+
+
+def effective_rank(x_BD: Tensor) -> float:
+    """How many directions the embeddings of a batch spread over: the exponential of the entropy of their normalised
+    singular values, about their mean (Roy & Vetterli 2007); from 1, at most B - 1. One point has 0.
+    """
+    centred_BD = x_BD.double() - x_BD.double().mean(dim=0)
+    scale = x_BD.double().square().mean().sqrt()
+    values = torch.linalg.svdvals(centred_BD)
+    if values.sum() <= 1e-4 * scale * len(x_BD) ** 0.5:  # no spread beyond rounding
+        return 0.0
+    share = values / values.sum()
+    return float(torch.exp(-(share * share.clamp(min=1e-12).log()).sum()))
 
 
 def recall_at_1(audio_BD: Tensor, video_BD: Tensor) -> float:

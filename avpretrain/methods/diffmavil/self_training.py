@@ -74,6 +74,7 @@ class SelfTraining(DiffMAViLMethod):
 
     def initialise(self, model: nn.Module) -> None:
         """Copies the teacher's encoders and fusion, with `stage2.start_from` 'teacher'."""
+        super().initialise(model)
         if self.cfg.stage2.start_from == "teacher" and self._teacher is not None:
             start_from(self._teacher, model)
 
