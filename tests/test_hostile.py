@@ -1,0 +1,158 @@
+"""What a stranger's data sets and weights may do: nothing but be refused, or lose the clips that are bad, in a line."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from avpretrain.cli.main import main
+from avpretrain.methods.diffmavil.model import DiffMAViL
+from tests.support.hostile import DATA, FOREIGN, MODELS, make
+from tests.support.runs import write_run
+from tests.support.tiny_datasets import Spec, make_dataset
+from tests.support.tiny_models import tiny
+
+SECONDS = 10.0
+SLACK = 3.0
+"""How many times slower a loaded machine may be."""
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits of memory and endless files as Linux has them")
+
+
+def names_below(folder: Path) -> set[str]:
+    return {f"{root}/{name}" for root, folders, files in os.walk(folder) for name in (*folders, *files)}
+
+
+def opened(what: str, folder: Path, own: Path) -> dict[str, Any]:
+    """What came of each folder in a process of its own, which must leave nothing behind."""
+    own.mkdir()
+    before = names_below(folder)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1", "HOME": str(own)}
+    command = [sys.executable, "-m", "tests.support.hostile", what, str(folder), str(own / "found.json")]
+    done = subprocess.run(command, cwd=own, env=environment, capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert names_below(folder) == before
+    assert names_below(own) == {f"{own}/found.json"}, "nothing is written outside"
+    found: dict[str, Any] = json.loads((own / "found.json").read_text())
+    return found
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("data")
+    specs = [Spec(seconds=0.5, size=(32, 40)) for _ in range(8)] + [Spec(seconds=0.5, size=(32, 40), split="test")] * 4
+    good = make_dataset(folder / "good", specs)
+    make(good, DATA, folder)
+    return opened("data", folder, folder.parent / "own_data")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("models")
+    DiffMAViL(tiny()).save_pretrained(folder / "good")
+    make(folder / "good", MODELS, folder)
+    for name, write in FOREIGN.items():
+        write(folder / name)
+    return opened("models", folder, folder.parent / "own_models")
+
+
+def check_line(name: str, found: dict[str, Any]) -> None:
+    assert "fault" not in found, f"{name}: {found['fault']}"
+    assert found["seconds"] < SECONDS * SLACK, name
+    if found["error"] is not None:
+        assert len(found["error"]) < 700 and found["error"].isprintable(), found["error"]
+
+
+def test_there_are_as_many_as_promised() -> None:
+    assert len(DATA) >= 50 and len(MODELS) + len(FOREIGN) >= 30
+
+
+def test_good_ones_are_good(data: dict[str, Any], models: dict[str, Any]) -> None:
+    assert data["good"]["error"] is None and data["good"]["clips"] == 12 and not data["good"]["bad"]
+    assert models["good"]["error"] is None
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_data_sets(data: dict[str, Any], name: str) -> None:
+    expected, found = DATA[name][1], data[name]
+    check_line(name, found)
+    if expected.startswith("!"):
+        assert found["error"] is not None and expected[1:] in found["error"], found
+        return
+    assert found["error"] is None, found
+    count, _, reason = expected.partition(" ")
+    assert len(found["bad"]) == int(count or 0), found
+    assert all(reason in line and line.isprintable() for line in found["bad"]), found
+    assert found["clips"] == 12, "the others are as they were"
+
+
+@pytest.mark.parametrize("name", [*MODELS, *FOREIGN])
+def test_models(models: dict[str, Any], name: str) -> None:
+    found = models[name]
+    check_line(name, found)
+    assert found["error"] is not None, "it was taken for good"
+    assert MODELS[name][1] in found["error"] if name in MODELS else name in found["error"], found
+
+
+# --- by the command line ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set whose labels, split and names would write to the terminal and into the page."""
+    nasty = "\x1b[2J\x1b]0;evil\x07[red]<script>alert(1)</script>\u202e"
+    numbered = [(split, i) for split in ("train", "test") for i in range(8)]
+    specs = [Spec(seconds=0.5, size=(32, 40), label=f"{nasty}{i % 2}", split=split) for split, i in numbered]
+    return make_dataset(tmp_path_factory.mktemp("labels") / "set", specs, per_shard=8, name=f"set {nasty}")
+
+
+def assert_plain(said: str) -> None:
+    assert all(c.isprintable() or c in "\n\t" for c in said), [c for c in said if not c.isprintable() and c != "\n"][:5]
+
+
+@pytest.mark.parametrize("verb", ["inspect", "probe", "retrieve"])
+def test_terminals_get_no_control_characters(
+    labelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: str
+) -> None:
+    model = DiffMAViL(tiny())
+    model.save_pretrained(tmp_path / "m")
+    options = {
+        "inspect": [str(labelled)],
+        "probe": [str(tmp_path / "m"), str(labelled), "--label", "class", "--modality", "audio", "--num-workers", "0"],
+        "retrieve": [str(tmp_path / "m"), str(labelled), "--num-workers", "0"],
+    }
+    main([verb, *options[verb]])
+    said = capsys.readouterr()
+    assert_plain(said.out + said.err)
+
+
+def test_refusals_by_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good = make_dataset(tmp_path / "good", [Spec(seconds=0.5, size=(32, 40)) for _ in range(4)])
+    DiffMAViL(tiny()).save_pretrained(tmp_path / "model")
+    make(good, {name: DATA[name] for name in ("shard name above", "summary deep", "manifest a pipe")}, tmp_path)
+    make(tmp_path / "model", {name: MODELS[name] for name in ("width huge", "weights not numbers")}, tmp_path)
+    commands = [["inspect", str(tmp_path / name)] for name in ("shard name above", "summary deep", "manifest a pipe")]
+    out = tmp_path / "o.npz"
+    commands += [
+        ["embed", str(tmp_path / m), str(good), "--out", str(out)] for m in ("width huge", "weights not numbers")
+    ]
+    for command in commands:
+        with pytest.raises(SystemExit) as stop:
+            main(command)
+        assert stop.value.code in (1, 2)
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert len(lines) == 1 and lines[0].startswith("avpretrain: ") and "Traceback" not in lines[0]
+    assert not out.exists()
+
+
+def test_the_page_escapes_what_strangers_wrote(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", name="<script>alert(1)</script>")
+    main(["report", str(run), "--out", str(tmp_path / "page.html")])
+    page = (tmp_path / "page.html").read_text()
+    assert "<script>alert" not in page and "&lt;script&gt;alert" in page
