@@ -51,7 +51,8 @@ def main(
     console = Console(stderr=True)
     mine: list[tuple[int, list[Row] | None]] = []
     numbered = list(enumerate(files))[state.process_index :: state.num_processes]
-    for number, path in track(numbered, "embed", console=console, transient=True, disable=not state.is_main_process):
+    hidden = not (state.is_main_process and console.is_terminal)
+    for number, path in track(numbered, "embed", console=console, transient=True, disable=hidden):
         try:
             dropped: dict[str, float] = {}
             mine.append((number, embed_file(model, path, modality, per, dropped)))

@@ -35,7 +35,7 @@ COMMANDS = {
     "train": "@config --data.shards @data",
     "probe": "@model @data --label class --out @out_file",
     "compare": "@result @result",
-    "embed": "@model @file --out @out_table",
+    "embed": "@model @file --out @out_table.npz",
     "finetune": "@model @data --label class --out @out_file",
     "retrieve": "@model @data --out @out_file",
     "evaluate": "@model @suite --shards @sets --out @out_folder",
@@ -69,13 +69,12 @@ WRONG = {
     "suite": ("missing", "text", "empty_folder", "reslts", "tiny_mavil"),
     "sets": ("missing", "text"),
     "out_file": ("full_folder", "below_text"),
-    "out_table": ("full_folder", "below_text.npz", "other.xyz"),
+    "out_table.npz": ("full_folder", "below_text.npz", "other.xyz"),
     "out_folder": ("text", "below_text"),
     "new_folder": ("text", "below_text", "full_folder"),
 }
 """What each place gets that does not belong there."""
 
-TAKES_ANY_FOLDER = {("demo", "out_folder"), ("ablate", "out_folder"), ("evaluate", "out_folder")}
 WORKS_WITHOUT_ARGUMENTS = {"demo", "ledger", "bench features", "bench manifest"}
 
 CHOICES = {
@@ -86,7 +85,7 @@ CHOICES = {
     "spectrum": ("--split nothing",),
     "inpaint": ("--split nothing",),
     "train": ("--data.split nothing", "--schedule.audio-mask-ratio.kind liner"),
-    "shards": ("--source nothing", "--name ../x"),
+    "shards": ("--source nothing", "--clip-seconds -1"),
     "evaluate": ("--only nothing",),
     "ablate": ("--only nothing", "--base tiny_mavli"),
     "flops": ("--against tiny_mavli",),
@@ -96,12 +95,9 @@ CHOICES = {
 }
 """Names of labels, splits, presets and choices that do not exist."""
 
-NUMBERS = ("-3", "nan", "x", "1e400", "")
-"""Values that hardly any number may have."""
-
 SAYS_WHAT_TO_DO = re.compile(
     r"\b(name|give|choose|use|see|must|did you mean|made by|make|make one|written by|takes?|presets?|known|known are|has|"
-    r"holds|labels|splits|fetch|recipes|matrices|lists|at least|comes? first|run|try|delete|pass|needs?|only|verbs)\b",
+    r"holds|labels|splits|fetch|recipes|matrices|lists|there are|variants|check|mend|write|too much|no option|at least|comes? first|run|try|delete|pass|needs?|only|verbs)\b",
     re.IGNORECASE,
 )
 
@@ -273,7 +269,8 @@ def test_what_does_not_belong_there(name: str, i: int, wrong: str, place: Path, 
         ended = run(words)
     complaint(ended, words)
     there = words[len(name.split()) + i]
-    assert there.rsplit("/text/below")[0] in ended.err, (words, ended.err)
+    if not (name == "compare" and i == 1):  # the first is read first
+        assert there.rsplit("/text/below")[0] in ended.err, (words, ended.err)
 
 
 @pytest.mark.parametrize(("name", "more"), [(name, more) for name, all_ in CHOICES.items() for more in all_])
@@ -281,3 +278,36 @@ def test_names_that_do_not_exist(name: str, more: str, place: Path, tmp_path: Pa
     words = [*name.split(), *fill(COMMANDS[name], place), *more.split()]
     with nothing_written(place, tmp_path):
         complaint(run(words), words)
+
+
+@pytest.mark.parametrize("wrong", ["bnech", "prob", "trian"])
+def test_a_misspelt_verb_gets_the_right_one(wrong: str, place: Path, tmp_path: Path) -> None:
+    with nothing_written(place, tmp_path):
+        ended = run([wrong])
+    complaint(ended, [wrong])
+    assert {"bnech": "'bench'", "prob": "'probe'", "trian": "'train'"}[wrong] in ended.err
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("synth o --clips many", "--clips takes a whole number, got 'many'"),
+        ("synth o --seconds long", "--seconds takes a number, got 'long'"),
+        ("synth o --clips", "--clips needs a value"),
+        ("synth o --clisp 3", "no option --clisp here; did you mean --clips?"),
+        ("synth", "give OUT: Folder to write"),
+        ("synth a b", "too much on the command line: b"),
+        ("export a b --onnx ears", "--onnx can't be 'ears'; choose from audio, video"),
+        ("export a b --onnx audoi", "--onnx can't be 'audoi'; did you mean 'audio'?"),
+        ("import a b --format timm --audio-stats 1", "--audio-stats takes FLOAT FLOAT, got 1"),
+        ("flops tiny_mavil --clips x", "--clips takes INT, got x"),
+        ("ablate ablation --seeds a", "--seeds takes [INT [INT ...]], got a"),
+    ],
+)
+def test_messages_on_any_terminal(words: str, said: str, encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    err = io.StringIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
+    with contextlib.redirect_stderr(err), pytest.raises(SystemExit):
+        main(words.split())
+    assert err.getvalue().startswith(f"avpretrain: {said}"), err.getvalue()
