@@ -76,8 +76,10 @@ def listed(paths: Sequence[Path]) -> tuple[Path, ...]:
     """The files that are meant, each once: folders give their media, sorted by path.
 
     Raises:
-        UserError: a folder holds none.
+        UserError: a folder holds none, or nothing is there.
     """
+    if not any(path.exists() for path in paths):
+        raise UserError(f"there is no {paths[0]}; name audio or video files, or folders of them")
     found: list[Path] = []
     for path in paths:
         if not path.is_dir():

@@ -96,8 +96,9 @@ CHOICES = {
 """Names of labels, splits, presets and choices that do not exist."""
 
 SAYS_WHAT_TO_DO = re.compile(
-    r"\b(name|give|choose|use|see|must|did you mean|made by|make|make one|written by|takes?|presets?|known|known are|has|"
-    r"holds|labels|splits|fetch|recipes|matrices|lists|there are|variants|check|mend|write|too much|no option|at least|comes? first|run|try|delete|pass|needs?|only|verbs)\b",
+    r"\b(name|give|choose|use|see|must|did you mean|made by|make|written by|takes?|presets?|known|has|holds|labels|splits"
+    r"|fetch|recipes|matrices|lists|there are|variants|check|mend|write|too much|no option|at least|comes? first|run|try"
+    r"|delete|pass|needs?|only|verbs)\b",
     re.IGNORECASE,
 )
 
@@ -189,7 +190,17 @@ def complaint(ended: Ended, words: list[str]) -> None:
     assert lines[0].startswith("avpretrain: "), shown
     assert not ended.out, shown
     message = lines[0].removeprefix("avpretrain: ")
-    for raw in ("Traceback", "╭", "│", "fault of avpretrain", "--debug", "Errno", "Error:", "invalid literal", "argument"):
+    for raw in (
+        "Traceback",
+        "╭",
+        "│",
+        "fault of avpretrain",
+        "--debug",
+        "Errno",
+        "Error:",
+        "invalid literal",
+        "argument",
+    ):
         assert raw not in message, shown
     assert SAYS_WHAT_TO_DO.search(message), shown
 
