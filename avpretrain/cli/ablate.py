@@ -11,6 +11,7 @@ from typing import Any
 from avpretrain.ablate.matrix import OF_A_CELL, Ablation, Cell, cells_of, load_ablation
 from avpretrain.cli.shared.arguments import parse
 from avpretrain.cli.shared.config_first import ConfigArguments, first_and_rest
+from avpretrain.cli.shared.places import require_folder
 from avpretrain.cli.shared.tables import show_table
 from avpretrain.config.reader import to_dict
 from avpretrain.config.train import TrainConfig
@@ -78,6 +79,8 @@ def run(args: Sequence[str]) -> None:
             raise UsageError(f"--{key.replace('_', '-')} is set for each cell; use --seeds, --only and --out")
     if given.jobs < 1:
         raise UsageError(f"--jobs must be at least 1, got {given.jobs}")
+    if given.out is not None:
+        require_folder(given.out)
     ablation = replace(ablation, base=given.config)
     cells = cells_of(ablation, given.out or Path("ablation"), given.seeds, given.only)
     if given.dry_run:

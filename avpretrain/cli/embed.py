@@ -51,7 +51,8 @@ def main(
     console = Console(stderr=True)
     mine: list[tuple[int, list[Row] | None]] = []
     numbered = list(enumerate(files))[state.process_index :: state.num_processes]
-    for number, path in track(numbered, "embed", console=console, transient=True, disable=not state.is_main_process):
+    hidden = not (state.is_main_process and console.is_terminal)
+    for number, path in track(numbered, "embed", console=console, transient=True, disable=hidden):
         try:
             dropped: dict[str, float] = {}
             mine.append((number, embed_file(model, path, modality, per, dropped)))
@@ -75,8 +76,10 @@ def listed(paths: Sequence[Path]) -> tuple[Path, ...]:
     """The files that are meant, each once: folders give their media, sorted by path.
 
     Raises:
-        UserError: a folder holds none.
+        UserError: a folder holds none, or nothing is there.
     """
+    if not any(path.exists() for path in paths):
+        raise UserError(f"there is no {paths[0]}; name audio or video files, or folders of them")
     found: list[Path] = []
     for path in paths:
         if not path.is_dir():

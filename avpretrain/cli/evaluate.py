@@ -11,6 +11,7 @@ from typing import Annotated
 from accelerate import PartialState
 from tyro.conf import Positional, arg
 
+from avpretrain.cli.shared.places import require_folder
 from avpretrain.core.errors import UserError
 from avpretrain.core.files import atomic_path, read_json
 from avpretrain.core.terminal import Console, plain
@@ -18,6 +19,7 @@ from avpretrain.evaluation.frozen import Pooling, PoolingKind
 from avpretrain.evaluation.suite.plan import Job, SuiteConfig, jobs_of, load_suite
 from avpretrain.evaluation.suite.run import prepare_data, run_suite
 from avpretrain.evaluation.suite.table import markdown
+from avpretrain.training.checkpoint import find_weights
 
 PACKS = "AVPRETRAIN_REAL_DATA"
 """Environment variable with the folder that is meant where --packs names none."""
@@ -58,6 +60,9 @@ def main(
         batch_size: Clips at a time; changes nothing but speed, except in fine-tuning, which takes its recipe's.
         num_workers: Processes that decode, for each rank.
     """
+    find_weights(ckpt)
+    require_folder(shards, "--shards")
+    require_folder(out)
     packs = packs or (Path(os.environ[PACKS]) if os.environ.get(PACKS) else None)
     cfg = SuiteConfig(
         shards=shards, out=out, packs=packs, only=only, pool=Pooling(pooling, layers), batch_size=batch_size,

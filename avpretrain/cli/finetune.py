@@ -60,11 +60,13 @@ class Arguments:
 
 def run(args: Sequence[str]) -> None:
     """Fine-tunes as the command line says."""
-    if not args or args[0] in ("-h", "--help"):
+    if args and args[0] in ("-h", "--help"):
         print(HELP)
         return
     named = next((i for i, text in enumerate(args) if text.startswith("-")), len(args))
     (ckpt, *data), options = args[:named] or [""], args[named:]
+    if not args:
+        raise UsageError("checkpoint and data come first: avpretrain finetune CKPT DATA --label NAME")
     recipe = _recipe(options)
     given = parse(Arguments, options, "avpretrain finetune CKPT DATA", Arguments(recipe=recipe, config=RECIPES[recipe]))
     if not data:

@@ -54,7 +54,8 @@ def main(
 
 
 def _verified(root: Path) -> list[str]:
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         line = bar.add_task("reading shards", total=None)
         return verify(root, lambda done, total: bar.update(line, completed=done, total=total))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import importlib
 import keyword
 import os
@@ -84,7 +85,9 @@ def run(verb: str, args: Sequence[str]) -> None:
         UsageError: there is no such verb, or the arguments are wrong.
     """
     if verb not in VERBS:
-        raise UsageError(f"no verb '{verb}'; verbs: {', '.join(VERBS)}")
+        close = difflib.get_close_matches(verb, VERBS, n=1)
+        hint = f"did you mean '{close[0]}'?" if close else f"verbs: {', '.join(VERBS)}"
+        raise UsageError(f"no verb '{verb}'; {hint}")
     name = verb.replace("-", "_") + ("_" if keyword.iskeyword(verb) else "")
     command = importlib.import_module(f"avpretrain.cli.{name}")
     if hasattr(command, "run"):  # a verb whose arguments are a config and changes to it reads them itself

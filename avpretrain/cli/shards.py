@@ -46,7 +46,7 @@ def main(
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Bar(*columns, console=console, transient=True) as bar:
+    with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         line = bar.add_task("", total=None, clips=0, skipped=0)
 
         def show(progress: Progress) -> None:

@@ -64,12 +64,12 @@ def _arguments_for(schema: type[EngineConfig]) -> type[Arguments]:
 
 def run(args: Sequence[str]) -> None:
     """Trains, or plans, as the command line says."""
-    if not args or args[0] in ("-h", "--help"):
+    if args and args[0] in ("-h", "--help"):
         print(HELP)
         return
-    name, *overrides = args
-    if name.startswith("-"):
+    if not args or args[0].startswith("-"):
         raise UsageError("the config comes first: avpretrain train CONFIG [--section.field VALUE ...]")
+    name, *overrides = args
     cfg = load_config(name)
     arguments: Any = _arguments_for(type(cfg))
     given = parse(arguments, overrides, f"avpretrain train {name}", arguments(config=cfg))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 from collections.abc import Sequence
 
@@ -26,5 +27,7 @@ def run(args: Sequence[str]) -> None:
         return
     subject, *rest = args
     if subject not in SUBJECTS:
-        raise UsageError(f"can't bench '{subject}'; choose from {', '.join(SUBJECTS)}")
+        close = difflib.get_close_matches(subject, SUBJECTS, n=1)
+        hint = f"did you mean '{close[0]}'?" if close else f"choose from {', '.join(SUBJECTS)}"
+        raise UsageError(f"can't bench '{subject}'; {hint}")
     importlib.import_module(f"avpretrain.cli.bench.{subject}").run(rest)

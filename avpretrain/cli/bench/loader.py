@@ -12,6 +12,7 @@ from typing import Any
 from rich.progress import Progress
 
 from avpretrain.cli.shared.config_first import ConfigArguments, read
+from avpretrain.cli.shared.places import require_file
 from avpretrain.config.reader import to_dict
 from avpretrain.core.errors import UsageError
 from avpretrain.core.files import write_json
@@ -60,6 +61,7 @@ def run(args: Sequence[str]) -> None:
         raise UsageError("no data: give --data.shards FOLDER (made by avpretrain shards)")
     if min(given.clips, given.rounds) < 1:
         raise UsageError(f"--clips and --rounds must be at least 1, got {given.clips} and {given.rounds}")
+    require_file(given.out)
     answer = measure(given)
     if given.out is not None:
         write_json(given.out, answer)
@@ -77,7 +79,8 @@ def measure(given: Arguments) -> dict[str, Any]:
     data = dataclasses.replace(given.config.data, memory_cache_mb=0)  # what is kept is not decoded
     cfg = resolve(dataclasses.replace(given.config, data=data), clips)
     bench = Bench(cfg, given.clips)
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         line = bar.add_task("bare decode and loader", total=given.clips * given.rounds)
         measured = alternate(bench, given.rounds, lambda done: bar.update(line, completed=done))
         fed: dict[str, Any] = {}

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from avpretrain.cli.shared.arguments import parse
+from avpretrain.cli.shared.places import require_file
 from avpretrain.config.reader import load_config
 from avpretrain.config.train import DataConfig, TrainConfig
 from avpretrain.core.errors import UsageError
@@ -65,12 +66,13 @@ class Arguments:
 
 def run(args: Sequence[str]) -> None:
     """Measures as the command line says."""
-    if not args or args[0] in ("-h", "--help"):
+    if args and args[0] in ("-h", "--help"):
         print(HELP)
         return
     given = parse(Arguments, args, "avpretrain bench step", Arguments())
     if not given.configs or given.batch_size < 1 or given.repeats < 1:
         raise UsageError("give at least one config, and a batch size and repeats of at least 1: bench step CONFIG ...")
+    require_file(given.out)
     chosen = [_config(name, given) for name in given.configs]
     names = [cfg.name for cfg in chosen]
     if len(set(names)) < len(names):

@@ -31,16 +31,16 @@ def first_and_rest(args: Sequence[str], help: str) -> tuple[str, list[str]] | No
         help: begins with 'usage: avpretrain VERB NAME ...'.
 
     Raises:
-        UsageError: an option comes first.
+        UsageError: nothing or an option comes first.
     """
-    if not args or args[0] in ("-h", "--help"):
+    if args and args[0] in ("-h", "--help"):
         print(help)
         return None
-    name, *rest = args
-    if name.startswith("-"):
+    if not args or args[0].startswith("-"):
         usage = help.splitlines()[0].removeprefix("usage: ")
         what = next(word for word in usage.split() if word.isupper())
         raise UsageError(f"the {what.lower()} comes first: {usage}")
+    name, *rest = args
     return name, rest
 
 

@@ -127,7 +127,10 @@ def parts_of(clips: ClipSet, task: Task, folds: str) -> list[Parts]:
         return cross_validation_parts(task, made_folds(task, int(folds)))
     names = [clips.clip(int(row)).label_dict.get(folds) for row in task.rows_N]
     if not all(isinstance(name, str) and name for name in names):
-        raise UserError(f"--folds {folds}: not every clip with label '{task.label}' has one fold")
+        raise UserError(
+            f"--folds {folds}: not every clip with label '{task.label}' has one fold; name a label that gives each "
+            "clip its fold, or a number of folds to make"
+        )
     return cross_validation_parts(task, [str(name) for name in names])
 
 
