@@ -14,8 +14,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from avpretrain.cli.shared.places import require_folder
 from avpretrain.core.terminal import Console
-from avpretrain.data.scenes.make import LABELS_NAME, make_scenes
-from avpretrain.data.scenes.scene import CLIPS_DIR, SceneSettings
 
 
 def main(
@@ -48,6 +46,9 @@ def main(
         workers: Processes; 0 = one a CPU core.
         as_json: Print the summary as JSON.
     """
+    from avpretrain.data.scenes.make import LABELS_NAME, make_scenes
+    from avpretrain.data.scenes.scene import CLIPS_DIR, SceneSettings
+
     require_folder(out, "OUT")
     settings = SceneSettings(seed=seed, seconds=seconds, size=size, fps=fps, val_share=val_share, test_share=test_share)
     processes = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

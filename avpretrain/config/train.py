@@ -14,7 +14,7 @@ from avpretrain.config.model import ModelConfig, require
 
 MECHANICS = "mechanics"
 """Mark of fields that say how a run is carried out, not what is learnt. Resuming, grouping and comparing runs do not
-look at them: `reader.what_is_learnt` leaves them out."""
+look at them: `reader.learnt_config` leaves them out."""
 
 
 def mechanics(default: Any) -> Any:

@@ -22,7 +22,8 @@ from avpretrain.core.terminal import Console
 from avpretrain.data.batch import RawBatch
 from avpretrain.data.features import Features, frame_counts
 from avpretrain.data.read.dataset import ClipSet, Loader, eval_loader
-from avpretrain.evaluation.frozen import ClipBatch, Embedder, Modality
+from avpretrain.evaluation.frozen import ClipBatch, Embedder
+from avpretrain.evaluation.settings import Modality
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from avpretrain.evaluation.frozen import Modality
+from avpretrain.evaluation.settings import Modality
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -24,8 +24,6 @@ from avpretrain.evaluation.frozen import (
     PLAIN_NAMES,
     Embedder,
     FrozenEncoder,
-    Modality,
-    Pooling,
     input_for,
     sides_of,
 )
@@ -41,6 +39,7 @@ from avpretrain.evaluation.labels import (
 from avpretrain.evaluation.predictions import Predictions, beside
 from avpretrain.evaluation.probe.selection import METHODS, across_parts, at_edge, evaluate, majority
 from avpretrain.evaluation.results import origin
+from avpretrain.evaluation.settings import Modality, Pooling
 from avpretrain.measures import intervals
 from avpretrain.methods.diffmavil.model import DiffMAViL
 from avpretrain.methods.load import load_model

@@ -20,10 +20,11 @@ from torch import Tensor
 from avpretrain.core.errors import UserError
 from avpretrain.data.read.clips import ClipSet
 from avpretrain.evaluation.extract import Reading, extract, longest_clip
-from avpretrain.evaluation.frozen import Embedder, FrozenEncoder, Pooling, Side, input_for
+from avpretrain.evaluation.frozen import Embedder, FrozenEncoder, input_for
 from avpretrain.evaluation.predictions import Ranks, difference
 from avpretrain.evaluation.probe.run import random_encoder
 from avpretrain.evaluation.results import origin
+from avpretrain.evaluation.settings import Pooling, Side
 from avpretrain.measures import intervals
 from avpretrain.methods.diffmavil.model import DiffMAViL
 from avpretrain.methods.load import load_model

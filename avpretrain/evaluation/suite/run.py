@@ -20,8 +20,8 @@ from avpretrain.core.files import read_json
 from avpretrain.core.provenance import commit, versions
 from avpretrain.data.manifest import DATASET_NAME
 from avpretrain.data.read.clips import ClipSet
-from avpretrain.data.write.shards import ShardConfig, make_shards
-from avpretrain.data.write.transcode import TranscodeConfig
+from avpretrain.data.write.settings import ShardConfig, TranscodeConfig
+from avpretrain.data.write.shards import make_shards
 from avpretrain.evaluation.finetune.recipes import RECIPES, FinetuneConfig
 from avpretrain.evaluation.finetune.run import run_finetune
 from avpretrain.evaluation.predictions import Scored

@@ -25,8 +25,6 @@ from avpretrain.core.errors import UserError
 from avpretrain.core.files import NotAFileError, check_zip, mistaken_for, open_file, read_head
 from avpretrain.nn.weights import check_finite, read_header
 
-Format = Literal["mae", "audiomae", "cav-mae", "mavil", "timm"]
-
 MAX_WRAPPERS = 8
 """Most mappings around a checkpoint's weights."""
 MAX_TENSORS = 20_000
