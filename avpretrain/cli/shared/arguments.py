@@ -72,10 +72,10 @@ def _in_our_words(message: str, helptext: str) -> str:
         if given:
             values = " ".join(re.findall(r"'([^']*)'", given.group(1)))
             return f"{name} takes {kind}, got {values}"
-        value = re.search(r"(?:literal for int\(\) with base 10|could not convert string to float): (.*)", why)
-        if value:
+        number = re.search(r"(?:literal for int\(\) with base 10|could not convert string to float): (.*)", why)
+        if number:
             wanted = "a whole number" if "int()" in why else "a number"
-            return f"{name} takes {wanted}, got {value.group(1)}"
+            return f"{name} takes {wanted}, got {number.group(1)}"
         return f"{name} takes {kind}: {why}"
     if found := re.match(r"invalid choice (.+?) for argument '([^']+)'\. Expected one of \((.*?),?\)\.?$", message):
         value, name, listed = found.groups()
