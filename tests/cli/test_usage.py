@@ -96,9 +96,9 @@ CHOICES = {
 """Names of labels, splits, presets and choices that do not exist."""
 
 SAYS_WHAT_TO_DO = re.compile(
-    r"\b(name|give|choose|use|see|must|did you mean|made by|make|written by|takes?|presets?|known|has|holds|labels|splits"
-    r"|fetch|recipes|matrices|lists|there are|variants|check|mend|write|too much|no option|at least|comes? first|run|try"
-    r"|delete|pass|needs?|only|verbs)\b",
+    r"\b(name|give|choose|use|see|must|did you mean|made by|make|written by|takes?|presets?|known|has|holds|labels"
+    r"|splits|fetch|recipes|matrices|lists|there are|variants|check|mend|write|too much|no option|at least|comes? first"
+    r"|run|try|delete|pass|needs?|only|verbs)\b",
     re.IGNORECASE,
 )
 
