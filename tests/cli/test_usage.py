@@ -97,13 +97,8 @@ CHOICES = {
 
 SAYS_WHAT_TO_DO = re.compile(
     r"\b(name|give|choose|use|see|must|did you mean|made by|make|written by|takes?|presets?|known|has|holds|labels"
-<<<<<<< HEAD
     r"|splits|fetch|recipes|matrices|lists|there are|variants|check|mend|write|too much|no option|at least"
     r"|comes? first|run|try|delete|pass|needs?|only|verbs)\b",
-=======
-    r"|splits|fetch|recipes|matrices|lists|there are|variants|check|mend|write|too much|no option|at least|comes? first"
-    r"|run|try|delete|pass|needs?|only|verbs)\b",
->>>>>>> h/g
     re.IGNORECASE,
 )
 
