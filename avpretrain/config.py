@@ -178,6 +178,9 @@ class RunConfig:
     """auto = bf16 on a GPU that has it, else fp32."""
     compile: bool = False
     """torch.compile: pays after minutes, on a GPU."""
+    cuda_graphs: Literal["auto", "always", "never"] = "auto"
+    """The whole step as one CUDA graph, captured once a phase of the curriculum. auto = on GPUs, unless weights are
+    sharded (FSDP)."""
     activation_checkpointing: bool = False
     """Recompute each block in the backward pass: less memory, about a third more time."""
     hang_timeout: float = 1800.0

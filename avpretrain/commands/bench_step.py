@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -36,6 +36,8 @@ takes   on a GPU about half a minute a phase with compilation, a few seconds wit
 --repeats N     timed steps a phase (15)
 --compile True|False
                 overrides the configs
+--cuda-graphs auto|always|never
+                overrides the configs: each phase captured as one CUDA graph, or launched kernel by kernel
 --ledger        measure, after the configs, all variants of `avpretrain ledger` at the size of the first; a phase that
                 several share is measured once
 --checkpointing-price
@@ -53,6 +55,7 @@ class Arguments:
     batch_size: int = 128
     repeats: int = 15
     compile: bool | None = None
+    cuda_graphs: Literal["auto", "always", "never"] | None = None
     ledger: bool = False
     checkpointing_price: bool = False
     data: DataConfig = field(default_factory=DataConfig)
@@ -68,7 +71,7 @@ def run(args: Sequence[str]) -> None:
     given = parse(Arguments, args, "avpretrain bench step", Arguments())
     if not given.configs or given.batch_size < 1 or given.repeats < 1:
         raise UsageError("give at least one config, and a batch size and repeats of at least 1: bench step CONFIG ...")
-    chosen = [_config(name, given.compile) for name in given.configs]
+    chosen = [_config(name, given) for name in given.configs]
     names = [cfg.name for cfg in chosen]
     if len(set(names)) < len(names):
         raise UsageError(f"two configs have one name: {', '.join(names)}; rename a file")
@@ -116,6 +119,8 @@ def _waiting(cfg: TrainConfig, given: Arguments) -> dict[str, Any]:
     return feed_steps(Bench(cfg, given.repeats * size))
 
 
-def _config(name: str, compiled: bool | None) -> TrainConfig:
+def _config(name: str, given: Arguments) -> TrainConfig:
     cfg = load_config(name)
-    return cfg if compiled is None else dataclasses.replace(cfg, run=dataclasses.replace(cfg.run, compile=compiled))
+    changes: dict[str, Any] = {"compile": given.compile, "cuda_graphs": given.cuda_graphs}
+    run = dataclasses.replace(cfg.run, **{key: value for key, value in changes.items() if value is not None})
+    return dataclasses.replace(cfg, run=run)

@@ -62,6 +62,14 @@ def mel_filters(mels: int, sample_rate: int, size: int) -> Tensor:
     return F.pad(filters_MK, (0, 1)).T.contiguous()  # half the sample rate itself is left out, as in Kaldi
 
 
+@lru_cache(maxsize=16)
+def _bank(mels: int, sample_rate: int, device: torch.device) -> tuple[Tensor, Tensor, int]:
+    """Window [W], filters [K, M] and points of the FFT; on the device once, since a copy there waits for its work."""
+    window_W = torch.hann_window(frame_length(sample_rate), periodic=False, device=device)
+    size = 1 << (len(window_W) - 1).bit_length()
+    return window_W, mel_filters(mels, sample_rate, size).to(device), size
+
+
 def log_mel(waveform_BS: Tensor, mels: int = 128, sample_rate: int = 16_000) -> Tensor:
     """Kaldi's log-mel filter bank energies, [B, F, M], as `torchaudio.compliance.kaldi.fbank` computes them.
 
@@ -72,9 +80,7 @@ def log_mel(waveform_BS: Tensor, mels: int = 128, sample_rate: int = 16_000) -> 
         waveform_BS: float32 in [-1, 1], without its mean (see `centred`).
     """
     with torch.autocast(waveform_BS.device.type, enabled=False):
-        window_W = torch.hann_window(frame_length(sample_rate), periodic=False, device=waveform_BS.device)
-        size = 1 << (len(window_W) - 1).bit_length()
-        filters_KM = mel_filters(mels, sample_rate, size).to(waveform_BS.device)
+        window_W, filters_KM, size = _bank(mels, sample_rate, waveform_BS.device)
         frames_BFW = waveform_BS.float().unfold(1, len(window_W), frame_shift(sample_rate))
         if waveform_BS.device.type != "cpu":
             return _log_mel(frames_BFW, window_W, filters_KM, size)
@@ -116,12 +122,17 @@ class Features(nn.Module):
         UsageError: the mean or the standard deviation of the log-mel is not set.
     """
 
+    mean_C: Tensor
+    std_C: Tensor
+
     def __init__(self, input: InputConfig, augment: AugmentConfig | None = None) -> None:
         super().__init__()
         if input.audio_mean is None or input.audio_std is None:
             raise UsageError("model.input.audio_mean and audio_std are not set; take them from the data set's log_mel")
         self.input, self.augment = input, augment
         self.audio_mean, self.audio_std = input.audio_mean, input.audio_std
+        self.register_buffer("mean_C", torch.tensor(IMAGENET_MEAN) * 255, persistent=False)
+        self.register_buffer("std_C", torch.tensor(IMAGENET_STD) * 255, persistent=False)
 
     @torch.no_grad()
     def forward(self, raw: RawBatch) -> AVBatch:
@@ -157,8 +168,6 @@ class Features(nn.Module):
             boxes_B4 = aug.random_boxes(raw.seed_B, raw.size_B2, self.augment.crop_scale, self.augment.crop_ratio)
             flip_B = aug.flips(raw.seed_B, self.augment.flip)
         crops_BTHWC = aug.crop(raw.frames_BTHWC, raw.size_B2, boxes_B4, flip_B, self.input.video_size)
-        mean_C = torch.tensor(IMAGENET_MEAN, device=crops_BTHWC.device) * 255
-        std_C = torch.tensor(IMAGENET_STD, device=crops_BTHWC.device) * 255
         there_B = (raw.size_B2.amin(dim=1) > 0).float()
-        normal_BTHWC = (crops_BTHWC - mean_C) / std_C * there_B[:, None, None, None, None]
+        normal_BTHWC = (crops_BTHWC - self.mean_C) / self.std_C * there_B[:, None, None, None, None]
         return normal_BTHWC.permute(0, 1, 4, 2, 3).contiguous()

@@ -20,6 +20,7 @@ from avpretrain.models.cost import clip_flops, cost_of
 from avpretrain.provenance import environment
 from avpretrain.schedules import batch_size_for, ratio_pairs
 from avpretrain.training.bare_step import BareStep, random_batch
+from avpretrain.training.graphs import WARM_UP
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,9 @@ class StepBench:
     """
 
     def __init__(self, cfg: TrainConfig, device: torch.device) -> None:
-        self.cfg, self.device, self.bare = cfg, device, BareStep(cfg, device)
+        self.cfg, self.device = cfg, device
+        self.captured = device.type == "cuda" and cfg.run.cuda_graphs != "never"
+        self.bare = BareStep(cfg, device, self.captured)
 
     def step(self, batch: AVBatch, phase: Phase) -> dict[str, Tensor]:
         """A training step at `phase`."""
@@ -87,12 +90,14 @@ class StepBench:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
         first = median_seconds(lambda: self.step(batch, phase), warmup=0, repeats=1)
+        warmup = max(warmup, WARM_UP + 2) if self.captured else warmup  # the capture is among them
         seconds = median_seconds(lambda: self.step(batch, phase), warmup, repeats)
         flops = clip_flops(self.cfg.model, phase.audio_ratio, phase.video_ratio, phase.batch_size).training
         return {
             "batch_size": phase.batch_size,
             "audio_ratio": phase.audio_ratio,
             "video_ratio": phase.video_ratio,
+            "cuda_graph": self.captured,
             "seconds": seconds,
             "first_step_seconds": first,
             "clips_per_second": phase.batch_size / seconds,
@@ -135,7 +140,10 @@ def bench_steps(
         bench: StepBench | None = None
         rows = answer["variants"][name] = []
         for phase in phases(cfg, batch_size):
-            key = (cfg.model, cfg.run.compile, cfg.run.activation_checkpointing, cfg.run.precision, phase)
+            run = cfg.run
+            how = run.compile, run.activation_checkpointing, run.precision, run.cuda_graphs
+            key = (cfg.model, how, phase)
+
             if key not in done:
                 bench = bench or StepBench(cfg, device)
                 done[key] = _measure_phase(bench, phase, repeats, peak)

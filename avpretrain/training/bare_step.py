@@ -17,6 +17,7 @@ from avpretrain.modelconfig import InputConfig, ModelConfig
 from avpretrain.models.diffmavil import DiffMAViL
 from avpretrain.models.reconstruction import TeacherFeatures
 from avpretrain.training.build import make_optimizer, prepare_model
+from avpretrain.training.graphs import WARM_UP, PhaseGraphs, Update
 from avpretrain.training.guards import FiniteGuard
 
 
@@ -45,15 +46,17 @@ class BareStep:
 
     Args:
         cfg: its model, optimiser, precision, compilation and activation checkpointing count; no data are read.
+        captured: run steps as CUDA graphs, as `train` does on a GPU.
     """
 
-    def __init__(self, cfg: TrainConfig, device: torch.device) -> None:
+    def __init__(self, cfg: TrainConfig, device: torch.device, captured: bool = False) -> None:
         self.cfg, self.device = cfg, device
         torch.manual_seed(cfg.seed)
         model = DiffMAViL(cfg.model).to(device)
-        self.optimizer = make_optimizer(model, cfg.optim)
+        self.optimizer = make_optimizer(model, cfg.optim, captured)
         self.guard = FiniteGuard(self.optimizer, device)
         self.model = prepare_model(model, cfg.run)
+        self.step: Update = PhaseGraphs(self._step, torch.cuda.Stream(), WARM_UP) if captured else self._step
         bf16 = cfg.run.precision == "bf16" or (cfg.run.precision == "auto" and device.type == "cuda")
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
 
@@ -67,13 +70,13 @@ class BareStep:
     def update(self) -> None:
         """Clipping and the optimiser's step, gradients dropped."""
         limit = self.cfg.optim.clip_norm or float("inf")
-        self.guard.watch(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit), 0)
+        self.guard.watch(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
-    def step(self, batch: AVBatch, audio_ratio: float, video_ratio: float) -> dict[str, Tensor]:
+    def _step(self, batch: AVBatch, audio_ratio: float, video_ratio: float) -> dict[str, Tensor]:
         """Forward, backward, clipping, optimiser: what the training loop does with a batch."""
         losses = self.losses(batch, audio_ratio, video_ratio)
         losses["loss"].backward()
         self.update()
-        return losses
+        return {name: value.detach() for name, value in losses.items()}

@@ -7,7 +7,7 @@ import os
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
@@ -60,23 +60,64 @@ def check_ranks(accelerator: Accelerator, multiple: int) -> None:
         raise UsageError("FSDP is supported in its second version only; launch with --fsdp_version 2")
 
 
-def make_optimizer(model: nn.Module, cfg: OptimConfig) -> torch.optim.AdamW:
-    """Fused AdamW; biases, norms and learned tokens are not decayed."""
+def make_optimizer(model: nn.Module, cfg: OptimConfig, captured: bool = False) -> torch.optim.AdamW:
+    """Fused AdamW; biases, norms and learned tokens are not decayed.
+
+    Args:
+        captured: for steps in a CUDA graph, which read the learning rate from a tensor.
+    """
     parameters = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     plain = [p for name, p in parameters if p.ndim == 1 or name.endswith(("_token", "bottleneck", "position_table"))]
     kept = {id(p) for p in plain}
     decayed = [p for _, p in parameters if id(p) not in kept]
     groups = [{"params": decayed, "weight_decay": cfg.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=cfg.lr, betas=cfg.betas, fused=True)
+    if not captured:
+        return torch.optim.AdamW(groups, lr=cfg.lr, betas=cfg.betas, fused=True)
+    device = plain[0].device
+    for group in groups:  # a tensor each: they are filled in place
+        group["lr"] = torch.tensor(cfg.lr, device=device)
+    return torch.optim.AdamW(groups, betas=cfg.betas, fused=True, capturable=True)
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Sets the learning rate of every group, in place where it is a tensor."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr
+
+
+def captures(cfg: RunConfig, accelerator: Accelerator) -> bool:
+    """Whether steps run as CUDA graphs.
+
+    Raises:
+        UsageError: `run.cuda_graphs` is 'always' where they can't.
+    """
+    why = ""
+    if accelerator.device.type != "cuda":
+        why = "there is no GPU"
+    elif accelerator.distributed_type == DistributedType.FSDP:
+        why = "weights are sharded (FSDP)"
+    if why and cfg.cuda_graphs == "always":
+        raise UsageError(f"run.cuda_graphs always: {why}, so steps can't be captured; set it to auto or never")
+    return not why and cfg.cuda_graphs != "never"
 
 
 def prepare_model(model: DiffMAViL, cfg: RunConfig) -> DiffMAViL:
     """Applies activation checkpointing and compilation, in place, and names the units in which FSDP shards."""
     setattr(model, "_no_split_modules", [Block.__name__, DecoderBlock.__name__])  # noqa: B010 - accelerate looks there
     if cfg.activation_checkpointing:
-        from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
+        from functools import partial
 
-        apply_activation_checkpointing(model, check_fn=lambda module: isinstance(module, Block))
+        from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
+            apply_activation_checkpointing,
+            checkpoint_wrapper,
+        )
+
+        # blocks draw no random numbers; keeping the generator's state would forbid CUDA graphs
+        wrap = partial(checkpoint_wrapper, preserve_rng_state=False)
+        apply_activation_checkpointing(model, wrap, lambda module: isinstance(module, Block))
     if cfg.compile:
         model.compile_parts()
     return model

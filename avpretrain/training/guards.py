@@ -94,12 +94,17 @@ class FiniteGuard:
     def __init__(self, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
         self._bad = torch.zeros((), device=device)
         self._step = torch.full((), -1, dtype=torch.int64, device=device)
+        self._index = torch.zeros((), dtype=torch.int64, device=device)
         optimizer.found_inf = self._bad  # type: ignore[attr-defined]
 
-    def watch(self, grad_norm: Tensor, step: int) -> None:
+    def begin(self, step: int) -> None:
+        """Says which step comes next; a captured step reads it from the device."""
+        self._index.fill_(step)
+
+    def watch(self, grad_norm: Tensor) -> None:
         """Notes whether the gradient of this step is finite; call before the optimiser's step."""
         bad = ~torch.isfinite(grad_norm.detach())
-        self._step.copy_(torch.where(bad & (self._bad == 0), step, self._step))
+        self._step.copy_(torch.where(bad & (self._bad == 0), self._index, self._step))
         self._bad.copy_(torch.maximum(self._bad, bad.float()))
 
     def first_bad_step(self) -> int | None:

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from avpretrain.batch import RawBatch
+from avpretrain.batch import AVBatch, RawBatch
 from avpretrain.config import TrainConfig
 from avpretrain.data.dataset import ClipSet, check_bad_share, train_loader
 from avpretrain.data.features import Features
@@ -23,8 +23,17 @@ from avpretrain.errors import UserError
 from avpretrain.models.cost import cost_of
 from avpretrain.models.diffmavil import DiffMAViL
 from avpretrain.schedules import Step, plan, total_samples
-from avpretrain.training.build import check_ranks, make_accelerator, make_optimizer, prepare_model, whole_model
+from avpretrain.training.build import (
+    captures,
+    check_ranks,
+    make_accelerator,
+    make_optimizer,
+    prepare_model,
+    set_lr,
+    whole_model,
+)
 from avpretrain.training.checkpoint import CheckpointWriter, Progress, Snapshot, best_checkpoint, restore, take_snapshot
+from avpretrain.training.graphs import WARM_UP, WARM_UP_RANKS, PhaseGraphs, Update
 from avpretrain.training.guards import FiniteGuard, Preemption, Watchdog, memory_advice, sparing_children
 from avpretrain.training.memory_probe import with_measured_memory
 from avpretrain.training.metrics import MetricsLog, ProgressBar
@@ -81,9 +90,18 @@ class Trainer:
             facts = {"parameters": sum(p.numel() for p in model.parameters()), "ranks": accelerator.num_processes}
             open_run(cfg, clips, {**facts, "samples_total": self.total, "precision": accelerator.mixed_precision})
         accelerator.wait_for_everyone()
-        optimizer = make_optimizer(model, cfg.optim)
+        captured = captures(cfg.run, accelerator)
+        model.to(accelerator.device)
+        optimizer = make_optimizer(model, cfg.optim, captured)
         self.guard = FiniteGuard(optimizer, accelerator.device)
-        self.model, self.optimizer = accelerator.prepare(prepare_model(model, cfg.run), optimizer)
+        stream = torch.cuda.Stream() if captured else None
+        with torch.cuda.stream(stream):  # DDP's hooks run on the stream it is built on
+            self.model, self.optimizer = accelerator.prepare(prepare_model(model, cfg.run), optimizer)
+        self.update: Update = self._update
+        if stream is not None:
+            torch.cuda.current_stream().wait_stream(stream)
+            warm_up = WARM_UP if accelerator.num_processes == 1 else WARM_UP_RANKS
+            self.update = PhaseGraphs(self._update, stream, warm_up)
         self.features = Features(cfg.model.input, cfg.data.augment).to(accelerator.device)
         self.progress = self._resume()
         self.writer = CheckpointWriter(cfg.run_dir / "checkpoints", cfg.run.keep_checkpoints, cfg.run.keep_best)
@@ -139,21 +157,26 @@ class Trainer:
     def _step(self, step: Step, raw: RawBatch, waited: float) -> None:
         """One optimiser step; reads no number from the device."""
         batch = self.features(raw.to(self.accelerator.device))
-        for group in self.optimizer.param_groups:
-            group["lr"] = step.lr
+        set_lr(self.optimizer, step.lr)
+        self.guard.begin(step.index)
+        losses = self.update(batch, step.audio_ratio, step.video_ratio)
+        self.window.add(step, raw, losses, waited)
+        self.progress = after_step(self.progress, step, self.cfg.model)
+
+    def _update(self, batch: AVBatch, audio_ratio: float, video_ratio: float) -> dict[str, Tensor]:
+        """Losses, gradients, the optimiser's step: all that a CUDA graph captures."""
         with self.accelerator.autocast():  # accelerate's own does not reach a model that FSDP2 shards
             taught = None if self.teacher is None else self.teacher(batch)
-            losses: dict[str, Tensor] = self.model(batch, step.audio_ratio, step.video_ratio, taught)
+            losses: dict[str, Tensor] = self.model(batch, audio_ratio, video_ratio, taught)
         self.accelerator.backward(losses["loss"])
         limit = self.cfg.optim.clip_norm or math.inf
         grad_norm = self.accelerator.clip_grad_norm_(self.model.parameters(), limit)
         if isinstance(grad_norm, DTensor):  # of shards
             grad_norm = grad_norm.full_tensor()
-        self.guard.watch(grad_norm, step.index)
+        self.guard.watch(grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.window.add(step, raw, {**losses, "grad_norm": grad_norm}, waited)
-        self.progress = after_step(self.progress, step, self.cfg.model)
+        return {**{name: value.detach() for name, value in losses.items()}, "grad_norm": grad_norm}
 
     # --- between steps -----------------------------------------------------------------------------------------------
 
