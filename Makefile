@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
 
-.PHONY: demo test check format clean
+.PHONY: demo test check check-versions format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/avpretrain demo $(DEMO)
@@ -17,6 +17,10 @@ check: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --config pyproject.toml
+
+# Fresh environments: the lowest versions on the oldest Python here, the newest on the newest; ALL=1: all on each.
+check-versions: $(VENV)/.installed
+	$(BIN)/python tests/check_versions.py $(if $(ALL),--all)
 
 format: $(VENV)/.installed
 	$(BIN)/ruff format .

@@ -1,5 +1,5 @@
 """`python -m avpretrain VERB ...`."""
 
-from avpretrain.cli import main
+from avpretrain.cli.main import main
 
 main()

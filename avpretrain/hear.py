@@ -13,17 +13,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from avpretrain.errors import UserError
+from avpretrain.core.errors import UserError
 from avpretrain.evaluation.frozen import clip_steps
 from avpretrain.evaluation.longform import filled, spectrogram, step_vectors
-from avpretrain.models.diffmavil import DiffMAViL
-from avpretrain.training.checkpoint import load_model as load_checkpoint
+from avpretrain.methods.diffmavil.model import DiffMAViL
+from avpretrain.methods.load import load_model as load_checkpoint
 
 DEFAULT_CHECKPOINT = "AVPRETRAIN_CHECKPOINT"
 """Environment variable with the checkpoint that is meant when none is named."""
 MAX_HOP_FRAMES = 5
 """Timestamps lie at most 50 ms apart, as the rules suggest."""
 _FRAME_MS, _WINDOW_MS = 10.0, 25.0
+LOUDEST = 100.0
+"""Peak above which floats can't be meant to lie in [-1, 1]: they are samples of integers, unscaled."""
 
 
 class HearModel(nn.Module):
@@ -68,10 +70,13 @@ def get_scene_embeddings(audio: Tensor, model: HearModel) -> Tensor:
     """One embedding a sound: the mean over its patches.
 
     Args:
-        audio: [B, S] mono at the model's sample rate, in [-1, 1].
+        audio: [B, S] mono at the model's sample rate: floats in [-1, 1], or int16, int32 or uint8 as in wav files.
 
     Returns:
         float32 [B, D], on the model's device.
+
+    Raises:
+        ValueError: the shape or type is another, or samples are not finite or far outside of [-1, 1].
     """
     x_BFM = _spectrogram(audio, model)
     steps = clip_steps(x_BFM.shape[1], model.patch)
@@ -87,10 +92,13 @@ def get_timestamp_embeddings(audio: Tensor, model: HearModel) -> tuple[Tensor, T
     suggest, so the sound is encoded several times, shifted by a part of a step, and the results are interleaved.
 
     Args:
-        audio: [B, S] mono at the model's sample rate, in [-1, 1].
+        audio: as `get_scene_embeddings` takes it.
 
     Returns:
         float32 [B, T, D] embeddings and float32 [B, T] timestamps in milliseconds, on the model's device.
+
+    Raises:
+        ValueError: see `get_scene_embeddings`.
     """
     x_BFM = _spectrogram(audio, model)
     patch, hop = model.patch, model.hop
@@ -112,7 +120,24 @@ def get_timestamp_embeddings(audio: Tensor, model: HearModel) -> tuple[Tensor, T
 
 
 def _spectrogram(audio: Tensor, model: HearModel) -> Tensor:
-    if audio.dim() != 2:
-        raise ValueError(f"audio must be [sounds, samples], got shape {tuple(audio.shape)}")
+    if audio.dim() != 2 or not audio.shape[1]:
+        raise ValueError(f"audio must be [sounds, samples] with at least one sample, got shape {tuple(audio.shape)}")
     device = next(model.model.parameters()).device
-    return spectrogram(audio.to(device, torch.float32), model.model.cfg.input)
+    return spectrogram(_floats(audio.to(device)), model.model.cfg.input)
+
+
+def _floats(audio: Tensor) -> Tensor:
+    """float32 in [-1, 1]; integers are scaled by their type."""
+    name = str(audio.dtype).removeprefix("torch.")
+    if audio.dtype == torch.uint8:  # silence is 128, as in wav files
+        return (audio.float() - 128) / 128
+    if audio.dtype in (torch.int16, torch.int32):
+        return (audio.double() / 2.0 ** (torch.iinfo(audio.dtype).bits - 1)).float()
+    if not audio.is_floating_point():
+        raise ValueError(f"audio of type {name} has no usual scale; give floats in [-1, 1], or int16, int32 or uint8")
+    audio = audio.float()
+    if not torch.isfinite(audio).all():
+        raise ValueError("audio has samples that are no finite numbers (NaN or infinity)")
+    if audio.numel() and (peak := float(audio.abs().max())) > LOUDEST:
+        raise ValueError(f"audio must lie in [-1, 1], its peak is {peak:g}; divide samples of int16 by 32768")
+    return audio

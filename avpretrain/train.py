@@ -2,7 +2,7 @@
 
 import sys
 
-from avpretrain.cli import main
+from avpretrain.cli.main import main
 
 if __name__ == "__main__":
     main(["train", *sys.argv[1:]])

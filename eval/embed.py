@@ -5,7 +5,7 @@ accelerate launch eval/embed.py CKPT FILES... --out x.npz [options of `avpretrai
 
 import sys
 
-from avpretrain.cli import main
+from avpretrain.cli.main import main
 
 if __name__ == "__main__":  # loader processes import this file
     main(["embed", *sys.argv[1:]])

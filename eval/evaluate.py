@@ -5,7 +5,7 @@ accelerate launch eval/evaluate.py CKPT LIST --shards SHARDS --out OUT [options 
 
 import sys
 
-from avpretrain.cli import main
+from avpretrain.cli.main import main
 
 if __name__ == "__main__":  # loader processes import this file
     main(["evaluate", *sys.argv[1:]])

@@ -5,7 +5,7 @@ accelerate launch eval/finetune.py CKPT DATA --label NAME [options of `avpretrai
 
 import sys
 
-from avpretrain.cli import main
+from avpretrain.cli.main import main
 
 if __name__ == "__main__":  # loader processes import this file
     main(["finetune", *sys.argv[1:]])

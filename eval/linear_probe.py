@@ -5,7 +5,7 @@ accelerate launch eval/linear_probe.py CKPT DATA --label NAME [options of `avpre
 
 import sys
 
-from avpretrain.cli import main
+from avpretrain.cli.main import main
 
 if __name__ == "__main__":  # loader processes import this file
     main(["probe", *sys.argv[1:]])

@@ -1,1 +1,1 @@
-"""From files of any kind to batches: decode, shards, order of samples, reading, features."""
+"""From files of any kind to batches."""

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from avpretrain import draws
+from avpretrain.core import draws
 
 TRIES = 10
 """Boxes drawn for each clip; the first that fits its frame is taken."""

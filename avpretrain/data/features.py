@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from avpretrain.batch import AVBatch, RawBatch
-from avpretrain.config import AugmentConfig
+from avpretrain.config.model import InputConfig
+from avpretrain.config.train import AugmentConfig
+from avpretrain.core.errors import UsageError
 from avpretrain.data import augment as aug
-from avpretrain.errors import UsageError
-from avpretrain.modelconfig import InputConfig
+from avpretrain.data.batch import AVBatch, RawBatch
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -128,7 +128,10 @@ class Features(nn.Module):
     def __init__(self, input: InputConfig, augment: AugmentConfig | None = None) -> None:
         super().__init__()
         if input.audio_mean is None or input.audio_std is None:
-            raise UsageError("model.input.audio_mean and audio_std are not set; take them from the data set's log_mel")
+            raise UsageError(
+                "the model has no log-mel statistics (model.input.audio_mean and audio_std), so it can't hear; "
+                "an imported model gets them by avpretrain import --audio-stats MEAN STD, or by training"
+            )
         self.input, self.augment = input, augment
         self.audio_mean, self.audio_std = input.audio_mean, input.audio_std
         self.register_buffer("mean_C", torch.tensor(IMAGENET_MEAN) * 255, persistent=False)

@@ -11,6 +11,7 @@ from typing import Any
 
 from avpretrain.data.log_mel_sums import LogMelSums
 from avpretrain.data.manifest import FORMAT, Clip, Shard
+from avpretrain.data.splits import role_of
 
 MAX_DISTINCT = 10_000
 """Labels with more distinct values than this are free text; dataset.json lists none of their values."""
@@ -43,14 +44,9 @@ def label_values(clips: Iterable[Clip]) -> dict[str, list[str]]:
     return {name: sorted(values) if len(values) <= MAX_DISTINCT else [] for name, values in sorted(found.items())}
 
 
-def is_training(split: str) -> bool:
-    """Whether a split is meant for training, by its name: train, training, balanced_train ..."""
-    return split.split("_")[-1] in ("train", "training")
-
-
 def log_mel_summary(sums: Mapping[str, LogMelSums]) -> dict[str, Any]:
     """Mean and standard deviation over the training splits, or all where there is none, with the sums themselves."""
-    chosen = [split for split in sorted(sums) if is_training(split)] or sorted(sums)
+    chosen = [split for split in sorted(sums) if role_of(split) == "train"] or sorted(sums)
     total = functools.reduce(LogMelSums.plus, (sums[split] for split in chosen), EMPTY)
     mean = total.total / total.values if total.values else 0.0
     variance = total.squares / total.values - mean**2 if total.values else 0.0

@@ -7,10 +7,9 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+from avpretrain.core.files import open_file, read_json
 from avpretrain.data.manifest import DATASET_NAME, MANIFEST_NAME, Clip, Manifest, Shard
 from avpretrain.data.summary import checksum, fingerprint
-from avpretrain.errors import UserError
-from avpretrain.files import read_json
 
 BLOCK = 1 << 22
 
@@ -33,17 +32,17 @@ def verify(root: Path, on_shard: Callable[[int, int], None] = lambda done, total
         return [f"{DATASET_NAME}: damaged (its checksum does not fit)"]
     try:
         seal = _sha256(root / MANIFEST_NAME)
-    except OSError:
-        return [f"{MANIFEST_NAME}: missing"]
-    if seal != info["manifest_sha256"]:
+    except OSError as error:
+        return [f"{MANIFEST_NAME}: {'missing' if isinstance(error, FileNotFoundError) else error.strerror}"]
+    if seal != info.get("manifest_sha256"):
         return [f"{MANIFEST_NAME}: damaged (its checksum does not fit)"]
     manifest = Manifest(root)
-    problems = []
+    problems = [f"{MANIFEST_NAME}: clip {manifest.clip(r).key} in row {r}: {why}" for r, why in manifest.bad.items()]
     for number, shard in enumerate(manifest.shards):
         problems += _check_shard(manifest, number, shard)
         on_shard(number + 1, len(manifest.shards))
     clips = (manifest.clip(row) for row in range(len(manifest)))
-    if fingerprint(clips, [shard.split for shard in manifest.shards]) != manifest.fingerprint:
+    if not manifest.bad and fingerprint(clips, [shard.split for shard in manifest.shards]) != manifest.fingerprint:
         problems.append(f"{MANIFEST_NAME}: its clips do not give the fingerprint in {DATASET_NAME}")
     return problems
 
@@ -65,7 +64,7 @@ def _check_shard(manifest: Manifest, number: int, shard: Shard) -> list[str]:
 
 def _intact(path: Path, clip: Clip) -> bool:
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_file(path) as file:
         for offset, length in ((clip.video_offset, clip.video_length), (clip.audio_offset, clip.audio_length)):
             file.seek(offset)
             digest.update(file.read(length))
@@ -74,7 +73,7 @@ def _intact(path: Path, clip: Clip) -> bool:
 
 def _sha256(path: Path) -> str:
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_file(path) as file:
         while block := file.read(BLOCK):
             digest.update(block)
     return digest.hexdigest()
@@ -88,7 +87,7 @@ def label_counts(manifest: Manifest) -> dict[str, dict[str, int]]:
         for name, value in json.loads(text).items():
             for one in [value] if isinstance(value, str) else value:
                 if name in counts:
-                    counts[name][one] += 1
+                    counts[name][one] = counts[name].get(one, 0) + 1
     return counts
 
 
@@ -98,6 +97,4 @@ def require_data_set(root: Path) -> Manifest:
     Raises:
         UserError: there is none.
     """
-    if not root.is_dir():
-        raise UserError(f"no folder {root}")
     return Manifest(root)

@@ -1,1 +1,1 @@
-"""What a pretrained encoder is worth: probes, retrieval, embeddings, pictures."""
+"""What an encoder is worth."""

@@ -5,8 +5,8 @@ B clips of a batch, N clips in all, D features.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,15 +14,15 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, nn
 
-from avpretrain.batch import RawBatch
-from avpretrain.data.dataset import ClipSet, eval_loader
+from avpretrain.config.model import InputConfig
+from avpretrain.core.terminal import Console
+from avpretrain.data.batch import RawBatch
 from avpretrain.data.features import Features, frame_counts
+from avpretrain.data.read.dataset import ClipSet, Loader, eval_loader
 from avpretrain.evaluation.frozen import ClipBatch, Embedder, Modality
-from avpretrain.modelconfig import InputConfig
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,19 @@ def longest_clip(clips: ClipSet, rows: Sequence[int], most: float) -> float:
     return min(most, max(clips.clip(int(row)).duration for row in rows))
 
 
-def clip_batches(clips: ClipSet, rows: Sequence[int], reading: Reading) -> Iterator[tuple[RawBatch, ClipBatch]]:
-    """This rank's clips, on its device, in the order of `rows`."""
+def clip_batches(clips: ClipSet, rows: Sequence[int], reading: Reading) -> Generator[tuple[RawBatch, ClipBatch]]:
+    """This rank's clips, on its device, in the order of `rows`; closing it ends the loader."""
     state = PartialState()
     features = Features(reading.input, None).to(state.device)
     mine = [int(row) for row in rows[state.process_index :: state.num_processes]]
     loader = eval_loader(clips, reading.input, mine, reading.batch_size, reading.num_workers, reading.modality)
+    with loader:
+        yield from _on_device(clips, loader, reading, features, state.device)
+
+
+def _on_device(
+    clips: ClipSet, loader: Loader, reading: Reading, features: Features, device: torch.device
+) -> Iterator[tuple[RawBatch, ClipBatch]]:
     for raw in loader:
         audio_frames_B = frame_counts(raw.samples_B, reading.input.sample_rate).clamp(max=reading.input.audio_frames)
         video_frames_B = torch.tensor(
@@ -71,8 +78,8 @@ def clip_batches(clips: ClipSet, rows: Sequence[int], reading: Reading) -> Itera
                 for row, height in zip(raw.index_B.tolist(), raw.size_B2[:, 0].tolist(), strict=True)
             ]
         )
-        batch = features(raw.to(state.device))
-        lengths = (audio_frames_B.to(state.device), video_frames_B.to(state.device))
+        batch = features(raw.to(device))
+        lengths = (audio_frames_B.to(device), video_frames_B.to(device))
         yield raw, ClipBatch(batch.audio_BFM, batch.video_BTCHW, *lengths)
 
 
@@ -98,8 +105,8 @@ def extract(embedders: Mapping[str, Embedder], clips: ClipSet, rows: Sequence[in
         if isinstance(embedder, nn.Module):
             embedder.to(state.device).eval()
     found: dict[str, list[NDArray[np.generic]]] = {name: [] for name in (*embedders, "row", "audio", "video")}
-    with progress(len(rows), "features") as advance:
-        for raw, batch in clip_batches(clips, rows, reading):
+    with progress(len(rows), "features") as advance, closing(clip_batches(clips, rows, reading)) as batches:
+        for raw, batch in batches:
             for name, embedder in embedders.items():
                 found[name].append(embedder(batch).float().cpu().numpy())
             found["row"].append(raw.index_B.numpy())

@@ -21,10 +21,11 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from avpretrain.modelconfig import InputConfig
-from avpretrain.models.diffmavil import DiffMAViL
-from avpretrain.models.encoder import Encoder
-from avpretrain.models.patches import patchify_audio, patchify_video
+from avpretrain.config.model import InputConfig
+from avpretrain.methods.diffmavil.model import DiffMAViL
+from avpretrain.nn.encoder import Encoder
+from avpretrain.nn.inputs import require_spectrogram, require_video
+from avpretrain.nn.patches import patchify_audio, patchify_video
 
 Modality = Literal["audio", "video", "both"]
 Side = Literal["audio", "video"]
@@ -99,8 +100,15 @@ def encode_steps(model: DiffMAViL, side: Side, x: Tensor, steps: int, layers: in
 
     Returns:
         tokens [B, E, S, G, D] of the last `layers`, normalised; class tokens [B, E, D], averaged over windows.
+
+    Raises:
+        ValueError: `x` has another number of mel bins or another size than the model was trained on.
     """
     encoder: Encoder = model.audio_encoder if side == "audio" else model.video_encoder
+    (require_spectrogram if side == "audio" else require_video)(x, model.cfg)
+    if side == "video" and x.shape[3:] != (model.cfg.input.video_size,) * 2:
+        size = model.cfg.input.video_size
+        raise ValueError(f"the model takes videos of {size} x {size} pixels, got {x.shape[3]} x {x.shape[4]}")
     if side == "audio":
         patches_BLP = patchify_audio(x[:, : steps * model.cfg.audio.patch[0]], model.cfg.audio.patch)
     else:

@@ -13,20 +13,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from avpretrain.core.errors import UserError
 from avpretrain.data.manifest import Clip
-from avpretrain.errors import UserError
+from avpretrain.data.splits import SplitRoles
 
 Ints = NDArray[np.int64]
 
 VALIDATION_SHARE = 0.2
-_SPLIT_NAMES = {
-    "training": "train",
-    "validation": "val",
-    "valid": "val",
-    "dev": "val",
-    "testing": "test",
-    "eval": "test",
-}
 
 
 @dataclass(frozen=True)
@@ -43,6 +36,7 @@ class Task:
     groups: tuple[str, ...]
     """The file each clip was cut from: clips of one file never stand on both sides of a carved split."""
     splits: tuple[str, ...]
+    """What each clip is for: train, val or test; another name = it is not used."""
     without_label: int
     """Clips of the data set that do not carry it."""
 
@@ -77,11 +71,12 @@ class Parts:
     """The validation clips belong to the training data, so the chosen classifier is fitted again with them."""
 
 
-def read_task(clips: Iterable[tuple[int, Clip, str]], label: str) -> Task:
+def read_task(clips: Iterable[tuple[int, Clip, str]], label: str, roles: SplitRoles = SplitRoles()) -> Task:  # noqa: B008
     """The label `label` of all clips that have it.
 
     Args:
         clips: row, clip and split.
+        roles: which splits are for what.
 
     Raises:
         UserError: no clip has the label (the message names those there are), or all have the same value.
@@ -100,7 +95,7 @@ def read_task(clips: Iterable[tuple[int, Clip, str]], label: str) -> Task:
         keys.append(clip.key)
         values.append(value)
         groups.append(clip.source)
-        splits.append(_SPLIT_NAMES.get(split.lower(), split.lower()))
+        splits.append(roles.of(split) or f"{split} (not used)")
     if not rows:
         known = f"labels there are: {', '.join(sorted(seen))}" if seen else "the data set has no labels at all"
         raise UserError(f"no clip has the label '{label}'; {known}")
@@ -141,12 +136,58 @@ def official_parts(task: Task) -> Parts:
             there = ", ".join(sorted(set(task.splits)))
             raise UserError(
                 f"no clip with label '{task.label}' is in a {name} split (splits: {there}); "
-                "shard the data with a split column, or cross-validate with --folds 5 or --folds LABEL"
+                f"say which with --{name}-split, shard the data with a split column, or cross-validate with --folds 5 "
+                "or --folds LABEL"
             )
     if len(val):
-        return Parts("official", train, val, test, val_is_training=False)
+        return _learnable(task, [Parts("official", train, val, test, val_is_training=False)])[0]
     fit, val = carve(train, task.groups)
-    return Parts("official", fit, val, test, val_is_training=True)
+    return _learnable(task, [Parts("official", fit, val, test, val_is_training=True)])[0]
+
+
+def _learnable(task: Task, parts: list[Parts]) -> list[Parts]:
+    """The parts, if a classifier could tell anything of a test clip.
+
+    Raises:
+        UserError: no class has two training clips, or none of a test clip's classes has one.
+    """
+    seen = [_counts(task, np.concatenate([part.fit, part.val])) for part in parts]
+    if all(count.max(initial=0) < 2 for count in seen):
+        raise UserError(
+            f"the label '{task.label}' has {len(task.classes)} values for {len(task)} clips, and no two training clips "
+            "have the same: it tells clips apart, and is no class to learn"
+        )
+    if not any(np.any((count > 0) & (_counts(task, part.test) > 0)) for count, part in zip(seen, parts, strict=True)):
+        raise UserError(
+            f"no test clip has a value of the label '{task.label}' that a training clip has ({len(task.classes)} "
+            f"values for {len(task)} clips): nothing can be learnt of them"
+        )
+    return parts
+
+
+def _counts(task: Task, chosen: Ints) -> Ints:
+    """Clips of each class [C] among some."""
+    if task.multi_label:
+        return task.target[chosen].sum(axis=0).astype(np.int64)
+    return np.bincount(task.target[chosen].astype(np.int64), minlength=len(task.classes))
+
+
+def without_test(task: Task) -> Task:
+    """The task without its test clips: validation clips (a fifth of the training clips, where there are none) take
+    their place, so that what is chosen by their score has seen no test clip. Splits of other names go too.
+
+    Raises:
+        UserError: there are no training clips.
+    """
+    split_N = np.array(task.splits)
+    train, val = np.flatnonzero(split_N == "train"), np.flatnonzero(split_N == "val")
+    if not len(train):
+        raise UserError(f"no clip with label '{task.label}' is in a train split (splits: {sorted(set(task.splits))})")
+    if not len(val):
+        train, val = carve(train, task.groups)
+    kept = np.sort(np.concatenate([train, val]))
+    held = set(val.tolist())
+    return replace(task.take(kept), splits=tuple("test" if i in held else "train" for i in kept.tolist()))
 
 
 def cross_validation_parts(task: Task, folds: Sequence[str]) -> list[Parts]:
@@ -168,7 +209,7 @@ def cross_validation_parts(task: Task, folds: Sequence[str]) -> list[Parts]:
         fit = np.flatnonzero((fold_N != name) & (fold_N != following))
         val, test = np.flatnonzero(fold_N == following), np.flatnonzero(fold_N == name)
         parts.append(Parts(f"fold {name}", fit, val, test, val_is_training=True))
-    return parts
+    return _learnable(task, parts)
 
 
 def made_folds(task: Task, count: int) -> list[str]:

@@ -16,15 +16,15 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from avpretrain.batch import RawBatch
+from avpretrain.config.model import InputConfig
+from avpretrain.core.errors import UserError
+from avpretrain.core.files import atomic_path
+from avpretrain.data.batch import RawBatch
 from avpretrain.data.decode import DecodeError, resize, upright
 from avpretrain.data.features import Features, frame_length, frame_shift, log_mel
 from avpretrain.data.media import Limits, Source
-from avpretrain.errors import UserError
 from avpretrain.evaluation.frozen import Modality, Side, clip_steps, encode_steps, input_for, windows
-from avpretrain.files import atomic_path
-from avpretrain.modelconfig import InputConfig
-from avpretrain.models.diffmavil import DiffMAViL
+from avpretrain.methods.diffmavil.model import DiffMAViL
 
 Per = Literal["file", "window", "step"]
 WINDOWS_AT_ONCE = 16
@@ -38,7 +38,10 @@ def spectrogram(waveform_BS: Tensor, input: InputConfig) -> Tensor:
         waveform_BS: float32 in [-1, 1] at the model's sample rate, all of one length.
     """
     if input.audio_mean is None or input.audio_std is None:
-        raise UserError("the model's config has no log-mel statistics (audio_mean, audio_std), so it can't hear")
+        raise UserError(
+            "the model's config has no log-mel statistics (audio_mean, audio_std), so it can't hear; "
+            "an imported model gets them by avpretrain import --audio-stats MEAN STD, or by training"
+        )
     length, shift = frame_length(input.sample_rate), frame_shift(input.sample_rate)
     waveform_BS = F.pad(waveform_BS, (0, max(0, length - waveform_BS.shape[1])))
     frames = 1 + (waveform_BS.shape[1] - length) // shift
@@ -89,14 +92,29 @@ class Row:
     embedding_D: NDArray[np.float32]
 
 
-def embed_file(model: DiffMAViL, path: Path, modality: Modality, per: Per) -> list[Row]:
+def embed_file(
+    model: DiffMAViL, path: Path, modality: Modality, per: Per, dropped: dict[str, float] | None = None
+) -> list[Row]:
     """Embeddings of a file's sound, picture or both: one, one a window of trained length, or one a step in time.
+
+    Args:
+        dropped: takes up what was left out or filled in: amounts by description, in the unit with which it begins.
 
     Raises:
         DecodeError: it can't be read, or has nothing of the modality asked for.
     """
+    try:
+        return _embed_file(model, path, modality, per, dropped)
+    except Exception as error:
+        error.add_note(f"while embedding {path}")
+        raise
+
+
+def _embed_file(
+    model: DiffMAViL, path: Path, modality: Modality, per: Per, dropped: dict[str, float] | None
+) -> list[Row]:
     if not path.is_file():
-        raise DecodeError("no such file")
+        raise DecodeError("is no regular file" if path.exists() else "no such file")
     source = Source(path, None, Limits(max_hours=24.0))
     rows: list[Row] = []
     if modality != "video" and source.has_audio:
@@ -104,10 +122,18 @@ def embed_file(model: DiffMAViL, path: Path, modality: Modality, per: Per) -> li
     if modality != "audio" and source.has_video:
         rows += _picture_rows(model, source, per)
     if not rows:
-        raise DecodeError(
-            f"has no {'sound' if modality == 'audio' else 'picture' if modality == 'video' else 'stream'}"
-        )
+        raise DecodeError(_lacking(source, modality))
+    source.tell(dropped)
     return rows
+
+
+def _lacking(source: Source, modality: Modality) -> str:
+    """Why a file gave no vector."""
+    if modality != "video" and source.has_audio:
+        return "has an audio stream without samples"
+    if modality != "audio" and source.has_video:
+        return "has a video stream without frames"
+    return {"audio": "has no sound", "video": "has no picture", "both": "has neither sound nor picture"}[modality]
 
 
 def _sound_rows(model: DiffMAViL, source: Source, per: Per) -> list[Row]:
@@ -130,8 +156,8 @@ def _picture_rows(model: DiffMAViL, source: Source, per: Per) -> list[Row]:
     vectors: list[Tensor] = []
     frames: list[NDArray[np.uint8]] = []
     end = 0.0
-    for frame_HWC in _sampled(source, fps, model.cfg.input.video_size):
-        end += 1 / fps
+    for until, frame_HWC in _sampled(source, fps, model.cfg.input.video_size):
+        end = until
         frames.append(frame_HWC)
         if len(frames) == block:
             vectors.append(_picture_vectors(model, frames))
@@ -145,16 +171,15 @@ def _picture_rows(model: DiffMAViL, source: Source, per: Per) -> list[Row]:
     return _rows(source.path, "video", vectors_SD, spans, patch / fps, end, per)
 
 
-def _sampled(source: Source, fps: float, size: int) -> Iterator[NDArray[np.uint8]]:
-    """The frame shown at each (i + 1/2) / fps; one at least."""
+def _sampled(source: Source, fps: float, size: int) -> Iterator[tuple[float, NDArray[np.uint8]]]:
+    """The frame shown at each (i + 1/2) / fps, one at least, and until when it stands for the video."""
     count, before = 0, None
     for time, frame in source.frames():
-        while before is not None and (count + 0.5) / fps < time:
+        last = frame is None
+        while before is not None and ((count + 0.5) / fps < time or (last and count == 0)):
             count += 1
-            yield _small(before, size)
+            yield min(count / fps, time) if last else count / fps, _small(before, size)
         before = frame
-    if before is not None and count == 0:
-        yield _small(before, size)
 
 
 def _small(frame: object, size: int) -> NDArray[np.uint8]:

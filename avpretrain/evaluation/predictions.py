@@ -5,6 +5,8 @@ N clips, C classes.
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from avpretrain.errors import UserError
-from avpretrain.evaluation import intervals
-from avpretrain.evaluation.metrics import MULTI_LABEL, SINGLE_LABEL, Metric, without_positives
-from avpretrain.files import atomic_path
+from avpretrain.core.errors import UserError
+from avpretrain.core.files import atomic_path, check_zip
+from avpretrain.measures import intervals
+from avpretrain.measures.metrics import MULTI_LABEL, PROPORTIONS, SINGLE_LABEL, Metric, without_positives
+
+MAX_PREDICTIONS_BYTES = 1 << 30
+"""Largest file of predictions, unpacked."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,7 @@ def load_scored(path: Path) -> Scored:
         UserError: the file is missing or holds something else.
     """
     try:
+        check_zip(path, MAX_PREDICTIONS_BYTES)
         with np.load(path) as file:
             keys = tuple(file["keys"].tolist())
             if "audio_to_video" in file:
@@ -96,14 +102,19 @@ def load_scored(path: Path) -> Scored:
             return Predictions(keys, tuple(file["classes"].tolist()), file["scores"], file["target"])
     except FileNotFoundError:
         raise UserError(f"no predictions at {path}; they are written beside each result") from None
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{path} holds no predictions ({error}); run the evaluation again") from None
 
 
 def summarise(predictions: Predictions, seed: int) -> dict[str, Any]:
     """Every metric of the task; `ci` is the headline's interval, `cis` holds those of all."""
     clips = len(predictions.target)
-    found = {name: intervals.estimate(predictions.statistic(name), clips, seed) for name in predictions.metrics}
+    found = {
+        name: intervals.estimate(
+            predictions.statistic(name), clips, seed, intervals.wilson if name in PROPORTIONS else None
+        )
+        for name in predictions.metrics
+    }
     summary: dict[str, Any] = {"metric": predictions.metric, **{name: value["value"] for name, value in found.items()}}
     summary["ci"] = found[predictions.metric]["ci"]
     summary["cis"] = {name: value["ci"] for name, value in found.items()}
@@ -113,9 +124,15 @@ def summarise(predictions: Predictions, seed: int) -> dict[str, Any]:
 
 
 def difference(a: Scored, b: Scored, seed: int) -> dict[str, Any]:
-    """Headline metric of `a` less that of `b` on the same clips, with a paired bootstrap interval."""
+    """Headline metric of `a` less that of `b` on the same clips, with a paired bootstrap interval.
+
+    Where no resample differs from another, the interval has a closed form (proportions) or is unknown (mAP).
+    """
     of_a, of_b = a.statistic(a.metric), b.statistic(a.metric)
-    return intervals.estimate(lambda weight_RN: of_a(weight_RN) - of_b(weight_RN), len(a.keys), seed)
+    found = intervals.estimate(lambda weight_RN: of_a(weight_RN) - of_b(weight_RN), len(a.keys), seed)
+    if a.metric in PROPORTIONS and found["ci"] == [None, None] and found["value"] is not None:
+        found["ci"] = list(intervals.agresti_min(found["value"], len(a.keys)))
+    return found
 
 
 def beside(ours: Predictions, others: Mapping[str, Predictions], seed: int) -> dict[str, Any]:

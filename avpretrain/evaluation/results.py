@@ -6,12 +6,14 @@ import re
 from pathlib import Path
 from typing import Any
 
-from avpretrain.configfile import to_dict
-from avpretrain.data.clips import ClipSet
+from avpretrain.config.reader import to_dict
+from avpretrain.core.errors import UserError
+from avpretrain.core.files import read_json, write_json
+from avpretrain.core.provenance import environment
+from avpretrain.data.read.clips import ClipSet
 from avpretrain.evaluation.predictions import Scored, difference, load_scored, matched
-from avpretrain.files import read_json, write_json
-from avpretrain.models.diffmavil import DiffMAViL
-from avpretrain.provenance import environment
+from avpretrain.measures.scores import require_score
+from avpretrain.methods.diffmavil.model import DiffMAViL
 from avpretrain.training.checkpoint import STATE, WEIGHTS, file_sha256, find_weights
 
 FORMAT = 1
@@ -22,7 +24,10 @@ def origin(checkpoint: Path, model: DiffMAViL, clips: ClipSet, shards: tuple[str
     folder = find_weights(checkpoint)
     weights: dict[str, Any] = {"path": str(folder), "sha256": file_sha256(folder / WEIGHTS)}
     if (folder / STATE).is_file():
-        weights["seen"] = read_json(folder / STATE, "checkpoint state")["progress"]["seen"]
+        try:
+            weights["seen"] = int(read_json(folder / STATE, "checkpoint state")["progress"]["seen"])
+        except (KeyError, TypeError, ValueError):
+            raise UserError(f"checkpoint state {folder / STATE} is damaged: it lacks progress.seen") from None
     return {
         "format": FORMAT,
         "checkpoint": weights,
@@ -65,14 +70,20 @@ def compare_results(a: Path, b: Path, seed: int = 0) -> dict[str, Any]:
     Raises:
         UserError: a file is missing, or the results are of different tasks.
     """
+    named = {side: require_score(path) for side, path in (("a", a), ("b", b))}
     ours, theirs = matched(*(load_scored(predictions_path(path)) for path in (a, b)))
-    named = {side: read_json(path, "result") for side, path in (("a", a), ("b", b))}
+    for side, path in (("a", a), ("b", b)):
+        if named[side].metric != ours.metric:
+            raise UserError(
+                f"{path} reports {named[side].metric} and the predictions beside it {ours.metric}; "
+                "they belong to different runs of the evaluation: run it again"
+            )
     gain = difference(ours, theirs, seed)
     return {
         "metric": ours.metric,
         "clips": len(ours.keys),
         **{
-            side: {"path": str(path), "checkpoint": named[side]["checkpoint"], ours.metric: named[side][ours.metric]}
+            side: {"path": str(path), "checkpoint": named[side].checkpoint, ours.metric: named[side].value}
             for side, path in (("a", a), ("b", b))
         },
         "difference": gain["value"],

@@ -1,1 +1,1 @@
-"""The training engine: loop, checkpoints, metrics."""
+"""The engine: loop, checkpoints, metrics."""

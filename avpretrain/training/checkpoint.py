@@ -1,7 +1,7 @@
 """Checkpoints: written whole or not at all, in the background, verified on load; nothing in them is a pickle.
 
 A checkpoint is a folder named by the clips seen: `model.safetensors` and `config.json` (loadable on their own),
-`optimizer.safetensors`, and `state.json` with the progress and the SHA-256 of the other files.
+`optimizer.safetensors`, and `state.json` with the progress, the SHA-256 of the other files, and a checksum over itself.
 """
 
 from __future__ import annotations
@@ -11,14 +11,13 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
@@ -29,15 +28,14 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from avpretrain.configfile import from_dict, to_dict
-from avpretrain.errors import UserError
-from avpretrain.files import atomic_path, read_json, write_json
-from avpretrain.modelconfig import ModelConfig
-from avpretrain.models.diffmavil import DiffMAViL
+from avpretrain.config.reader import from_dict, to_dict
+from avpretrain.core.errors import UserError
+from avpretrain.core.files import atomic_path, open_file, write_json
+from avpretrain.data.manifest import DATASET_NAME
 
 WEIGHTS, CONFIG, OPTIMIZER, STATE = "model.safetensors", "config.json", "optimizer.safetensors", "state.json"
-BETTER: dict[str, Callable[..., float]] = {"reconstruction": min, "recall": max}
-"""What a checkpoint may be kept for, and which value of it is the better one."""
+Better = Literal["min", "max"]
+"""Which value of a measure is the better one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,16 +61,19 @@ class Snapshot:
     progress: Progress
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor]
-    config: ModelConfig
+    config: Any
+    """A dataclass from which the model can be built."""
     measures: dict[str, float] = field(default_factory=dict)
-    """How good it is, by the names in `BETTER`."""
+    """How good it is, by the names of the method's measures."""
+    method: str = "diffmavil"
 
 
 def take_snapshot(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     progress: Progress,
-    config: ModelConfig,
+    config: Any,
+    method: str,
     measures: dict[str, float] | None = None,
 ) -> Snapshot:
     """Copies weights and optimiser state to the CPU, whole even where ranks hold shards of them.
@@ -83,7 +84,7 @@ def take_snapshot(
     weights = get_model_state_dict(model, options=options)
     state: Any = get_optimizer_state_dict(model, optimizer, options=options).get("state", {})  # {} off rank 0
     flat = {f"{name}.{key}": value for name, slots in state.items() for key, value in slots.items()}
-    return Snapshot(progress, _owned(weights), _owned(flat), config, measures or {})
+    return Snapshot(progress, _owned(weights), _owned(flat), config, measures or {}, method)
 
 
 def _owned(tensors: dict[str, Any]) -> dict[str, Tensor]:
@@ -102,10 +103,11 @@ def write_snapshot(root: Path, snapshot: Snapshot) -> Path:
         folder.mkdir()
         save_file(snapshot.model, folder / WEIGHTS, metadata={"format": "pt"})
         save_file(snapshot.optimizer, folder / OPTIMIZER)
-        (folder / CONFIG).write_text(json.dumps({"config": to_dict(snapshot.config)}, indent=2) + "\n")
+        config = {"method": snapshot.method, "config": to_dict(snapshot.config)}
+        (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         hashes = {name: file_sha256(folder / name) for name in (WEIGHTS, OPTIMIZER, CONFIG)}
         state = {"progress": dataclasses.asdict(snapshot.progress), "measures": snapshot.measures, "sha256": hashes}
-        write_json(folder / STATE, state)
+        write_json(folder / STATE, {**state, "checksum": _checksum(state)})
         for name in (*hashes, STATE):
             with (folder / name).open("rb") as file:
                 os.fsync(file.fileno())
@@ -114,7 +116,7 @@ def write_snapshot(root: Path, snapshot: Snapshot) -> Path:
 
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file, as hex."""
-    with path.open("rb") as file:
+    with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -124,10 +126,11 @@ class CheckpointWriter:
     Args:
         keep: newest checkpoints that stay; 0 keeps all.
         best: the measure by which one more stays; 'none' = no more.
+        better: which of its values is the better one.
     """
 
-    def __init__(self, root: Path, keep: int, best: str = "none") -> None:
-        self.root, self.keep, self.best = root, keep, best
+    def __init__(self, root: Path, keep: int, best: str = "none", better: Better = "min") -> None:
+        self.root, self.keep, self._best = root, keep, (best, better)
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
@@ -144,12 +147,17 @@ class CheckpointWriter:
     def _write(self, snapshot: Snapshot) -> None:
         try:
             write_snapshot(self.root, snapshot)
-            best = best_checkpoint(self.root, self.best)
+            best = self.best()
             for old in list_checkpoints(self.root)[: -self.keep or None] if self.keep else []:
                 if old != best:
-                    shutil.rmtree(old)
+                    gone = old.rename(old.with_name(f".{old.name}.old.tmp"))  # a kill leaves no half of it in sight
+                    shutil.rmtree(gone)
         except BaseException as error:
             self._error = error
+
+    def best(self) -> Path | None:
+        """The checkpoint with the best value of the measure, if any has one."""
+        return best_checkpoint(self.root, *self._best)
 
     def wait(self) -> None:
         """Returns once everything is on disk.
@@ -172,26 +180,114 @@ class CheckpointWriter:
 
 def list_checkpoints(root: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
-    return sorted(p for p in root.glob("[0-9]*") if (p / STATE).is_file()) if root.is_dir() else []
+    return [p for p in checkpoint_folders(root) if (p / STATE).is_file()]
 
 
-def best_checkpoint(root: Path, measure: str) -> Path | None:
-    """The checkpoint with the best value of a measure, the later of equals; none where none has it."""
-    better, found = BETTER.get(measure), []
-    for checkpoint in list_checkpoints(root) if better is not None else []:
-        value = read_json(checkpoint / STATE, "checkpoint state").get("measures", {}).get(measure)
+def checkpoint_folders(root: Path) -> list[Path]:
+    """All that is named as a checkpoint is, complete or not, oldest first."""
+    return sorted(p for p in root.glob("[0-9]*") if p.name.isdigit()) if root.is_dir() else []
+
+
+def best_checkpoint(root: Path, measure: str, better: Better) -> Path | None:
+    """The checkpoint with the best value of a measure, the later of equals; none where none has it.
+
+    One whose state is damaged is none.
+    """
+    found = []
+    for checkpoint in list_checkpoints(root):
+        try:
+            value = read_state(checkpoint)["measures"].get(measure)
+        except (OSError, UserError):
+            continue
         if value is not None:
-            found.append((-value if better is min else value, checkpoint))
+            found.append((-value if better == "min" else value, checkpoint))
     return max(found)[1] if found else None
 
 
-def is_intact(checkpoint: Path) -> bool:
-    """Whether every file of a checkpoint has the SHA-256 that was noted when it was written."""
+def _checksum(state: dict[str, Any]) -> str:
+    """SHA-256 of a checkpoint's state without its own checksum."""
+    content = {key: value for key, value in state.items() if key != "checksum"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """A checkpoint's `state.json`, once its checksum and its folder's name bear it out.
+
+    Earlier versions wrote no checksum; of theirs, the form is checked.
+
+    Raises:
+        UserError: it is missing or damaged, or the folder is not the one it was written for; the message says which.
+        OSError: it can't be read now.
+    """
+    damaged = UserError(f"{STATE} is damaged")
+    _require_file(checkpoint / STATE)
     try:
-        hashes = json.loads((checkpoint / STATE).read_text())["sha256"]
-        return all(file_sha256(checkpoint / name) == digest for name, digest in hashes.items())
-    except (OSError, ValueError, KeyError, AttributeError):
-        return False
+        state = json.loads((checkpoint / STATE).read_bytes())
+    except (ValueError, RecursionError):
+        raise damaged from None
+    if not isinstance(state, dict):
+        raise damaged
+    unsealed = state.keys() in ({"progress", "sha256"}, {"progress", "measures", "sha256"})
+    if not unsealed and state.get("checksum") != _checksum(state):
+        raise damaged
+    state.setdefault("measures", {})
+    try:
+        progress = Progress(**state["progress"])
+        numbers = [*dataclasses.astuple(progress), *state["measures"].values()]
+    except (TypeError, KeyError, AttributeError):
+        raise damaged from None
+    counts = (progress.seen, progress.step, progress.failed_clips)
+    if not all(type(n) in (int, float) for n in numbers) or not all(type(n) is int for n in counts):
+        raise damaged
+    if min(dataclasses.astuple(progress)) < 0 or progress.step > progress.seen:
+        raise damaged
+    if f"{progress.seen:012d}" != checkpoint.name:
+        raise UserError(f"it is the checkpoint at {progress.seen} clips under another name")
+    return state
+
+
+def _require_file(path: Path) -> None:
+    """Raises a UserError where there is no ordinary file, an OSError where none can be read now."""
+    try:
+        if stat.S_ISREG(path.stat().st_mode):
+            return
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{path.name} is missing") from None
+    raise UserError(f"{path.name} is not a file")
+
+
+def fault_of_state(checkpoint: Path) -> str | None:
+    """As `fault_of`, of `state.json` alone."""
+    try:
+        read_state(checkpoint)
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def fault_of(checkpoint: Path, model: Any) -> str | None:
+    """What is wrong with a checkpoint of a run, in a few words; none = every file has the SHA-256 it was written with.
+
+    Args:
+        model: the run's config of its model; a checkpoint of another model is none of its.
+
+    Raises:
+        OSError: it can't be read now.
+    """
+    try:
+        hashes = read_state(checkpoint)["sha256"]
+        if not isinstance(hashes, dict) or set(hashes) != {WEIGHTS, OPTIMIZER, CONFIG}:
+            return f"{STATE} is damaged"
+        for name, digest in hashes.items():
+            _require_file(checkpoint / name)
+            if file_sha256(checkpoint / name) != digest:
+                return f"{name} is damaged"
+        config = json.loads((checkpoint / CONFIG).read_bytes())["config"]
+        return None if from_dict(type(model), config, "model.") == model else "it is of another model"
+    except UserError as error:
+        return str(error)
+    except (ValueError, KeyError, TypeError):
+        return f"{CONFIG} is damaged"
 
 
 def restore(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
@@ -204,8 +300,11 @@ def restore(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer
         slots.setdefault(parameter, {})[key] = tensor
     groups = get_optimizer_state_dict(model, optimizer, options=options)["param_groups"]
     state: Any = {"state": slots, "param_groups": groups}
+    rates = [group["lr"] for group in optimizer.param_groups]
     set_optimizer_state_dict(model, optimizer, state, options=options)
-    return Progress(**read_json(checkpoint / STATE, "checkpoint state")["progress"])
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate  # torch puts a tensor on the CPU in its place, which a CUDA graph would read too late
+    return Progress(**read_state(checkpoint)["progress"])
 
 
 def find_weights(path: str | Path) -> Path:
@@ -219,20 +318,12 @@ def find_weights(path: str | Path) -> Path:
     for folder in (path, path / "model", *newest):
         if (folder / WEIGHTS).is_file() and (folder / CONFIG).is_file():
             return folder
-    raise UserError(f"no weights in {path}; give a run folder, a checkpoint, or a folder with {WEIGHTS} and {CONFIG}")
-
-
-def load_model(path: str | Path) -> DiffMAViL:
-    """The model of a run folder, a checkpoint or a `save_pretrained` folder, on the CPU, in evaluation mode.
-
-    Raises:
-        UserError: there are no weights, or they do not fit their config.
-    """
-    folder = find_weights(path)
-    config = from_dict(ModelConfig, read_json(folder / CONFIG, "model config")["config"], "model.")
-    model = DiffMAViL(config)
-    try:
-        model.load_state_dict(load_file(folder / WEIGHTS))
-    except (SafetensorError, RuntimeError) as error:
-        raise UserError(f"{folder / WEIGHTS} is damaged or does not fit its config: {str(error)[:200]}") from None
-    return model.eval()
+    wanted = f"a run folder, a checkpoint, or a folder with {WEIGHTS} and {CONFIG}"
+    if path.is_file():
+        hint = "; turn another project's weights into one with: avpretrain import" if path.name != WEIGHTS else ""
+        raise UserError(f"{path} is a file; give {wanted}{hint}")
+    if not path.exists():
+        raise UserError(f"there is no {path}; give {wanted}")
+    if (path / DATASET_NAME).is_file():
+        raise UserError(f"{path} is a sharded data set; give {wanted} (the checkpoint comes first, then the data)")
+    raise UserError(f"no weights in {path}; give {wanted}")

@@ -12,7 +12,8 @@ from types import FrameType
 import torch
 from torch import Tensor
 
-from avpretrain.errors import UserError
+from avpretrain.config.schedules import Phase
+from avpretrain.core.errors import UserError
 
 
 class Preemption:
@@ -114,7 +115,7 @@ class FiniteGuard:
 
 
 @contextmanager
-def memory_advice(batch_size: int, ranks: int, ratios: tuple[float, float]) -> Iterator[None]:
+def memory_advice(batch_size: int, ranks: int, phase: Phase) -> Iterator[None]:
     """Says running out of memory, the GPU's or the machine's, in words that name the batch and the mend.
 
     Raises:
@@ -125,8 +126,9 @@ def memory_advice(batch_size: int, ranks: int, ratios: tuple[float, float]) -> I
     except RuntimeError as error:
         if not (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)):  # the CPU's
             raise
+        where = f" with {phase}" if str(phase) else ""
         raise UserError(
-            f"out of memory at batch size {batch_size} ({batch_size // ranks} a rank) with masking ratios "
-            f"{ratios[0]:g}/{ratios[1]:g}; lower schedule.batch.size, cap schedule.batch.max_size below {batch_size}, "
-            "or add --run.activation-checkpointing"
+            f"out of memory at batch size {batch_size} ({batch_size // ranks} a rank){where}; lower "
+            f"schedule.batch.size, cap schedule.batch.max_size below {batch_size}, or add "
+            "--run.activation-checkpointing"
         ) from None

@@ -1,28 +1,30 @@
-"""The pretraining loop: the plan says what each step is, the loader brings its clips, the model returns its losses."""
+"""The training loop: the plan says what each step is, the method brings its batch, the model returns its losses."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import difflib
 import math
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from itertools import dropwhile
+from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from avpretrain.batch import AVBatch, RawBatch
-from avpretrain.config import TrainConfig
-from avpretrain.data.dataset import ClipSet, check_bad_share, train_loader
-from avpretrain.data.features import Features
-from avpretrain.errors import UserError
-from avpretrain.models.cost import cost_of
-from avpretrain.models.diffmavil import DiffMAViL
-from avpretrain.schedules import Step, plan, total_samples
+from avpretrain.config.schedules import Phase, Step, cost_by_rule, plan, total_samples
+from avpretrain.config.train import EngineConfig
+from avpretrain.core.errors import UsageError, UserError
+from avpretrain.core.locks import locked
+from avpretrain.data.read.dataset import check_bad_share
 from avpretrain.training.build import (
     captures,
     check_ranks,
@@ -32,15 +34,15 @@ from avpretrain.training.build import (
     set_lr,
     whole_model,
 )
-from avpretrain.training.checkpoint import CheckpointWriter, Progress, Snapshot, best_checkpoint, restore, take_snapshot
+from avpretrain.training.checkpoint import Better, CheckpointWriter, Progress, Snapshot, restore, take_snapshot
 from avpretrain.training.graphs import WARM_UP, WARM_UP_RANKS, PhaseGraphs, Update
 from avpretrain.training.guards import FiniteGuard, Preemption, Watchdog, memory_advice, sparing_children
-from avpretrain.training.memory_probe import with_measured_memory
+from avpretrain.training.launch import banner
+from avpretrain.training.memory_probe import measured_memory
+from avpretrain.training.method import Method
 from avpretrain.training.metrics import MetricsLog, ProgressBar
-from avpretrain.training.preview import Preview
-from avpretrain.training.run import open_run, resolve, resume_point, save_failure
-from avpretrain.training.stage2 import make_stage2
-from avpretrain.training.window import Mean, Window, after_step, epoch_line, metrics_line
+from avpretrain.training.run import open_run, resume_point, save_failure
+from avpretrain.training.window import MeanLosses, Window, after_step, epoch_line, metrics_line
 
 
 @dataclass(frozen=True)
@@ -53,65 +55,96 @@ class Outcome:
     stopped_by: str | None = None
 
 
-def train(cfg: TrainConfig, stop_at: int | None = None) -> Outcome:
-    """Pretrains from a config, or goes on with the run in its folder, to the bit on the same number of ranks.
+def train(cfg: EngineConfig, make: Callable[[EngineConfig], Method], stop_at: int | None = None) -> Outcome:
+    """Trains what a config says, or goes on with the run in its folder, to the bit on the same number of ranks.
+
+    A method of several rounds is trained round after round.
 
     Args:
-        stop_at: ends after the step that reaches this many clips, with a checkpoint.
+        make: the method of a config.
+        stop_at: ends after the step that reaches this many samples, with a checkpoint.
 
     Raises:
         UsageError: the config does not fit the data, the ranks, or the run that the folder holds.
-        UserError: training failed; the message says what to do.
+        UserError: training failed, or another process trains in the folder; the message says what to do.
     """
-    accelerator = make_accelerator(cfg)
-    clips = ClipSet(cfg.data.shards, cfg.data.split, cfg.data.cache_dir)
-    cfg = resolve(cfg, clips)
-    check_ranks(accelerator, cfg.schedule.batch.multiple)
-    with sparing_children():
-        cfg = with_measured_memory(cfg, accelerator)
-    trainer = Trainer(cfg, accelerator, clips)
-    with Preemption().listening() as preemption, Watchdog(cfg.run.hang_timeout) as watchdog:
-        return trainer.run(preemption, watchdog, stop_at)
+    method: Method | None = make(cfg)
+    while method is not None:
+        outcome = _train_round(method, stop_at)
+        method = method.next_round() if outcome.finished else None
+    return outcome
+
+
+def _train_round(method: Method, stop_at: int | None) -> Outcome:
+    accelerator = make_accelerator(method.cfg)
+    for warning in method.open():
+        if accelerator.is_main_process:
+            print(f"avpretrain: warning: {warning}", file=sys.stderr)
+    folder = method.cfg.run_dir
+    check_ranks(accelerator, method.cfg.schedule.batch.multiple)
+    with locked(folder, "training") if accelerator.is_main_process else contextlib.nullcontext():
+        with sparing_children():
+            batch = measured_memory(method, accelerator)
+        schedule = dataclasses.replace(method.cfg.schedule, batch=batch)
+        method.cfg = dataclasses.replace(method.cfg, schedule=schedule)
+        trainer = Trainer(method, accelerator)
+        with Preemption().listening() as preemption, Watchdog(method.cfg.run.hang_timeout) as watchdog:
+            return trainer.run(preemption, watchdog, stop_at)
 
 
 class Trainer:
-    """One rank's part in a run."""
+    """One rank's part in a run.
 
-    def __init__(self, cfg: TrainConfig, accelerator: Accelerator, clips: ClipSet) -> None:
-        self.cfg, self.accelerator, self.clips = cfg, accelerator, clips
-        self.total = total_samples(cfg.schedule, len(clips))
-        batch = cfg.schedule.batch
-        self.cost = cost_of(cfg.model, batch.rule, batch.bytes_per_clip)
+    Args:
+        method: opened.
+    """
+
+    def __init__(self, method: Method, accelerator: Accelerator) -> None:
+        self.method, self.cfg, self.accelerator = method, method.cfg, accelerator
+        cfg, data = self.cfg, method.data
+        self.total = total_samples(cfg.schedule, len(data))
+        cost = cost_by_rule(cfg.schedule.batch, method.cost)
+        self.plan = list(plan(cfg.schedule, cfg.optim, self.total, method.phase, cost))
+        method.check(self.plan)
+        self.best, better = best_measure(cfg.run.keep_best, method)
         torch.manual_seed(cfg.seed)
-        model = DiffMAViL(cfg.model)
-        teacher = make_stage2(cfg, model)
-        self.teacher = None if teacher is None else teacher.to(accelerator.device)
+        model = method.model()
+        self.parameters = sum(p.numel() for p in model.parameters())
         if accelerator.is_main_process:
-            facts = {"parameters": sum(p.numel() for p in model.parameters()), "ranks": accelerator.num_processes}
-            open_run(cfg, clips, {**facts, "samples_total": self.total, "precision": accelerator.mixed_precision})
+            facts = {"parameters": self.parameters, "ranks": accelerator.num_processes}
+            open_run(cfg, data, {**facts, "samples_total": self.total, "precision": accelerator.mixed_precision})
         accelerator.wait_for_everyone()
-        captured = captures(cfg.run, accelerator)
-        model.to(accelerator.device)
-        optimizer = make_optimizer(model, cfg.optim, captured)
+        checkpoint = self._checkpoint()
+        if checkpoint is None:
+            method.initialise(model)
+        self.captured = captures(cfg.run, accelerator)
+        if self.captured:  # the optimiser's learning rate is made beside the parameters
+            model.to(accelerator.device)
+        optimizer = make_optimizer(model, cfg.optim, self.captured)
         self.guard = FiniteGuard(optimizer, accelerator.device)
-        stream = torch.cuda.Stream() if captured else None
-        with torch.cuda.stream(stream):  # DDP's hooks run on the stream it is built on
+        stream = torch.cuda.Stream() if self.captured else None
+        with torch.cuda.stream(stream):  # DDP's hooks run on the stream that it is built on
             self.model, self.optimizer = accelerator.prepare(prepare_model(model, cfg.run), optimizer)
         self.update: Update = self._update
         if stream is not None:
             torch.cuda.current_stream().wait_stream(stream)
             warm_up = WARM_UP if accelerator.num_processes == 1 else WARM_UP_RANKS
             self.update = PhaseGraphs(self._update, stream, warm_up)
-        self.features = Features(cfg.model.input, cfg.data.augment).to(accelerator.device)
-        self.progress = self._resume()
-        self.writer = CheckpointWriter(cfg.run_dir / "checkpoints", cfg.run.keep_checkpoints, cfg.run.keep_best)
-        self.window, self.reconstruction = Window(), Mean()
+        start = Progress()
+        self.progress = restore(checkpoint, self.model, self.optimizer.optimizer) if checkpoint is not None else start
+        root = cfg.run_dir / "checkpoints"
+        self.writer = CheckpointWriter(root, cfg.run.keep_checkpoints, self.best, better)
+        self.window, self.losses = Window(), MeanLosses()
 
-    def _resume(self) -> Progress:
-        checkpoint, damaged = resume_point(self.cfg)
-        if damaged and self.accelerator.is_main_process:
-            print(f"avpretrain: checkpoint {', '.join(damaged)} is damaged and is passed over")
-        return Progress() if checkpoint is None else restore(checkpoint, self.model, self.optimizer.optimizer)
+    def _checkpoint(self) -> Path | None:
+        """Where the run goes on from; none = it begins."""
+        checkpoint: Path | None = None
+        if self.accelerator.is_main_process:
+            checkpoint, said = resume_point(self.cfg, self.method.model_config)
+            for line in said:
+                print(f"avpretrain: {line}")
+        found: Path | None = broadcast_object_list([checkpoint])[0]
+        return found
 
     # --- the loop ----------------------------------------------------------------------------------------------------
 
@@ -121,16 +154,18 @@ class Trainer:
         if self.accelerator.log_with:
             self.accelerator.init_trackers(cfg.run_dir.name)
         self.log = MetricsLog(cfg.run_dir, self.progress.seen) if main else None
-        self.preview = Preview(cfg) if main and cfg.run.preview_clips and self.teacher is None else None
-        self.bar = ProgressBar(cfg.name, self.progress.seen, self.total, shown=main)
-        whole = plan(cfg.schedule, cfg.optim, self.total, self.cost)
-        steps = list(dropwhile(lambda step: step.seen < self.progress.seen, whole))
+        self.bar = ProgressBar(cfg.name, self.progress.seen, self.total, main, self.method.shown)
+        data = f"{len(self.method.data):,} clips ({self.method.data.describe().get('split', 'all')})"
+        how = self.parameters, self.progress.seen, self.captured
+        self.bar.say(banner(cfg, self.accelerator, self.plan, data, *how))
+        if self.log is not None and self.log.damage:
+            self.bar.say(self.log.damage)
+        steps = list(dropwhile(lambda step: step.seen < self.progress.seen, self.plan))
         stopped_by = None
-        with self.bar:
-            for step, raw, waited in self._batches(steps):
+        with self.bar, contextlib.closing(self._batches(steps)) as batches:
+            for step, raw, waited in batches:
                 spared = sparing_children() if step is steps[0] else contextlib.nullcontext()
-                ratios = step.audio_ratio, step.video_ratio
-                with memory_advice(step.batch_size, self.accelerator.num_processes, ratios), spared:
+                with memory_advice(step.batch_size, self.accelerator.num_processes, step.phase), spared:
                     self._step(step, raw, waited)
                 watchdog.alive()
                 last = step is steps[-1] or (stop_at is not None and self.progress.seen >= stop_at)
@@ -143,31 +178,28 @@ class Trainer:
                     break
         return Outcome(self.progress, self._finish(), stopped_by)
 
-    def _batches(self, steps: list[Step]) -> Iterator[tuple[Step, RawBatch, float]]:
-        """Each step with its clips and the seconds that the loop waited for them."""
-        rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        cfg = self.cfg
-        batches = train_loader(cfg.data, cfg.model.input, cfg.seed, steps, rank, world, clips=self.clips)
-        self.window = Window()
-        for step in steps:
-            started = time.perf_counter()
-            raw = next(batches)
-            yield step, raw, time.perf_counter() - started
+    def _batches(self, steps: list[Step]) -> Generator[tuple[Step, Any, float]]:
+        """Each step with its batch and the seconds that the loop waited for it; closing it ends the loader."""
+        with self.method.batches(steps, self.accelerator.process_index, self.accelerator.num_processes) as batches:
+            self.window = Window()
+            for step in steps:
+                started = time.perf_counter()
+                raw = next(batches)
+                yield step, raw, time.perf_counter() - started
 
-    def _step(self, step: Step, raw: RawBatch, waited: float) -> None:
+    def _step(self, step: Step, raw: Any, waited: float) -> None:
         """One optimiser step; reads no number from the device."""
-        batch = self.features(raw.to(self.accelerator.device))
+        batch = self.method.prepare(raw, step.phase, self.accelerator.device)
         set_lr(self.optimizer, step.lr)
         self.guard.begin(step.index)
-        losses = self.update(batch, step.audio_ratio, step.video_ratio)
-        self.window.add(step, raw, losses, waited)
-        self.progress = after_step(self.progress, step, self.cfg.model)
+        losses = self.update(batch, step.phase)
+        self.window.add(step, self.method.lost(raw), losses, waited)
+        self.progress = after_step(self.progress, step, self.method.flops(step.phase, step.batch_size))
 
-    def _update(self, batch: AVBatch, audio_ratio: float, video_ratio: float) -> dict[str, Tensor]:
+    def _update(self, batch: Any, phase: Phase) -> dict[str, Tensor]:
         """Losses, gradients, the optimiser's step: all that a CUDA graph captures."""
         with self.accelerator.autocast():  # accelerate's own does not reach a model that FSDP2 shards
-            taught = None if self.teacher is None else self.teacher(batch)
-            losses: dict[str, Tensor] = self.model(batch, audio_ratio, video_ratio, taught)
+            losses: dict[str, Tensor] = self.model(batch, phase)
         self.accelerator.backward(losses["loss"])
         limit = self.cfg.optim.clip_norm or math.inf
         grad_norm = self.accelerator.clip_grad_norm_(self.model.parameters(), limit)
@@ -188,16 +220,17 @@ class Trainer:
             seconds=self.progress.seconds + reading.seconds,
             failed_clips=self.progress.failed_clips + reading.failed,
         )
-        self.reconstruction.add(reading)
+        self.losses.add(reading)
         self._stop_if_not_finite()
         done, reason = self.progress, self.window.reason
-        check_bad_share(done.failed_clips, done.seen, self.cfg.data.max_bad_share, reason)
-        line = metrics_line(reading, step, done, self.total, self.cfg.model)
+        check_bad_share(done.failed_clips, done.seen, self.method.max_lost_share, reason)
+        flops = self.method.flops(step.phase, step.batch_size)
+        line = metrics_line(reading, step, done, self.total, flops)
         if self.log is not None:
             self.log.write(line)
         self.accelerator.log({k: v for k, v in line.items() if k not in ("step", "seen")}, step=done.seen)
         self.bar.advance(done.seen)
-        self.bar.report(line)
+        self.bar.report(line, step.phase)
         self.window = Window(reason)
 
     def _stop_if_not_finite(self) -> None:
@@ -209,11 +242,11 @@ class Trainer:
         bad = self.guard.first_bad_step()
         if bad is None:
             return
-        step = next(s for s in plan(self.cfg.schedule, self.cfg.optim, self.total, self.cost) if s.index == bad)
+        step = self.plan[bad]
         snapshot = self._snapshot()
         folder = self.cfg.run_dir / "failure"
         if self.accelerator.is_main_process:
-            save_failure(self.cfg, self.clips, step, snapshot)
+            save_failure(folder, self.method.data, step, snapshot)
         raise UserError(
             f"the loss or its gradient stopped being finite at step {bad}; the weights from before it and the keys of "
             f"its clips are in {folder}; look at those clips, lower optim.lr, or set run.precision fp32"
@@ -230,45 +263,71 @@ class Trainer:
 
     def _milestones(self, step: Step, last: bool) -> None:
         """Writes a preview and a checkpoint where one is due."""
-        run, epoch = self.cfg.run, len(self.clips)
+        run, epoch = self.cfg.run, len(self.method.data)
         checkpoints = run.checkpoint_every or math.ceil(self.total / 10)
         save = last or _passed(checkpoints, step)
         if save and self.window.clips:
             self._report(step)
         measures = {}
-        if run.preview_clips and self.teacher is None and (last or _passed(run.preview_every or checkpoints, step)):
+        if self.method.previews and (last or _passed(run.preview_every or checkpoints, step)):
             measures = self._show(step)
         if save:
-            snapshot = self._snapshot({**self.reconstruction.take(), **measures})
+            losses = self.losses.take()
+            snapshot = self._snapshot({**(self.method.measure(losses) if losses else {}), **measures})
             if self.accelerator.is_main_process:
                 self.writer.save(snapshot)
         if epoch and _passed(epoch, step):
             self.bar.say(epoch_line(self.progress, self.progress.seen // epoch))
 
     def _show(self, step: Step) -> dict[str, float]:
-        """Draws a preview on rank 0; returns what it measured."""
-        model = whole_model(self.model, self.accelerator, self.cfg.model)
-        if self.preview is None or model is None:
+        """Lets the method show itself, on rank 0; returns what it measured."""
+        model = whole_model(self.model, self.accelerator, self.method.model)
+        if model is None or not self.accelerator.is_main_process:
             return {}
-        recall, said = self.preview.show(model, self.accelerator, step, self.progress.seen)
-        self.bar.say(said)
-        return {"recall": recall}
+        compiled = self.cfg.run.compile  # not for these few samples: each new shape would cost tens of seconds
+        stance = torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext()
+        with torch.no_grad(), self.accelerator.autocast(), stance:
+            preview = self.method.preview(model, step)
+        if preview is None:
+            return {}
+        self.bar.say(preview.line)
+        return preview.measures
 
     def _snapshot(self, measures: dict[str, float] | None = None) -> Snapshot:
-        return take_snapshot(self.model, self.optimizer.optimizer, self.progress, self.cfg.model, measures)
+        how = self.method.model_config, self.cfg.method
+        return take_snapshot(self.model, self.optimizer.optimizer, self.progress, *how, measures)
 
     def _finish(self) -> bool:
         """Waits for the last checkpoint and writes the final model, if the run is at its end."""
         self.writer.wait()
         finished, cfg = self.progress.seen >= self.total, self.cfg
-        model = whole_model(self.model, self.accelerator, cfg.model) if finished else None
+        model = whole_model(self.model, self.accelerator, self.method.model) if finished else None
         if model is not None and self.accelerator.is_main_process:
-            model.save_pretrained(cfg.run_dir / "model")
-            best = best_checkpoint(self.writer.root, cfg.run.keep_best)
+            self.method.save(model, cfg.run_dir / "model")
+            best = self.writer.best()
             if best is not None:
-                self.bar.say(f"best checkpoint by {cfg.run.keep_best}: {best}")
+                self.bar.say(f"best checkpoint by {self.best}: {best}")
         self.accelerator.end_training()
         return finished
+
+
+def best_measure(name: str, method: Method) -> tuple[str, Better]:
+    """The measure by which a checkpoint is kept, and which value of it is the better one.
+
+    Args:
+        name: `run.keep_best`.
+
+    Raises:
+        UsageError: the method has no such measure.
+    """
+    name = next(iter(method.measures), "none") if name == "auto" else name
+    if name == "none":
+        return name, "min"
+    if name not in method.measures:
+        close = difflib.get_close_matches(name, ["auto", "none", *method.measures], n=1)
+        hint = f"did you mean '{close[0]}'?" if close else f"choose from auto, {', '.join(method.measures)}, none"
+        raise UsageError(f"config key 'run.keep_best' can't be {name!r}; {hint}")
+    return name, method.measures[name]
 
 
 def _passed(every: int, step: Step) -> bool:

@@ -6,44 +6,27 @@ import dataclasses
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
-from avpretrain.config import TrainConfig
-from avpretrain.configfile import from_dict, to_dict
-from avpretrain.data.clips import ClipSet
-from avpretrain.data.sampler import Order
-from avpretrain.errors import UsageError
-from avpretrain.files import atomic_path, read_json, write_json
-from avpretrain.provenance import environment
-from avpretrain.schedules import Step
-from avpretrain.training.checkpoint import Snapshot, is_intact, list_checkpoints, write_snapshot
+from avpretrain.config.reader import from_dict, load_yaml, to_dict, what_is_learnt
+from avpretrain.config.schedules import Step
+from avpretrain.config.train import EngineConfig
+from avpretrain.core.errors import UsageError, UserError
+from avpretrain.core.files import atomic_path, clear_leftovers, read_json, read_text, write_json
+from avpretrain.core.locks import LOCK_NAME
+from avpretrain.core.provenance import environment
+from avpretrain.training.checkpoint import Snapshot, checkpoint_folders, fault_of, fault_of_state, write_snapshot
+from avpretrain.training.method import Data
+from avpretrain.training.metrics import METRICS_NAME
+
+Config = TypeVar("Config", bound=EngineConfig)
 
 CONFIG_NAME = "config.yaml"
 RUN_NAME = "run.json"
-
-
-def resolve(cfg: TrainConfig, clips: ClipSet) -> TrainConfig:
-    """The config with what depends on the data filled in: log-mel statistics, unless given."""
-    inputs = cfg.model.input
-    mean, std = clips.log_mel
-    inputs = dataclasses.replace(
-        inputs,
-        audio_mean=mean if inputs.audio_mean is None else inputs.audio_mean,
-        audio_std=std if inputs.audio_std is None else inputs.audio_std,
-    )
-    return dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, input=inputs))
-
-
-def what_is_learnt(cfg: TrainConfig) -> dict[str, Any]:
-    """The config without the mechanics: two runs that agree here learn the same."""
-    values = to_dict(cfg)
-    for key in ("output_dir", "name", "run"):
-        values.pop(key)
-    for key in ("num_workers", "prefetch", "shards", "max_bad_share", "cache_dir"):
-        values["data"].pop(key, None)
-    return values
+FOLDERS = ("checkpoints", "reconstructions", "failure", "model")
+"""Folders that training writes in a run's."""
 
 
 def differences(a: dict[str, Any], b: dict[str, Any], path: str = "") -> dict[str, tuple[Any, Any]]:
@@ -58,22 +41,27 @@ def differences(a: dict[str, Any], b: dict[str, Any], path: str = "") -> dict[st
     return found
 
 
-def open_run(cfg: TrainConfig, clips: ClipSet, facts: dict[str, Any]) -> None:
-    """Makes the run's folder, or checks that it holds the same run.
+def open_run(cfg: EngineConfig, data: Data, facts: dict[str, Any]) -> None:
+    """Makes the run's folder, or checks that it holds the same run; the caller has locked it.
 
     Args:
         cfg: resolved.
         facts: what else goes into run.json (parameters, ranks).
 
     Raises:
-        UsageError: the folder holds a run with another config or other data.
+        UsageError: the folder holds a run with another config or other data, or something else.
     """
     folder = cfg.run_dir
+    _check_kinds(folder)
+    for part in (folder, *(folder / name for name in FOLDERS)):
+        clear_leftovers(part)
     if (folder / CONFIG_NAME).is_file():
-        _check_same(cfg, clips)
+        _check_same(cfg, data)
     else:
-        if folder.exists() and any(folder.iterdir()):
-            raise UsageError(f"{folder} is not empty and holds no run; choose another with --output-dir")
+        if folder.exists() and {path.name for path in folder.iterdir()} - {LOCK_NAME}:
+            raise UsageError(
+                f"{folder} is not empty and holds no run (no {CONFIG_NAME}); choose another with --output-dir"
+            )
         with atomic_path(folder / CONFIG_NAME) as temporary:
             temporary.write_text(yaml.safe_dump(to_dict(cfg), sort_keys=False))
     write_json(
@@ -81,16 +69,53 @@ def open_run(cfg: TrainConfig, clips: ClipSet, facts: dict[str, Any]) -> None:
         {
             "name": cfg.name,
             "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-            "data": {"fingerprint": clips.fingerprint, "clips": len(clips), "split": cfg.data.split},
+            "data": data.describe(),
             **facts,
             **environment(),
         },
     )
 
 
-def _check_same(cfg: TrainConfig, clips: ClipSet) -> None:
+def _check_kinds(folder: Path) -> None:
+    """Refuses a run folder in which something else stands where a run keeps a file or a folder.
+
+    Raises:
+        UsageError: one does; the message names it.
+    """
+    for name in (CONFIG_NAME, RUN_NAME, METRICS_NAME):
+        if (folder / name).exists() and not (folder / name).is_file():
+            raise UsageError(f"{folder / name} is no file, and a run keeps one there; move it away")
+    for name in FOLDERS:
+        if (folder / name).exists() and not (folder / name).is_dir():
+            raise UsageError(f"{folder / name} is no folder, and a run keeps one there; move it away")
+
+
+def run_config(folder: Path, schema: type[Config]) -> Config:
+    """The config that a run's folder holds, of the type that its method has.
+
+    Raises:
+        UsageError: it is damaged.
+    """
+    path = folder / CONFIG_NAME
+    try:
+        return from_dict(schema, load_yaml(read_text(path)))
+    except (yaml.YAMLError, ValueError, UsageError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(
+            f"{path} is damaged, so what the run was is not known ({reason}); put it back as it was, or choose another "
+            "folder with --output-dir"
+        ) from None
+
+
+def _check_same(cfg: EngineConfig, data: Data) -> None:
     folder = cfg.run_dir
-    there = from_dict(TrainConfig, yaml.safe_load((folder / CONFIG_NAME).read_text()))
+    there, trained = run_config(folder, type(cfg)), _fingerprint_there(folder)
+    if trained not in (None, data.fingerprint):
+        raise UsageError(
+            f"{folder} was trained on other data: fingerprint {trained[:12]} there, {data.fingerprint[:12]} "
+            f"({len(data)} clips) here; give the data as they were (--data.shards), or choose another "
+            "folder with --output-dir"
+        )
     changed = differences(what_is_learnt(there), what_is_learnt(cfg))
     if changed:
         key, (old, new) = next(iter(changed.items()))
@@ -99,30 +124,55 @@ def _check_same(cfg: TrainConfig, clips: ClipSet) -> None:
             + (f" ({len(changed) - 1} more keys differ)" if len(changed) > 1 else "")
             + "; choose another folder with --output-dir, or delete that one"
         )
-    if (folder / RUN_NAME).is_file():
-        old_data = read_json(folder / RUN_NAME, "run description")["data"]["fingerprint"]
-        if old_data != clips.fingerprint:
-            raise UsageError(f"{folder} was trained on other data (fingerprint {old_data[:12]}); choose --output-dir")
 
 
-def save_failure(cfg: TrainConfig, clips: ClipSet, step: Step, snapshot: Snapshot) -> None:
-    """Keeps what tells why a step was not finite: weights and state from before it, and the keys of its clips."""
-    folder = cfg.run_dir / "failure"
+def _fingerprint_there(folder: Path) -> str | None:
+    """Fingerprint of the data that a run was trained on; none where its description is missing or damaged."""
+    path = folder / RUN_NAME
+    if not path.is_file():
+        return None
+    try:
+        found = str(read_json(path, "run description")["data"]["fingerprint"])
+    except (UserError, KeyError, TypeError):
+        print(f"avpretrain: {path} is damaged and is written anew; whether the data are the same can't be checked")
+        return None
+    return found
+
+
+def save_failure(folder: Path, data: Data, step: Step, snapshot: Snapshot) -> None:
+    """Keeps what tells why a step was not finite: weights and state from before it, and the keys of its samples."""
     write_snapshot(folder, snapshot)
-    order = Order(clips.shard_sizes, cfg.data.shuffle_window, cfg.seed)
-    places = [order.place(position) for position in range(step.seen, step.seen + step.batch_size)]
-    keys = [clips.clip(order.row(place)).key for place in places]
+    keys = [data.key(position) for position in range(step.seen, step.seen + step.batch_size)]
     write_json(folder / "batch.json", {"step": dataclasses.asdict(step), "keys": keys})
 
 
-def resume_point(cfg: TrainConfig) -> tuple[Path | None, list[str]]:
-    """The newest intact checkpoint of a run, and the names of damaged newer ones; clears away half-written ones."""
+def resume_point(cfg: EngineConfig, model: Any) -> tuple[Path | None, list[str]]:
+    """The newest intact checkpoint of a run, and a line for each damaged one, which is set aside under another name.
+
+    Of the checkpoints before it, only `state.json` is looked at. Half-written ones are cleared away. One rank calls it.
+
+    Args:
+        model: config of the run's model.
+
+    Raises:
+        UserError: a checkpoint can't be read now, which is no sign that it is damaged.
+    """
     root = cfg.run_dir / "checkpoints"
-    for leftover in root.glob(".*.tmp") if root.is_dir() else []:
-        shutil.rmtree(leftover, ignore_errors=True)
-    damaged: list[str] = []
-    for checkpoint in reversed(list_checkpoints(root)):
-        if is_intact(checkpoint):
-            return checkpoint, damaged
-        damaged.append(checkpoint.name)
-    return None, damaged
+    clear_leftovers(root)
+    intact, said = None, []
+    for checkpoint in reversed(checkpoint_folders(root)):
+        try:
+            fault = fault_of(checkpoint, model) if intact is None else fault_of_state(checkpoint)
+        except OSError as error:
+            raise UserError(f"can't read {checkpoint}: {error.strerror}; mend that and start again") from None
+        if fault is None:
+            intact = intact or checkpoint
+            continue
+        aside = checkpoint.with_name(f"{checkpoint.name}.damaged")
+        if aside.exists():
+            shutil.rmtree(aside, ignore_errors=True)
+        checkpoint.rename(aside)
+        said.append(f"checkpoint {checkpoint.name} is damaged ({fault}) and is passed over; it is kept as {aside.name}")
+    if said and intact is None:
+        said.append("no checkpoint is intact, so the run begins anew")
+    return intact, said

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,10 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from avpretrain.batch import RawBatch
-from avpretrain.modelconfig import ModelConfig
-from avpretrain.models.cost import clip_flops
-from avpretrain.schedules import Step
+from avpretrain.config.schedules import Step
 from avpretrain.training.checkpoint import Progress
 from avpretrain.training.metrics import LossMeter
 
@@ -45,12 +43,12 @@ class Window:
     started: float = field(default_factory=time.perf_counter)
     meter: LossMeter = field(default_factory=LossMeter)
 
-    def add(self, step: Step, raw: RawBatch, losses: dict[str, Tensor], waited: float) -> None:
-        """Counts a step; waits for nothing."""
+    def add(self, step: Step, lost: Sequence[str], losses: dict[str, Tensor], waited: float) -> None:
+        """Counts a step, and why samples of it were lost; waits for nothing."""
         self.meter.add(losses)
         self.clips += step.batch_size
-        self.failed += raw.failed
-        self.reason = raw.reasons[-1] if raw.reasons else self.reason
+        self.failed += len(lost)
+        self.reason = lost[-1] if lost else self.reason
         self.waited += waited
 
     def read(self, accelerator: Accelerator) -> Reading:
@@ -65,21 +63,22 @@ class Window:
 
 
 @dataclass
-class Mean:
-    """Mean reconstruction loss, audio plus video, over the clips since the last checkpoint."""
+class MeanLosses:
+    """Mean losses over the samples since the last checkpoint."""
 
-    total: float = 0.0
+    sums: dict[str, float] = field(default_factory=dict)
     clips: int = 0
 
     def add(self, reading: Reading) -> None:
-        both = reading.means["reconstruction_audio"] + reading.means["reconstruction_video"]
-        self.total, self.clips = self.total + both * reading.clips, self.clips + reading.clips
+        for name, mean in reading.means.items():
+            self.sums[name] = self.sums.get(name, 0.0) + mean * reading.clips
+        self.clips += reading.clips
 
     def take(self) -> dict[str, float]:
-        """The mean, as a checkpoint's measure; starts anew."""
-        measures = {"reconstruction": self.total / self.clips} if self.clips else {}
-        self.total, self.clips = 0.0, 0
-        return measures
+        """The means, none where nothing was added; starts anew."""
+        means = {name: total / self.clips for name, total in self.sums.items()} if self.clips else {}
+        self.sums, self.clips = {}, 0
+        return means
 
 
 def epoch_line(progress: Progress, epoch: int) -> str:
@@ -91,18 +90,17 @@ def epoch_line(progress: Progress, epoch: int) -> str:
     )
 
 
-def after_step(progress: Progress, step: Step, cfg: ModelConfig) -> Progress:
+def after_step(progress: Progress, step: Step, flops_per_clip: float) -> Progress:
     """Where the run stands once `step` is taken."""
-    flops = clip_flops(cfg, step.audio_ratio, step.video_ratio, step.batch_size).training
     return dataclasses.replace(
         progress,
         seen=step.seen + step.batch_size,
         step=step.index + 1,
-        flops=progress.flops + flops * step.batch_size,
+        flops=progress.flops + flops_per_clip * step.batch_size,
     )
 
 
-def metrics_line(reading: Reading, step: Step, progress: Progress, total: int, cfg: ModelConfig) -> dict[str, Any]:
+def metrics_line(reading: Reading, step: Step, progress: Progress, total: int, flops_per_clip: float) -> dict[str, Any]:
     """A line of metrics.jsonl.
 
     Args:
@@ -114,15 +112,14 @@ def metrics_line(reading: Reading, step: Step, progress: Progress, total: int, c
         "seen": progress.seen,
         "samples_total": total,
         **reading.means,
-        "audio_mask_ratio": step.audio_ratio,
-        "video_mask_ratio": step.video_ratio,
+        **step.phase.numbers(),
         "batch_size": step.batch_size,
         "lr": step.lr,
         "clips_per_second": reading.clips / reading.seconds,
         "seconds": progress.seconds,
         "data_wait_share": reading.waited / reading.seconds,
         "failed_clips": progress.failed_clips,
-        "flops_per_clip": clip_flops(cfg, step.audio_ratio, step.video_ratio, step.batch_size).training,
+        "flops_per_clip": flops_per_clip,
         "flops_total": progress.flops,
         "peak_memory_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0,
     }

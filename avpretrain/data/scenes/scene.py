@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from avpretrain.core.errors import UsageError
 from avpretrain.data.scenes import impacts, rolling
 from avpretrain.data.scenes.materials import random_look
 from avpretrain.data.scenes.motion import MATERIALS, RATE, Body, Motion, Setting
 from avpretrain.data.scenes.picture import Frame, Painter
 from avpretrain.data.scenes.sound import OFFSCREEN, render_sound
-from avpretrain.errors import UsageError
 
 SAMPLE_RATE = 16_000
 CLIPS_DIR = "clips"

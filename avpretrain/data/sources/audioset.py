@@ -1,8 +1,10 @@
 """AudioSet: `*_segments.csv` (YTID, start, end, labels) and a folder of clips or whole videos, in any sub-folders.
 
-A clip is found by its YouTube id: ID.mp4, YID.wav, ID_30000.flac, ID_30-40.webm ...; a file longer than its segment is
-cut to it. Names of the 527 classes come from class_labels_indices.csv if it is there. Splits are named after their
-lists: balanced_train, unbalanced_train, eval.
+A clip is found by its YouTube id: ID.mp4, YID.wav, ID_30000.flac, ID_30-40.webm ... A file whose name holds the start
+of the segment, in seconds or milliseconds, is that segment, cut already: its first 10 s are taken. One that bears the
+id alone is the segment if it is hardly longer than that, and else the whole video, which is cut. Names of the 527
+classes come from class_labels_indices.csv if it is there. Splits are named after their lists: balanced_train,
+unbalanced_train, eval.
 """
 
 from __future__ import annotations
@@ -10,33 +12,35 @@ from __future__ import annotations
 import re
 from pathlib import Path, PurePosixPath
 
+from avpretrain.core.errors import UserError
 from avpretrain.data.media import Segment
-from avpretrain.data.sources.base import MEDIA_EXTENSIONS, VIDEO_EXTENSIONS, Item, Listing, read_rows, walk
-from avpretrain.errors import UserError
+from avpretrain.data.sources.base import MEDIA_EXTENSIONS, Item, Listing, read_rows, walk
+from avpretrain.data.sources.segments import files_by_video
 
 COLUMNS = ["YTID", "start_seconds", "end_seconds", "positive_labels"]
 
 
 def find(root: Path, table: Path | None) -> Listing:
     """Items of AudioSet."""
-    tables = [table] if table else sorted(root.rglob("*_segments.csv"))
+    tables = [table] if table else [root / path for path in walk(root) if path.endswith("_segments.csv")]
     if not tables:
         raise UserError(f"{root} has no *_segments.csv of AudioSet; give its path with --table")
     names = _class_names(root, tables[0])
     rows = [(row, path.stem.removesuffix("_segments")) for path in tables for row in _segments(path)]
-    files = files_by_video(root, {row["YTID"] for row, _ in rows})
+    files = files_by_video(walk(root), {row["YTID"] for row, _ in rows})
     listing = Listing(items=[])
     used: set[str] = set()
     for row, split in rows:
-        path = files.get(row["YTID"])
-        if path is None:
+        start = float(row["start_seconds"])
+        file = next((file for file in files.get(row["YTID"], ()) if file.fits(start)), None)
+        if file is None:
             listing.missing.append(row["YTID"])
             continue
-        used.add(path)
+        used.add(file.path)
         mids = row["positive_labels"].split(",")
-        segment = Segment(float(row["start_seconds"]), float(row["end_seconds"]))
+        segment = Segment(start, float(row["end_seconds"]), is_whole_file=True if file.is_cut else None)
         labels: dict[str, str | list[str]] = {"class": [names.get(mid.strip(), mid.strip()) for mid in mids]}
-        listing.items.append(Item(path=path, labels=labels, split=split, segment=segment))
+        listing.items.append(Item(path=file.path, labels=labels, split=split, segment=segment))
     listing.ignored = sum(PurePosixPath(p).suffix.lower() in MEDIA_EXTENSIONS and p not in used for p in walk(root))
     return listing
 
@@ -50,27 +54,7 @@ def _segments(table: Path) -> list[dict[str, str]]:
 
 
 def _class_names(root: Path, table: Path) -> dict[str, str]:
-    found = [*sorted(root.rglob("class_labels_indices.csv")), *table.parent.glob("class_labels_indices.csv")]
-    return {row["mid"]: row["display_name"] for row in read_rows(found[0])} if found else {}
-
-
-def files_by_video(root: Path, ids: set[str]) -> dict[str, str]:
-    """For each YouTube id, the file that bears it; one with a picture before one without."""
-    files: dict[str, str] = {}
-    for path in walk(root):
-        suffix = PurePosixPath(path).suffix.lower()
-        name = video_id(PurePosixPath(path).stem, ids) if suffix in MEDIA_EXTENSIONS else None
-        if name is not None and (name not in files or suffix in VIDEO_EXTENSIONS):
-            files.setdefault(name, path)
-            if PurePosixPath(files[name]).suffix.lower() not in VIDEO_EXTENSIONS:
-                files[name] = path
-    return files
-
-
-def video_id(stem: str, ids: set[str]) -> str | None:
-    """The YouTube id (11 characters) that a file name begins with, alone, after a Y, or before _START."""
-    for start in (0, 1):
-        name, rest = stem[start : start + 11], stem[start + 11 :]
-        if name in ids and re.fullmatch(r"([_-]\d.*)?", rest) and (start == 0 or stem[0] == "Y"):
-            return name
-    return None
+    inside = [root / path for path in walk(root) if PurePosixPath(path).name == "class_labels_indices.csv"]
+    found = [*inside, *table.parent.glob("class_labels_indices.csv")]
+    rows = read_rows(found[0], need=("mid", "display_name")) if found else []
+    return {row["mid"]: row["display_name"] for row in rows}

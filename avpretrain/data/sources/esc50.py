@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from avpretrain.data.sources.base import Item, Listing, read_rows
-from avpretrain.errors import UserError
+from avpretrain.core.errors import UserError
+from avpretrain.data.sources.base import Item, Listing, is_file, read_rows
 
 
 def find(root: Path, table: Path | None) -> Listing:
@@ -26,11 +26,11 @@ def _find(root: Path, table: Path | None, subset: bool) -> Listing:
     if not table.is_file():
         raise UserError(f"{root} has no meta/esc50.csv; is it the folder of ESC-50?")
     listing = Listing(items=[])
-    for row in read_rows(table):
+    for row in read_rows(table, need=("filename", "fold", "category", "esc10")):
         if subset and row["esc10"] != "True":
             continue
         path = f"audio/{row['filename']}"
-        if not (root / path).is_file():
+        if is_file(root, path) is None:
             listing.missing.append(row["filename"])
             continue
         labels: dict[str, str | list[str]] = {"class": row["category"], "fold": row["fold"]}

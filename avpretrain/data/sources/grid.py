@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from pathlib import Path, PurePosixPath
 
+from avpretrain.core.files import read_text
 from avpretrain.data.sources.base import VIDEO_EXTENSIONS, Item, Labels, Listing, walk
 
 WORDS = {
@@ -61,6 +62,6 @@ def _name(path: str) -> tuple[str, str]:
 
 def _words(alignment: Path) -> str:
     """START-END:WORD in seconds, joined by semicolons."""
-    rows = [line.split() for line in alignment.read_text(errors="replace").splitlines()]
+    rows = [line.split() for line in read_text(alignment, errors="replace").splitlines()]
     seconds = [(int(r[0]) / TICKS_A_SECOND, int(r[1]) / TICKS_A_SECOND, r[2]) for r in rows if len(r) == 3]
     return ";".join(f"{start:.3f}-{end:.3f}:{word}" for start, end, word in seconds)

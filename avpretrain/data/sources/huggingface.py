@@ -1,4 +1,4 @@
-"""A folder as Hugging Face's AudioFolder and VideoFolder read it: metadata.csv or .jsonl with a `file_name` column.
+"""A folder as Hugging Face's AudioFolder and VideoFolder read it: metadata.csv, .jsonl or .parquet with `file_name`.
 
 The file may lie at the top or once in each split's folder (train/metadata.csv, data/test/metadata.csv ...), with names
 relative to itself; the split is then the folder's name, unless a `split` column says otherwise.
@@ -6,43 +6,32 @@ relative to itself; the split is then the folder's name, unless a `split` column
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from avpretrain.data.sources.base import Listing, read_rows
+from avpretrain.core.errors import UserError
+from avpretrain.data.sources.base import MEDIA_EXTENSIONS, Item, Listing, walk
 from avpretrain.data.sources.folder import SPLITS, from_table
-from avpretrain.errors import UserError
+
+NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 
 
 def find(root: Path, table: Path | None) -> Listing:
     """Items of a Hugging Face style folder."""
-    tables = [table] if table else sorted([*root.rglob("metadata.csv"), *root.rglob("metadata.jsonl")])
+    tables = [table] if table else [root / path for path in walk(root) if PurePosixPath(path).name in NAMES]
     if not tables:
-        raise UserError(f"{root} has no metadata.csv or metadata.jsonl")
-    whole = Listing(items=[])
+        raise UserError(f"{root} has no {', '.join(NAMES[:-1])} or {NAMES[-1]}")
+    absent: list[Item] = []
+    whole = Listing(items=[], absent=absent)
     for path in tables:
         folders = path.relative_to(root).parts[:-1] if path.is_relative_to(root) else ()
         split = next((name for name in reversed(folders) if name.lower() in SPLITS), "train")
-        part = from_table(root, path, _rows(path), split)
+        part = from_table(root, path, split)
         whole.items += part.items
         whole.missing += part.missing
+        whole.notes += part.notes
+        absent += part.absent or []
         whole.ignored = part.ignored
     if len(tables) > 1:
-        whole.ignored = 0
+        named = {item.path for item in whole.items}
+        whole.ignored = sum(p not in named and PurePosixPath(p).suffix.lower() in MEDIA_EXTENSIONS for p in walk(root))
     return whole
-
-
-def _rows(table: Path) -> list[dict[str, str]]:
-    if table.suffix == ".csv":
-        return read_rows(table)
-    rows = []
-    for number, line in enumerate(table.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            values = json.loads(line) if line.strip() else None
-        except json.JSONDecodeError as error:
-            raise UserError(f"{table}, line {number}: not JSON ({error})") from None
-        if isinstance(values, dict):
-            rows.append(
-                {name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
-            )
-    return rows

@@ -11,10 +11,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from avpretrain.core.errors import UserError
 from avpretrain.data.media import Segment
+from avpretrain.data.names import escape_name
 from avpretrain.data.sources import folder, grid
 from avpretrain.data.sources.base import Item, Listing
-from avpretrain.errors import UserError
 
 WINDOW_SECONDS = 0.5
 SILENCE = frozenset(["sil", "sp"])
@@ -40,15 +41,15 @@ def _windows(listing: Listing) -> Listing:
     for item in listing.items:
         words = item.labels.get("words", "")
         if not isinstance(words, str) or not words:
-            listing.missing.append(f"word times of {item.path}")
+            listing.missing.append(f"word times of {escape_name(item.path)}")
             continue
         kept = {name: value for name, value in item.labels.items() if name == "speaker"}
         for start, end, speech in stretches(words, item.path):
             for number in range(int((end - start) / WINDOW_SECONDS + _TOLERANCE)):
                 first = round(start + number * WINDOW_SECONDS, 3)
-                segment = Segment(first, round(first + WINDOW_SECONDS, 3))
+                segment = Segment(first, round(first + WINDOW_SECONDS, 3), is_whole_file=False)
                 items.append(replace(item, labels={**kept, "speech": "yes" if speech else "no"}, segment=segment))
-    return Listing(items=items, missing=listing.missing, ignored=listing.ignored)
+    return replace(listing, items=items, absent=None)
 
 
 def stretches(words: str, path: str) -> list[Stretch]:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
 
+from avpretrain.core.errors import UserError
+from avpretrain.core.files import read_text
 from avpretrain.data.sources.base import AUDIO_EXTENSIONS, Item, Listing, walk
-from avpretrain.errors import UserError
 
 LISTS = {"testing_list.txt": "test", "validation_list.txt": "val"}
 
@@ -19,7 +20,7 @@ def find(root: Path, table: Path | None) -> Listing:
     for name, split in LISTS.items():
         if not (root / name).is_file():
             raise UserError(f"{root} has no {name}; is it the folder of Speech Commands?")
-        splits |= {line.strip(): split for line in (root / name).read_text().splitlines() if line.strip()}
+        splits |= {line.strip(): split for line in read_text(root / name).splitlines() if line.strip()}
     listing = Listing(items=[])
     for path in walk(root):
         parts = PurePosixPath(path)

@@ -1,0 +1,1 @@
+"""Measured time and memory: step, loader, features, dry run."""

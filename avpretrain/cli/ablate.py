@@ -1,0 +1,178 @@
+"""`avpretrain ablate`."""
+
+from __future__ import annotations
+
+import json as json_format
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from avpretrain.ablate.matrix import OF_A_CELL, Ablation, Cell, cells_of, load_ablation
+from avpretrain.cli.shared.arguments import parse
+from avpretrain.cli.shared.config_first import ConfigArguments, first_and_rest
+from avpretrain.cli.shared.tables import show_table
+from avpretrain.config.reader import to_dict
+from avpretrain.config.train import TrainConfig
+from avpretrain.core.errors import UsageError, UserError
+from avpretrain.core.files import atomic_path, read_json, write_json
+from avpretrain.core.terminal import Console, say
+from avpretrain.cost.run import run_cost, samples_of
+from avpretrain.measures.numbers import flops, percent
+
+WIDE = 240
+"""Characters of a table that goes to a file, which has no width of its own."""
+
+HELP = """\
+usage: avpretrain ablate MATRIX --data.shards SHARDS --out DIR [--base CONFIG] [--seeds N ...] [--only NAME ...]
+                         [--jobs N] [--dry-run] [--json] [--section.field VALUE ...]
+
+Trains variants of a config under several seeds, probes them, and compares what they cost and what they reach.
+
+reads   MATRIX, a YAML file or the name of a preset (see configs/ablations/ablation.yaml), and shards
+writes  DIR/cells/NAME-sSEED.json for each cell; DIR/table.md, DIR/summary.json and DIR/report.html over all of them;
+        DIR/runs, DIR/configs and DIR/logs
+takes   the trainings and probes of all cells; --dry-run lists them with their FLOPs in seconds
+
+--base CONFIG     where all variants start, in place of the matrix's: a YAML file or the name of a preset
+--seeds N ...     in place of the matrix's
+--only NAME ...   these variants only
+--jobs N          cells at a time; they share a GPU, or are dealt out over several
+--dry-run         list the cells and their cost, and run nothing; with --out, write their configs
+--json            print the summary as JSON
+--section.field   any key of the config, for all cells
+
+The same command again runs what is missing or failed. Exit status 1 when a cell failed; the others run all the same."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments(ConfigArguments):
+    """What follows the matrix's name."""
+
+    base: str | None = None
+    """Where all variants start, in place of the matrix's."""
+    out: Path | None = None
+    """Folder for everything."""
+    seeds: tuple[int, ...] = ()
+    """In place of the matrix's."""
+    only: tuple[str, ...] = ()
+    """Names of variants; none = all."""
+    jobs: int = 1
+    """Cells at a time."""
+    dry_run: bool = False
+    """List the cells and their cost, and run nothing; with --out, write their configs."""
+    json: bool = False
+    """Print the summary as JSON."""
+
+
+def run(args: Sequence[str]) -> None:
+    """Runs the matrix as the command line says."""
+    found = first_and_rest(args, HELP)
+    if found is None:
+        return
+    name, rest = found
+    ablation = load_ablation(name, _base(rest))
+    given = parse(Arguments, rest, f"avpretrain ablate {name}", Arguments(config=ablation.base))
+    for key in OF_A_CELL:
+        if to_dict(given.config)[key] != to_dict(ablation.base)[key]:
+            raise UsageError(f"--{key.replace('_', '-')} is set for each cell; use --seeds, --only and --out")
+    if given.jobs < 1:
+        raise UsageError(f"--jobs must be at least 1, got {given.jobs}")
+    ablation = replace(ablation, base=given.config)
+    cells = cells_of(ablation, given.out or Path("ablation"), given.seeds, given.only)
+    if given.dry_run:
+        _show_plan(ablation, cells)
+        if given.out:
+            for cell in cells:
+                cell.write_config()
+            say(f"configs: {given.out / 'configs'}")
+        return
+    if given.out is None:
+        raise UsageError("no folder for the results: give --out DIR")
+    if not given.config.data.shards:
+        raise UsageError("no data: give --data.shards FOLDER (made by avpretrain shards)")
+    _run(ablation, cells, given)
+
+
+def _base(args: Sequence[str]) -> str | None:
+    """The value of --base, which must be known before the other arguments can be read."""
+    for i, argument in enumerate(args):
+        if argument == "--base" and i + 1 < len(args):
+            return args[i + 1]
+        if argument.startswith("--base="):
+            return argument.removeprefix("--base=")
+    return None
+
+
+def _run(ablation: Ablation, cells: Sequence[Cell], given: Arguments) -> None:
+    from avpretrain.ablate.record import fingerprint, is_done
+    from avpretrain.ablate.run import Runner
+
+    console = Console(stderr=True)
+    hashed = [(cell, fingerprint(cell, ablation.settings)) for cell in cells]
+    todo = [(cell, digest) for cell, digest in hashed if not is_done(cell, digest)]
+    console.print(f"{len(cells)} cells, {len(cells) - len(todo)} done before", highlight=False)
+    runner = Runner(ablation.settings, given.jobs, lambda text: console.print(text, highlight=False, soft_wrap=True))
+    runner.run(todo)
+    failed = _conclude(ablation, cells, given)
+    if failed:
+        raise UserError(
+            f"{len(failed)} of {len(cells)} cells failed: {', '.join(failed)}; the same command tries them again; "
+            f"their logs are in {cells[0].out / 'logs'}"
+        )
+
+
+def _conclude(ablation: Ablation, cells: Sequence[Cell], given: Arguments) -> list[str]:
+    """Writes what the cells say together; names of those that failed."""
+    from avpretrain.ablate.summary import markdown, notes, summary, table, warnings
+    from avpretrain.report.write import write_report
+
+    out = cells[0].out
+    records: dict[str, dict[str, Any]] = {cell.name: read_json(cell.record, "cell") for cell in cells}
+    found = summary(ablation, list(records.values()))
+    write_json(out / "summary.json", found)
+    with atomic_path(out / "table.md") as temporary:
+        temporary.write_text(markdown(found))
+    done = [cell.run for cell in cells if records[cell.name]["status"] == "done"]
+    if done:
+        write_report(done, out / "report.html", warnings(found))
+    if given.json:
+        print(json_format.dumps(found, indent=2))
+    elif done:
+        _show(f"{ablation.name}: variants of {ablation.settings.base}", table(found))
+        say("\n".join(notes(found)))
+        say(f"report: {out / 'report.html'}")
+    return list(found["failed"])
+
+
+def _show(title: str, rows: Sequence[Sequence[str]]) -> None:
+    headings, *body = rows
+    console = Console()
+    show_table(headings, body, title, console=console if console.is_terminal else Console(width=WIDE))
+
+
+def _show_plan(ablation: Ablation, cells: Sequence[Cell]) -> None:
+    """The variants, what each differs in, and what it will cost."""
+    clips = _training_clips(ablation.base)
+    rows = [["variant", "seeds", "differs from", "in", "FLOPs a clip", "saved", "steps", "FLOPs a run"]]
+    samples = samples_of(ablation.base, clips)
+    baseline = run_cost(ablation.config(ablation.baseline), samples)
+    for variant in dict.fromkeys(cell.variant.name for cell in cells):
+        own = [cell for cell in cells if cell.variant.name == variant]
+        cost = run_cost(own[0].config, samples_of(own[0].config, clips))
+        parents = ", ".join(own[0].variant.extends) or ablation.settings.base
+        changes = ", ".join(f"{key}={value}" for key, value in own[0].variant.changes.items())
+        row = [variant, ", ".join(str(cell.seed) for cell in own), parents, changes or "-"]
+        row += [flops(cost.per_clip), percent(cost.saving(baseline))]
+        row += [f"{cost.steps:,}", flops(cost.total)] if samples else ["-", "-"]
+        rows.append(row)
+    _show(f"{ablation.name}: {len(cells)} cells", rows)
+
+
+def _training_clips(cfg: TrainConfig) -> int | None:
+    """Clips in the training split; none where no data are named."""
+    if not cfg.data.shards:
+        return None
+    from avpretrain.data.read.clips import ClipSet
+
+    return len(ClipSet(cfg.data.shards, cfg.data.split, cfg.data.cache_dir))

@@ -1,0 +1,78 @@
+"""`avpretrain context`."""
+
+from __future__ import annotations
+
+import json as json_format
+from pathlib import Path
+from typing import Annotated, Any
+
+from tyro.conf import OmitArgPrefixes, Positional, arg
+
+from avpretrain.cli.shared.places import require_file
+from avpretrain.cli.shared.tables import show_table
+from avpretrain.core.errors import UsageError
+from avpretrain.core.files import write_json
+from avpretrain.core.terminal import Console
+from avpretrain.evaluation.generation.context import ContextConfig, run_context
+from avpretrain.evaluation.results import result_path
+
+
+def main(
+    ckpt: Annotated[Positional[Path], arg(metavar="CKPT")],
+    data: Annotated[Positional[tuple[str, ...]], arg(metavar="DATA")],
+    /,
+    how: OmitArgPrefixes[ContextConfig] = ContextConfig(),  # noqa: B008
+    out: Path | None = None,
+    json: bool = False,
+) -> None:
+    """Measure what the encoder's context is worth to the decoders at each timestep: error with another's less with own.
+
+    Reads a checkpoint and a sharded data set. Writes the result as JSON to --out or else into the run's eval/ folder,
+    where `avpretrain report` finds it. Takes two passes of the decoders for each level: seconds on a GPU, a minute on
+    two CPU cores for a small model.
+
+    Args:
+        ckpt: A run folder, a checkpoint, or a folder with model.safetensors and config.json.
+        data: Folders or URLs written by `avpretrain shards`.
+        how: Which clips, what is hidden, and how finely.
+        out: File of the result.
+        json: Print the result as JSON.
+    """
+    if not 0 < how.ratio < 1:
+        raise UsageError(f"--ratio must lie in (0, 1), got {how.ratio}")
+    for name, number, least in (("clips", how.clips, 2), ("levels", how.levels, 1), ("batch-size", how.batch_size, 2)):
+        if number < least:
+            raise UsageError(f"--{name} must be at least {least}, got {number}")
+    require_file(out)
+    result = run_context(ckpt, data, how)
+    path = result_path(ckpt, out, "context", how.split)
+    if path:
+        write_json(path, result)
+    if json:
+        print(json_format.dumps(result, indent=2))
+    else:
+        _show(result, path)
+
+
+def _show(result: dict[str, Any], path: Path | None) -> None:
+    console = Console()
+    for side, found in result["sides"].items():
+        headings = ("timestep", "alpha_bar", "draws", "error", "benefit of context", "encoder gradient")
+        names = ("timesteps", "alphas_cumprod", "share", "error_own", "benefit", "gradient")
+        rows = [
+            (str(t), f"{alpha:.2g}", f"{share:.0%}", f"{error:.3f}", f"{benefit:.3f}", f"{gradient:.2g}")
+            for t, alpha, share, error, benefit, gradient in zip(*(found[name] for name in names), strict=True)
+        ]
+        title = f"{side}, {found['input'].replace('_', ' ')}, {result['clips'][side]} clips"
+        show_table(headings, rows, title, console=console)
+        drawn, effective = found["benefit_of_draws"], found["effective_share"]
+        console.print(f"mean over draws: benefit {_interval(drawn, '.3f')}", highlight=False)
+        console.print(f"share of the benefit at the most noise: {_interval(effective, '.0%')}", highlight=False)
+    if path:
+        console.print(f"result: {path}", highlight=False, soft_wrap=True)
+
+
+def _interval(found: dict[str, Any], shape: str) -> str:
+    if found["value"] is None or None in found["ci"]:
+        return "undefined (context is worth nothing there)"
+    return f"{found['value']:{shape}} [{found['ci'][0]:{shape}}, {found['ci'][1]:{shape}}]"

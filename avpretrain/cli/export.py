@@ -1,0 +1,85 @@
+"""`avpretrain export`."""
+
+from __future__ import annotations
+
+import json as json_format
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from tyro.conf import Positional, arg
+
+from avpretrain.cli.shared.places import require_file, require_model_folder
+from avpretrain.core.errors import UsageError, UserError
+from avpretrain.core.files import atomic_path, read_json
+from avpretrain.core.terminal import Console
+from avpretrain.measures.scores import read_score
+from avpretrain.methods.diffmavil.card import card_values
+from avpretrain.methods.diffmavil.conversions.onnx_export import export_onnx
+from avpretrain.methods.diffmavil.model import DiffMAViL
+from avpretrain.methods.load import load_model
+
+
+def main(
+    ckpt: Annotated[Positional[Path], arg(metavar="CKPT")],
+    out: Annotated[Positional[Path], arg(metavar="OUT")],
+    /,
+    onnx: Literal["audio", "video"] | None = None,
+    json: bool = False,
+) -> None:
+    """Write weights with a model card, ready to publish; or one encoder as ONNX.
+
+    Reads a checkpoint. Writes the folder OUT with model.safetensors, config.json and README.md (training data and
+    results of the run it belongs to included), or with --onnx the file OUT, which takes any number of clips at the
+    trained input size and is checked against torch with onnxruntime. Takes seconds; as ONNX up to a minute.
+
+    Args:
+        ckpt: A run folder, a checkpoint, or a folder with model.safetensors and config.json.
+        out: Folder to write, or file with --onnx.
+        onnx: Which encoder to write as ONNX; needs the extra: pip install 'avpretrain[onnx]'.
+        json: Print what was written as JSON.
+    """
+    if onnx is None:
+        require_model_folder(out)
+    elif out.is_dir():
+        raise UsageError(f"{out} is a folder; name a file, such as {out / onnx}.onnx")
+    else:
+        require_file(out, "OUT")
+    model = load_model(ckpt)
+    answer: dict[str, Any] = {"written": str(out)}
+    if onnx is not None:
+        answer["largest_difference"] = export_onnx(model, onnx, out)
+    else:
+        _write_folder(model, ckpt, out)
+    if json:
+        print(json_format.dumps(answer, indent=2))
+    else:
+        checked = f", within {answer['largest_difference']:.1e} of torch" if onnx else ""
+        Console(highlight=False).print(f"wrote {out}{checked}")
+
+
+def _write_folder(model: DiffMAViL, ckpt: Path, out: Path) -> None:
+    parameters = sum(p.numel() for p in model.parameters())
+    with atomic_path(out) as folder:
+        model.save_pretrained(folder, model_card_kwargs=card_values(model.cfg, parameters, _provenance(ckpt)))
+
+
+def _provenance(ckpt: Path) -> str:
+    """Sentences on what the run was trained on and how its probes did, from its own records."""
+    run = next((f for f in (ckpt, ckpt.parent, ckpt.parent.parent) if (f / "run.json").is_file()), None)
+    if run is None:
+        return ""
+    facts = read_json(run / "run.json", "run record")
+    try:
+        data = facts["data"]
+        parts = [f"Trained on {data['clips']:,} clips (split {data['split']}, fingerprint {data['fingerprint'][:12]})."]
+    except (KeyError, TypeError, ValueError):
+        raise UserError(
+            f"run record {run / 'run.json'} is damaged: it does not say what data the run was trained on; "
+            "to export the weights without it, copy their folder out of the run and export the copy"
+        ) from None
+    for path in sorted((run / "eval").glob("*.json")):
+        score = read_score(path)
+        if score is not None:
+            interval = "" if score.interval is None else ", 95% interval [{:.3f}, {:.3f}]".format(*score.interval)
+            parts.append(f"{score.words}: {score.metric} {score.value:.3f}{interval}.")
+    return " ".join(parts)

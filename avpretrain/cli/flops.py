@@ -1,0 +1,100 @@
+"""`avpretrain flops`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from avpretrain.cli.shared.config_first import ConfigArguments, read
+from avpretrain.cli.shared.tables import show_table
+from avpretrain.config.reader import load_config
+from avpretrain.core.errors import UsageError
+from avpretrain.core.terminal import Console
+from avpretrain.cost.run import RunCost, as_json, mavil_of, run_cost, samples_of
+from avpretrain.measures.numbers import flops, percent
+
+HELP = """\
+usage: avpretrain flops CONFIG [--clips N] [--against CONFIG] [--json] [--section.field VALUE ...]
+
+Counts the floating-point operations of pretraining: by component, by phase of the schedule, and against a baseline.
+
+reads   CONFIG, a YAML file or the name of a preset; no data, no weights
+writes  nothing; --json prints the numbers as JSON
+takes   a second
+
+--clips N         clips in the training split, for the totals of the run
+--against CONFIG  baseline; without it, MAViL at the same size"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments(ConfigArguments):
+    """What follows the config's name."""
+
+    clips: int | None = None
+    """Clips in the training split, for the totals of the run."""
+    against: str | None = None
+    """Baseline: a YAML file or the name of a preset; none = MAViL at the same size."""
+    json: bool = False
+    """Print the numbers as JSON."""
+
+
+def run(args: Sequence[str]) -> None:
+    """Counts as the command line says."""
+    given = read(Arguments, args, HELP)
+    if given is None:
+        return
+    if given.clips is not None and given.clips < 1:
+        raise UsageError(f"--clips must be at least 1, got {given.clips}")
+    cfg, samples = given.config, samples_of(given.config, given.clips)
+    other = load_config(given.against) if given.against else mavil_of(cfg)
+    cost, baseline = run_cost(cfg, samples), run_cost(other, samples)
+    if given.json:
+        answer = {"config": cfg.name, **as_json(cost, samples is not None)}
+        against = {"config": other.name, **as_json(baseline, samples is not None), "saving": cost.saving(baseline)}
+        print(json.dumps({**answer, "baseline": against}, indent=2))
+        return
+    console = Console()
+    _show_components(cfg.name, cost, other.name, baseline)
+    _show_phases(cost, samples is not None)
+    console.print(
+        f"{flops(cost.per_clip)} to train on one clip: {_compared(cost.saving(baseline))} {other.name}"
+        + (f"; {flops(cost.total)} for {cost.clips:,} clips in {cost.steps:,} steps" if samples else ""),
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _compared(saving: float) -> str:
+    if abs(saving) < 5e-4:
+        return "the same as"
+    return f"{percent(abs(saving))} {'less' if saving > 0 else 'more'} than"
+
+
+def _show_components(name: str, cost: RunCost, other: str, baseline: RunCost) -> None:
+    rows = []
+    theirs = baseline.components
+    for key, part in cost.components.items():
+        if not part.training and not theirs[key].training:
+            continue
+        saved = percent(1 - part.training / theirs[key].training) if theirs[key].training else ""
+        share = percent(part.training / cost.per_clip)
+        cells = [flops(part.forward), flops(part.training), share, flops(theirs[key].training), saved]
+        rows.append([key.replace("_", " "), *cells])
+    forward = sum(part.forward for part in cost.components.values())
+    totals = [flops(forward), flops(cost.per_clip), "100.0%", flops(baseline.per_clip), percent(cost.saving(baseline))]
+    headings = ("component", "forward", "training", "share", "baseline", "saved")
+    title = f"FLOPs of one clip, mean over the run: {name} beside {other}"
+    show_table(headings, [*rows, ["all", *totals]], title, total=True)
+
+
+def _show_phases(cost: RunCost, known_length: bool) -> None:
+    rows = []
+    headings = ["share of clips", "audio masked", "video masked", "batch", "FLOPs a clip"]
+    headings += ["steps", "FLOPs in all"] if known_length else []
+    for phase in cost.phases:
+        row = [percent(phase.clips / cost.clips), percent(phase.audio_ratio), percent(phase.video_ratio)]
+        row += [f"{phase.batch_size}", flops(phase.flops.training)]
+        row += [f"{phase.steps:,}", flops(phase.flops.training * phase.clips)] if known_length else []
+        rows.append(row)
+    show_table(headings, rows, "Phases of the schedule", text=0)

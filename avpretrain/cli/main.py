@@ -1,0 +1,108 @@
+"""`avpretrain VERB ...`: finds the verb's file in this folder, fills its arguments, calls it, says errors in a line."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import keyword
+import os
+import sys
+from collections.abc import Iterator, Sequence
+
+from avpretrain.cli.shared.arguments import bind
+from avpretrain.core.errors import FAULT, PROGRAM_ERRORS, UsageError, UserError, describe
+from avpretrain.core.processes import end_with_launcher, is_lost_rank
+from avpretrain.core.terminal import plain
+
+VERBS = {
+    "demo": "the whole pipeline, small, on synthetic scenes",
+    "synth": "render synthetic audio-visual scenes as mp4 files",
+    "shards": "turn a folder of videos into shards and a manifest",
+    "inspect": "show and verify a sharded data set",
+    "train": "pretrain MAViL or DiffMAViL",
+    "probe": "fit a linear probe on frozen features",
+    "compare": "say by how much one result is better than another",
+    "embed": "turn audio and video files into vectors",
+    "finetune": "train a classifier from a checkpoint",
+    "retrieve": "find pictures by sound and sounds by picture",
+    "evaluate": "run a list of evaluations and write their table",
+    "context": "what the encoder is worth to the decoders, by timestep",
+    "spectrum": "error of reconstructed spectrograms by frequency",
+    "inpaint": "fill hidden sound and picture, with figures of error",
+    "bench": "measure speed and memory of loader, features and manifest",
+    "import": "turn MAE, AudioMAE, CAV-MAE, MAViL or timm weights into a model",
+    "export": "write weights with a model card, or an encoder as ONNX",
+    "flops": "count a config's FLOPs by component",
+    "ledger": "count what whole trainings of every variant would cost",
+    "ablate": "train and probe a matrix of variants and seeds",
+    "report": "compare runs in one HTML page",
+}
+"""Verb to one line of help; each is the `main` of `avpretrain/cli/VERB.py` (`import_.py`, since names clash)."""
+
+
+@contextlib.contextmanager
+def one_line_errors(debug: bool) -> Iterator[None]:
+    """Turns expected errors into one line on stderr and their exit status; `debug` lets tracebacks through."""
+    try:
+        yield
+    except UserError as error:
+        if debug:
+            raise
+        print(plain(f"avpretrain: {' '.join(str(error).split())}"), file=sys.stderr)
+        sys.exit(error.exit_status)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("avpretrain: interrupted", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        if debug:
+            raise
+        if is_lost_rank(error):
+            rank = os.environ.get("RANK", "0")
+            print(
+                f"avpretrain: rank {rank}: another rank of this run has ended, so this one does, too", file=sys.stderr
+            )
+            sys.exit(1)
+        more = f"; {FAULT}" if isinstance(error, (*PROGRAM_ERRORS, LookupError)) else " (--debug shows where)"
+        print(plain(f"avpretrain: {describe(error)}{more}"), file=sys.stderr)
+        sys.exit(1)
+
+
+def _help() -> str:
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {verb:<{width}}  {text}" for verb, text in VERBS.items())
+    more = "'avpretrain VERB --help' says what a verb reads, writes and how long it takes."
+    return f"usage: avpretrain VERB ...\n\n{verbs}\n\n{more}"
+
+
+def run(verb: str, args: Sequence[str]) -> None:
+    """Runs one verb with its arguments, as the command line does.
+
+    Raises:
+        UsageError: there is no such verb, or the arguments are wrong.
+    """
+    if verb not in VERBS:
+        raise UsageError(f"no verb '{verb}'; verbs: {', '.join(VERBS)}")
+    name = verb.replace("-", "_") + ("_" if keyword.iskeyword(verb) else "")
+    command = importlib.import_module(f"avpretrain.cli.{name}")
+    if hasattr(command, "run"):  # a verb whose arguments are a config and changes to it reads them itself
+        command.run(args)
+    else:
+        bind(command.main, args, f"avpretrain {verb}")()
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of the `avpretrain` script."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in args
+    args = [a for a in args if a != "--debug"]
+    end_with_launcher()
+    with one_line_errors(debug):
+        if not args or args[0] in ("-h", "--help"):
+            print(_help())
+        elif args[0] == "--version":
+            print(importlib.import_module("avpretrain").__version__)
+        else:
+            run(args[0], args[1:])

@@ -1,0 +1,1 @@
+"""What several verbs need: arguments, places of results, tables on a terminal."""

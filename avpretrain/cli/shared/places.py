@@ -1,0 +1,54 @@
+"""Whether what a verb will write has a place, asked before it starts to work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from avpretrain.core.errors import UsageError
+
+MODEL_FILES = ("model.safetensors", "config.json")
+
+
+def require_file(out: Path | None, option: str = "--out", suffixes: tuple[str, ...] = ()) -> None:
+    """Checks that a file can be written there.
+
+    Raises:
+        UsageError: it is a folder, lies below a file, or ends in none of `suffixes`.
+    """
+    if out is None:
+        return
+    if out.is_dir():
+        example = out / f"result{suffixes[0] if suffixes else '.json'}"
+        raise UsageError(f"{option} {out} is a folder; name a file, such as {example}")
+    if suffixes and out.suffix not in suffixes:
+        raise UsageError(f"{option} must end in {' or '.join(suffixes)}, got {out}")
+    _require_parent(out, option)
+
+
+def require_folder(out: Path, option: str = "--out") -> None:
+    """Checks that a folder with files of ours can be written there; those in it stay.
+
+    Raises:
+        UsageError: it is a file, or lies below one.
+    """
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{option} {out} is a file; name a folder")
+    _require_parent(out, option)
+
+
+def require_model_folder(out: Path) -> None:
+    """Checks that a folder may be written anew: it is not there, is empty, or holds a model that was written before.
+
+    Raises:
+        UsageError: it is something else, which would be lost.
+    """
+    require_folder(out, "OUT")
+    here = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    if here and not (here.issuperset(MODEL_FILES) and "run.json" not in here):
+        raise UsageError(f"{out} is something else already, which would be replaced; name a new folder")
+
+
+def _require_parent(out: Path, option: str) -> None:
+    above = next((parent for parent in out.absolute().parents if parent.exists()), None)
+    if above is not None and not above.is_dir():
+        raise UsageError(f"{option} {out} lies below {above}, which is a file; name another place")

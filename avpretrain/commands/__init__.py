@@ -1,1 +1,0 @@
-"""One file a verb: typed arguments to a library call to a printed answer."""

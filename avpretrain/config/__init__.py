@@ -1,0 +1,1 @@
+"""The schema, the strict reader, and schedules. Nothing here imports torch."""

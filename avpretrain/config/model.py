@@ -1,0 +1,339 @@
+"""The model as configured: frozen dataclasses whose every field has a default, a unit where it needs one, and a check.
+
+Nothing here imports torch, so that a wrong config fails at once.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+def require(ok: bool, message: str) -> None:
+    """Raises a ValueError with `message` unless `ok`; `from_dict` adds the key's path to it."""
+    if not ok:
+        raise ValueError(message)
+
+
+LIMITS: dict[str, tuple[float, float]] = {
+    "sample_rate": (1000, 384_000), "audio_frames": (1, 1_000_000), "mels": (1, 1024), "audio_mean": (-1e4, 1e4),
+    "audio_std": (1e-9, 1e4), "video_frames": (1, 4096), "video_fps": (1e-3, 1000), "video_size": (1, 4096),
+    "width": (1, 65_536), "depth": (0, 1024), "heads": (1, 4096), "mlp_ratio": (1 / 64, 64), "decode_ratio": (0, 1),
+    "bottleneck_tokens": (1, 65_536), "num_train_timesteps": (1, 1_000_000), "rho": (0, 100),
+    "reconstruction": (0, 1e6), "inter": (0, 1e6), "intra": (0, 1e6),
+    "temperature_inter": (1e-6, 1e6), "temperature_intra": (1e-6, 1e6),
+}  # fmt: skip
+"""What no model is outside of; a config of a stranger's may say anything, and sizes become memory."""
+MAX_POSITIONS = 1 << 25
+"""Largest product of width and patches: its table of positions takes four bytes each."""
+
+
+def check_limits(config: object, *names: str) -> None:
+    """Raises a ValueError unless each field lies within `LIMITS`; NaN and infinity lie nowhere."""
+    for name in names:
+        value, (low, high) = getattr(config, name), LIMITS[name]
+        require(value is None or low <= value <= high, f"{name} must lie in [{low:g}, {high:g}], got {value}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InputConfig:
+    """One clip as the model sees it; saved with the weights, since features are worthless under other settings."""
+
+    sample_rate: int = 16_000
+    """Hz."""
+    audio_frames: int = 1024
+    """Spectrogram frames of 10 ms; 1024 = 10.24 s (MAViL: 10 s padded)."""
+    mels: int = 128
+    """Mel bins."""
+    audio_mean: float | None = None
+    """Mean of the log-mel; none = measured on the training shards (AudioSet: -4.2677393)."""
+    audio_std: float | None = None
+    """Standard deviation of the log-mel; inputs are (x - mean) / (2 std) (AudioSet: 4.5689974)."""
+    video_frames: int = 8
+    """Frames a clip."""
+    video_fps: float = 2.0
+    """Frames a second; 8 frames at 2 fps = 4 s (MAViL)."""
+    video_size: int = 224
+    """Height and width in pixels."""
+
+    def __post_init__(self) -> None:
+        for name in ("sample_rate", "audio_frames", "mels", "video_frames", "video_fps", "video_size"):
+            require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
+        require(self.audio_std is None or self.audio_std > 0, f"audio_std must be positive, got {self.audio_std}")
+        check_limits(
+            self,
+            "sample_rate",
+            "audio_frames",
+            "mels",
+            "audio_mean",
+            "audio_std",
+            "video_frames",
+            "video_fps",
+            "video_size",
+        )
+
+    @property
+    def audio_seconds(self) -> float:
+        """Length of waveform that fills `audio_frames`: 25 ms windows at a 10 ms hop."""
+        return self.audio_frames * 0.01 + 0.015
+
+    @property
+    def video_seconds(self) -> float:
+        """Length of video that `video_frames` spans."""
+        return self.video_frames / self.video_fps
+
+
+DecoderKind = Literal["joint", "cross_self", "cross"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DecoderConfig:
+    """One modality's decoder."""
+
+    input: Literal["mask_token", "diffused"] = "mask_token"
+    """What stands at a hidden patch: a learned token (MAViL) or the patch under noise (DiffMAViL)."""
+    kind: DecoderKind = "joint"
+    """joint: self-attention over all tokens; cross_self: hidden tokens attend to visible ones, then to each other;
+    cross: hidden tokens attend to visible ones only (DiffMAE, section 3.2)."""
+    width: int = 512
+    depth: int = 8
+    heads: int = 16
+    decode_ratio: float = 1.0
+    """Share of the hidden patches that is decoded and enters the loss (CrossMAE)."""
+    window: tuple[int, ...] = ()
+    """Local attention windows in patches per axis, joint decoders only, e.g. 4 4 (AudioMAE); empty = global."""
+    levels: tuple[int, ...] = ()
+    """For each block the encoder block, counted from 1, whose tokens it attends to, e.g. 0 0 0 9 9 6 6 3; 0 = the fused
+    tokens; kinds cross and cross_self only (DiffMAE, section 3.2). Empty = the fused tokens for all."""
+
+    def __post_init__(self) -> None:
+        check_limits(self, "width", "depth", "heads", "decode_ratio")
+        require(self.width % self.heads == 0, f"width {self.width} must be a multiple of heads {self.heads}")
+        require(all(size >= 1 for size in self.window), f"window must be positive, got {self.window}")
+        require(self.depth >= 1, f"depth must be at least 1, got {self.depth}")
+        require(0 < self.decode_ratio <= 1, f"decode_ratio must lie in (0, 1], got {self.decode_ratio}")
+        local_ok = self.kind == "joint" and self.decode_ratio == 1
+        require(not self.window or local_ok, "window needs kind 'joint' and decode_ratio 1")
+        if self.levels:
+            require(self.kind != "joint", "levels need kind 'cross' or 'cross_self'")
+            require(len(self.levels) == self.depth, f"levels needs one for each of {self.depth} blocks")
+            require(0 in self.levels, f"levels must hold 0, the fused tokens, at least once, got {list(self.levels)}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AudioTowerConfig:
+    """Audio encoder, its masking and its decoder."""
+
+    patch: tuple[int, int] = (16, 16)
+    """Patch size: frames, mel bins."""
+    depth: int = 12
+    positions: Literal["fixed", "learned"] = "fixed"
+    """fixed: sin-cos (MAE, MAViL); learned: a table trained with the weights (for imported ViTs)."""
+    mask: Literal["random", "time", "frequency", "time_frequency"] = "random"
+    """Which patches are hidden: independently, or whole columns / rows first (AudioMAE, section 3.1)."""
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+
+    def __post_init__(self) -> None:
+        check_limits(self, "depth")
+        require(all(size >= 1 for size in self.patch), f"patch must be positive, got {self.patch}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VideoTowerConfig:
+    """Video encoder, its masking and its decoder."""
+
+    patch: tuple[int, int, int] = (2, 16, 16)
+    """Tubelet size: frames, pixels, pixels."""
+    depth: int = 12
+    positions: Literal["fixed", "learned"] = "fixed"
+    """fixed: sin-cos (MAE, MAViL); learned: a table trained with the weights (for imported ViTs)."""
+    mask: Literal["random", "tube"] = "random"
+    """Which tubelets are hidden: independently, or the same places at all times."""
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+
+    def __post_init__(self) -> None:
+        check_limits(self, "depth")
+        require(all(size >= 1 for size in self.patch), f"patch must be positive, got {self.patch}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FusionConfig:
+    """Layers that see both modalities, between encoders and decoders."""
+
+    kind: Literal["joint", "bottleneck"] = "joint"
+    """joint: plain blocks over [audio, video]; bottleneck: exchange through a few shared tokens (MBT)."""
+    depth: int = 2
+    bottleneck_tokens: int = 4
+    norm: bool = True
+    """A final norm; MAViL's released code has none."""
+
+    def __post_init__(self) -> None:
+        require(self.depth >= 0, f"depth must not be negative, got {self.depth}")
+        check_limits(self, "depth", "bottleneck_tokens")
+        require(self.bottleneck_tokens >= 1, f"bottleneck_tokens must be at least 1, got {self.bottleneck_tokens}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DiffusionConfig:
+    """Forward process and parameterisation; used by decoders whose input is 'diffused'."""
+
+    num_train_timesteps: int = 1000
+    beta_schedule: Literal["linear", "squaredcos_cap_v2"] = "linear"
+    rho: float = 1.0
+    """Exponent on alphas_cumprod; below 1 = less noise (DiffMAE, section 3.3, used 0.8)."""
+    zero_terminal_snr: bool = False
+    """Rescale the schedule so that nothing of a patch is left at the last timestep (Lin et al. 2024); otherwise a
+    linear schedule of 1000 steps leaves 0.6% of its amplitude."""
+    audio_shift: float = 1.0
+    """Divides the signal-to-noise ratio of audio by its square, at every timestep: t' = s t / (1 + (s - 1) t) of
+    rectified flow (Esser et al. 2024, equation 23), a shifted log-SNR (Hoogeboom et al. 2023, equation 11). Above 1 =
+    more noise: a patch of many alike values shows itself through noise that hides each of them."""
+    video_shift: float = 1.0
+    """The same for video; by resolution, the square root of the ratio of its values a patch to those of audio."""
+    timesteps: Literal["uniform", "logit_normal"] = "uniform"
+    """How timesteps are drawn; logit_normal: t / T = sigmoid(mean + std * normal) (Esser et al. 2024, equation 19)."""
+    logit_mean: float = 0.0
+    """Above 0 = more noise; read by logit_normal."""
+    logit_std: float = 1.0
+    """Read by logit_normal."""
+    noise_level: Literal["clip", "patch"] = "clip"
+    """What shares a timestep: all hidden patches of a clip (DDPM), or each has its own (Chen et al. 2024, diffusion
+    forcing)."""
+    mask_share: float = 0.0
+    """Share of timesteps drawn as pure noise (alpha_bar 0), where the task is MAViL's: 0 = diffusion, 1 = no draw shows
+    anything of a patch. Ours; a way to mix the two."""
+    prediction_type: Literal["sample", "epsilon", "v_prediction", "edm"] = "sample"
+    """What the decoder outputs; 'sample' = the clean patch (DiffMAE's choice); edm: F in the clean patch = c_skip x_t +
+    c_out F, so that what x_t tells need not pass through the decoder (Karras et al. 2022, equation 7 and table 1)."""
+    input_scale: Literal["none", "signal", "unit"] = "none"
+    """What x_t is multiplied by before it is embedded; signal: sqrt(alpha_bar), so that pure noise is a zero patch and
+    the embedding's bias a mask token (ours); unit: EDM's c_in, unit variance given `sigma_data`."""
+    sigma_data: float = 1.0
+    """Standard deviation of clean patches, for 'edm' and 'unit'; normalised patches have 1."""
+    time_conditioning: Literal["none", "added", "adaln"] = "added"
+    """How a decoder learns the timestep (unknown for DiffMAViL)."""
+    noise_on: Literal["target", "pixel"] = "target"
+    """What is noised: the very thing that is predicted (normalised patches under `norm_pix_loss`), or always pixels."""
+    loss_weighting: Literal["uniform", "min_snr", "clean", "noise", "snr", "truncated_snr", "edm"] = "uniform"
+    """Weight on the error of the clean patch, whatever is predicted; clean: 1; noise: 1 - alpha_bar (ours: what x_t
+    does not tell); min_snr: min(SNR, 5) (Hang et al. 2023, section 3.4); truncated_snr: max(SNR, 1) (Salimans & Ho
+    2022, section 4); snr: SNR (DDPM's simple loss); edm: 1 / c_out^2 (Karras et al. 2022, equation 8). uniform: 1 on
+    the error of what is predicted, so 'clean' for 'sample', 'snr' for 'epsilon', 'edm' for 'edm' (and, at sigma_data
+    1, for 'v_prediction')."""
+
+    def __post_init__(self) -> None:
+        require(self.num_train_timesteps >= 1, f"num_train_timesteps must be >= 1, got {self.num_train_timesteps}")
+        for name in ("rho", "audio_shift", "video_shift", "logit_std", "sigma_data"):
+            require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
+        require(0 <= self.mask_share <= 1, f"mask_share must lie in [0, 1], got {self.mask_share}")
+        check_limits(self, "num_train_timesteps", "rho")
+        pure = self.zero_terminal_snr or self.mask_share > 0
+        require(
+            not (pure and self.prediction_type == "epsilon"),
+            "zero_terminal_snr and mask_share leave prediction_type 'epsilon' nothing to learn at pure noise; use "
+            "'sample'",
+        )
+        require(
+            self.noise_level == "clip" or self.time_conditioning != "adaln",
+            "noise_level 'patch' needs time_conditioning 'none' or 'added': adaln modulates all tokens of a clip alike",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LossConfig:
+    """L = reconstruction + inter * InfoNCE(audio, video) + intra * InfoNCE(view 1, view 2); 0 turns a term off."""
+
+    reconstruction: float = 1.0
+    inter: float = 0.1
+    intra: float = 0.01
+    temperature_inter: float = 0.1
+    temperature_intra: float = 1.0
+    norm_pix_loss: bool = True
+    """Targets are normalised patch by patch (MAE)."""
+
+    def __post_init__(self) -> None:
+        for name in ("reconstruction", "inter", "intra"):
+            require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
+        for name in ("temperature_inter", "temperature_intra"):
+            require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
+        check_limits(self, "reconstruction", "inter", "intra", "temperature_inter", "temperature_intra")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """The whole model; MAViL and DiffMAViL differ only in values (defaults: MAViL at paper size)."""
+
+    input: InputConfig = field(default_factory=InputConfig)
+    objective: Literal["patches", "features"] = "patches"
+    """What decoders predict of hidden patches: their values, or (MAViL's stage 2) a frozen teacher's features."""
+    width: int = 768
+    """Of both encoders and of the fusion layers."""
+    heads: int = 12
+    mlp_ratio: float = 4.0
+    cls_token: bool = True
+    encoder_norm: bool = True
+    """A final norm of both encoders, before they are pooled and fused (MAE); MAViL's released code has none."""
+    audio: AudioTowerConfig = field(default_factory=AudioTowerConfig)
+    video: VideoTowerConfig = field(default_factory=VideoTowerConfig)
+    fusion: FusionConfig = field(default_factory=FusionConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    views: Literal[1, 2] = 2
+    """Masked views of each clip that are encoded; the intra-modal contrast needs 2."""
+    decode_views: Literal[1, 2] = 1
+    """How many of these views are reconstructed."""
+
+    def __post_init__(self) -> None:
+        check_limits(self, "width", "heads", "mlp_ratio")
+        require(self.width % self.heads == 0, f"width {self.width} must be a multiple of heads {self.heads}")
+        require(self.decode_views <= self.views, f"decode_views {self.decode_views} exceeds views {self.views}")
+        require(self.views == 2 or self.loss.intra == 0, "loss.intra needs views 2; set loss.intra to 0")
+        predicts_pixels = self.objective == "patches" and not self.loss.norm_pix_loss
+        require(
+            self.diffusion.noise_on == "target" or predicts_pixels or self.diffusion.prediction_type == "sample",
+            "diffusion.noise_on 'pixel' beside loss.norm_pix_loss or objective 'features' needs "
+            "diffusion.prediction_type 'sample'",
+        )
+        for side, grid in (("audio", self.audio_remainder), ("video", self.video_remainder)):
+            require(not any(grid), f"{side}.patch does not divide the input (remainders {grid}); change input or patch")
+        for side, tower in (("audio", self.audio), ("video", self.video)):
+            require(
+                all(0 <= level <= tower.depth for level in tower.decoder.levels),
+                f"{side}.decoder.levels must lie in 0 to {tower.depth}, got {list(tower.decoder.levels)}",
+            )
+        for side, shape in (("audio", self.audio_grid), ("video", self.video_grid)):
+            patches = math.prod(shape)
+            widest = max(self.width, getattr(self, side).decoder.width)
+            require(patches >= 1, f"{side}.patch is larger than the input")
+            fits = patches * widest <= MAX_POSITIONS
+            require(fits, f"{patches} {side} patches of width {widest} are too many; enlarge {side}.patch")
+        require(not self.video.decoder.window, "window serves the audio decoder only")
+        if self.audio.decoder.window:
+            fits = len(self.audio.decoder.window) == 2 and not any(
+                g % w for g, w in zip(self.audio_grid, self.audio.decoder.window, strict=True)
+            )
+            require(fits, f"audio.decoder.window {self.audio.decoder.window} must divide the grid {self.audio_grid}")
+        for side, parts in {"audio": 4, "video": 16}.items():
+            for name, width in (("width", self.width), (f"{side}.decoder.width", getattr(self, side).decoder.width)):
+                require(width % parts == 0, f"{name} must be a multiple of {parts} for {side} positions, got {width}")
+
+    @property
+    def audio_grid(self) -> tuple[int, int]:
+        """Audio patches along time and frequency."""
+        return self.input.audio_frames // self.audio.patch[0], self.input.mels // self.audio.patch[1]
+
+    @property
+    def video_grid(self) -> tuple[int, int, int]:
+        """Video tubelets along time, height and width."""
+        t, h, w = self.video.patch
+        return self.input.video_frames // t, self.input.video_size // h, self.input.video_size // w
+
+    @property
+    def audio_remainder(self) -> tuple[int, ...]:
+        return self.input.audio_frames % self.audio.patch[0], self.input.mels % self.audio.patch[1]
+
+    @property
+    def video_remainder(self) -> tuple[int, ...]:
+        t, h, w = self.video.patch
+        return self.input.video_frames % t, self.input.video_size % h, self.input.video_size % w

@@ -1,0 +1,1 @@
+"""Errors, files, locks, processes, draws, provenance: no knowledge of audio, video or models."""

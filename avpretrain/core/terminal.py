@@ -1,0 +1,55 @@
+"""Texts that may be a stranger's, on a terminal and in a page: one helper each, so that none of them acts.
+
+Labels, keys, file names and error messages can hold escape sequences, marks that turn the direction of writing, and
+markup. Shown here they are text.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from typing import Any
+
+import rich.console
+from rich.text import Text
+
+_ACTS = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # control characters, but for tab and line feed
+    "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # direction of writing
+    "\u2028\u2029\ufeff\ud800-\udfff]"  # line separators, byte order mark, halves of characters
+)
+
+
+def plain(text: object) -> str:
+    """The text with what a terminal would act on written out, as Python would: ESC becomes \\x1b."""
+    return _ACTS.sub(lambda found: ascii(found.group())[1:-1], str(text))
+
+
+def plain_json(text: str) -> str:
+    """The same for a JSON document, which stays valid."""
+    return _ACTS.sub(lambda found: f"\\u{ord(found.group()):04x}", text)
+
+
+def say(text: object) -> None:
+    """Prints the text on stdout, as `plain` has it."""
+    print(plain(text))
+
+
+def escape(text: object) -> str:
+    """The text as it stands in HTML and SVG, in elements and in quoted attributes."""
+    return html.escape(plain(text))
+
+
+def styled(text: object, style: str) -> Text:
+    """A text for a table or a console, in one of rich's styles."""
+    return Text(plain(text), style)
+
+
+class Console(rich.console.Console):
+    """rich's console; its strings are shown as they are, without markup, emoji codes or control characters."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"markup": False, "emoji": False, **options})
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(plain(text), **options)

@@ -1,0 +1,1 @@
+"""From shards to batches, in an order that is a pure function of seed, epoch and position."""

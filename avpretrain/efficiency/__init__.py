@@ -1,1 +1,0 @@
-"""What training costs: analytic FLOPs, measured time, reports."""

@@ -1,0 +1,182 @@
+"""Pictures of results as PNG: confusion matrix, bars by class, map of embeddings, examples of retrieval.
+
+N clips, C classes, D features, F spectrogram frames, M mel bins, H height, W width.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from torch import Tensor
+
+from avpretrain.core.files import atomic_path
+from avpretrain.data.features import IMAGENET_MEAN, IMAGENET_STD
+from avpretrain.evaluation.extract import Reading, clip_batches
+from avpretrain.evaluation.frozen import ClipBatch, input_for
+from avpretrain.evaluation.predictions import Predictions
+from avpretrain.evaluation.retrieval.run import Retrieved
+from avpretrain.measures.metrics import average_precision, by_class
+
+INK, BAR, FAINT = "#22262e", "#3b6ea8", "#d5dae1"
+GOOD, BAD = "#2f8f5b", "#b9bec7"
+MOST_POINTS = 3000
+"""Clips in a map; of more, every k-th is drawn."""
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Writes a figure whole or not at all."""
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=130, bbox_inches="tight", facecolor="white")
+
+
+def draw_results(predictions: Predictions, features_ND: Tensor | None, title: str, stem: Path) -> list[Path]:
+    """Writes STEM-confusion.png (single-label tasks), STEM-classes.png and STEM-map.png.
+
+    Args:
+        features_ND: of the test clips, in the order of `predictions`; none = no map.
+    """
+    drawn: dict[str, Figure] = {"classes": class_bars(predictions, title)}
+    if predictions.target.ndim == 1:
+        drawn["confusion"] = confusion_matrix(predictions, title)
+    if predictions.target.ndim == 1 and features_ND is not None:
+        drawn["map"] = embedding_map(features_ND, predictions.target.astype(np.int64), predictions.classes, title)
+    paths = [stem.with_name(f"{stem.name}-{name}.png") for name in drawn]
+    for figure, path in zip(drawn.values(), paths, strict=True):
+        save(figure, path)
+    return paths
+
+
+def confusion_matrix(predictions: Predictions, title: str) -> Figure:
+    """Share of each class's clips (row) that was taken for each class (column)."""
+    classes = len(predictions.classes)
+    said_N = predictions.scores_NC.argmax(axis=1)
+    count_CC = np.zeros((classes, classes))
+    np.add.at(count_CC, (predictions.target.astype(np.int64), said_N), 1)
+    share_CC = count_CC / np.maximum(count_CC.sum(axis=1, keepdims=True), 1)
+    side = min(14.0, 2.5 + 0.42 * classes)
+    figure = Figure(figsize=(side, side))
+    axis = figure.add_subplot()
+    axis.imshow(share_CC, cmap="Blues", vmin=0, vmax=1)
+    if classes <= 25:
+        for row, column in zip(*np.nonzero(count_CC), strict=True):
+            share = share_CC[row, column]
+            colour = "white" if share > 0.55 else INK
+            axis.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=8, color=colour)
+    size = max(3.0, min(9.0, 260 / classes))
+    axis.set_xticks(range(classes), predictions.classes, rotation=90, fontsize=size)
+    axis.set_yticks(range(classes), predictions.classes, fontsize=size)
+    axis.set(xlabel="taken for", ylabel="is")
+    axis.set_title(f"{title}: % of each class's clips", fontsize=10, color=INK)
+    axis.tick_params(length=0)
+    axis.spines[:].set_color(FAINT)
+    return figure
+
+
+def class_bars(predictions: Predictions, title: str) -> Figure:
+    """Accuracy of each class's clips (or its average precision), best first, with the number of clips."""
+    names = np.array(predictions.classes)
+    if predictions.target.ndim == 1:
+        count_C = np.bincount(predictions.target.astype(np.int64), minlength=len(names))
+        right_N = predictions.scores_NC.argmax(axis=1) == predictions.target
+        value_C = np.bincount(predictions.target.astype(np.int64), right_N, len(names)) / np.maximum(count_C, 1)
+        what = "accuracy"
+    else:
+        once = np.ones((1, len(predictions.target)))
+        count_C = predictions.target.astype(bool).sum(axis=0)
+        value_C = by_class(average_precision, predictions.scores_NC, predictions.target, once)[0]
+        what = "average precision"
+    shown = [c for c in np.argsort(-np.nan_to_num(value_C), kind="stable") if count_C[c]]
+    figure = Figure(figsize=(7, 1.0 + 0.24 * len(shown)))
+    axis = figure.add_subplot()
+    axis.barh(range(len(shown)), value_C[shown], color=BAR, height=0.7)
+    for row, c in enumerate(shown):
+        axis.text(value_C[c] + 0.01, row, f"{value_C[c]:.0%} of {count_C[c]}", va="center", fontsize=7, color=INK)
+    axis.set_yticks(range(len(shown)), names[shown], fontsize=8)
+    axis.set(xlim=(0, 1.16), ylim=(len(shown) - 0.4, -0.6), xticks=[0, 0.25, 0.5, 0.75, 1])
+    axis.set_xticklabels(["0", "25%", "50%", "75%", "100%"], fontsize=8)
+    axis.set_title(f"{title}: {what} by class", fontsize=10, color=INK)
+    axis.spines[["top", "right", "left"]].set_visible(False)
+    axis.tick_params(length=0)
+    return figure
+
+
+def embedding_map(x_ND: Tensor, target_N: NDArray[np.int64], classes: tuple[str, ...], title: str) -> Figure:
+    """Standardised features in two dimensions, by PCA and by t-SNE, coloured by class."""
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+
+    step = -(-len(x_ND) // MOST_POINTS)
+    z_ND = x_ND.double().numpy()[::step]
+    target_N = target_N[::step]
+    z_ND = (z_ND - z_ND.mean(axis=0)) / np.maximum(z_ND.std(axis=0), 1e-9)
+    few_ND = PCA(min(50, *z_ND.shape), random_state=0).fit_transform(z_ND)
+    perplexity = max(2.0, min(30.0, (len(z_ND) - 1) / 3))
+    maps = {"PCA": few_ND[:, :2], "t-SNE": TSNE(2, perplexity=perplexity, random_state=0).fit_transform(few_ND)}
+    colours = colormaps["tab20" if len(classes) > 10 else "tab10"]
+    figure = Figure(figsize=(11, 5))
+    for place, (name, xy_N2) in enumerate(maps.items(), start=1):
+        axis = figure.add_subplot(1, 2, place)
+        for c, label in enumerate(classes):
+            mine = xy_N2[target_N == c]
+            axis.scatter(mine[:, 0], mine[:, 1], s=14, color=colours(c % colours.N), label=label, alpha=0.8, lw=0)
+        axis.set(xticks=[], yticks=[])
+        axis.set_title(name, fontsize=9, color=INK)
+        axis.spines[:].set_color(FAINT)
+    if len(classes) <= 30:
+        figure.legend(*axis.get_legend_handles_labels(), loc="center left", bbox_to_anchor=(0.91, 0.5), fontsize=8,
+                      frameon=False)  # fmt: skip
+    figure.suptitle(f"{title}: frozen features of test clips", fontsize=10, color=INK)
+    return figure
+
+
+def retrieval_strips(found: Retrieved, path: Path, queries: int = 6, shown: int = 5) -> None:
+    """A row a query: its sound, its own picture, and the pictures that its sound found first; framed green if right."""
+    picked = [int(i) for i in np.linspace(0, len(found.rows) - 1, min(queries, len(found.rows)))]
+    audio_ND, video_ND = (F.normalize(x.float(), dim=1) for x in (found.audio_ND, found.video_ND))
+    first = (audio_ND[picked] @ video_ND.T).topk(min(shown, len(found.rows)), dim=1).indices.tolist()
+    wanted = sorted({*picked, *(j for row in first for j in row)})
+    media = _thumbnails(found, wanted)
+    columns = 2 + len(first[0])
+    figure = Figure(figsize=(2.2 + 1.25 * (columns - 1), 1.3 * len(picked) + 0.5))
+    grid = figure.add_gridspec(len(picked), columns, width_ratios=[1.9] + [1] * (columns - 1), wspace=0.06, hspace=0.12)
+    figure.subplots_adjust(top=1 - 0.55 / figure.get_figheight())
+    headings = ["sound of the query", "its picture", *(f"found {k}" for k in range(1, columns - 1))]
+    for row, (query, hits) in enumerate(zip(picked, first, strict=True)):
+        for column, heading in enumerate(headings):
+            axis = figure.add_subplot(grid[row, column])
+            axis.set(xticks=[], yticks=[])
+            if row == 0:
+                axis.set_title(heading, fontsize=8, color=INK)
+            if column == 0:
+                axis.imshow(media[query][0].T, origin="lower", aspect="auto", cmap="magma")
+                continue
+            hit = query if column == 1 else hits[column - 2]
+            axis.imshow(media[hit][1])
+            right = column > 1 and hit == query
+            axis.spines[:].set(color=GOOD if right else BAD, linewidth=3.0 if right else 0.8)
+    figure.suptitle(f"pictures found by sound, among {len(found.rows)} clips", fontsize=10, color=INK)
+    save(figure, path)
+
+
+def _thumbnails(found: Retrieved, wanted: list[int]) -> dict[int, tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    """Spectrogram [F, M] and middle frame [H, W, 3] of gallery items."""
+    reading = Reading(input_for(found.model, found.seconds), batch_size=16, num_workers=0)
+    pictures: dict[int, tuple[Any, Any]] = {}
+    of_row = {found.rows[i]: i for i in wanted}
+    for raw, batch in clip_batches(found.clips, list(of_row), reading):
+        for b, row in enumerate(raw.index_B.tolist()):
+            pictures[of_row[row]] = _thumbnail(batch, b)
+    return pictures
+
+
+def _thumbnail(batch: ClipBatch, b: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    frame_CHW = batch.video_BTCHW[b, int(batch.video_frames_B[b]) // 2].cpu()
+    rgb_HWC = frame_CHW.permute(1, 2, 0) * torch.tensor(IMAGENET_STD) + torch.tensor(IMAGENET_MEAN)
+    return batch.audio_BFM[b, : int(batch.audio_frames_B[b])].cpu().numpy(), rgb_HWC.clamp(0, 1).numpy()

@@ -1,0 +1,1 @@
+"""Encoder and classification head trained together."""

@@ -1,0 +1,1 @@
+"""What the decoders make of hidden patches."""

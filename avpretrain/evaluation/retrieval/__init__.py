@@ -1,0 +1,1 @@
+"""Audio by video and video by audio, without training."""

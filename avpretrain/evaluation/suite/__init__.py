@@ -1,0 +1,1 @@
+"""Lists of evaluations of one checkpoint."""

@@ -1,0 +1,1 @@
+"""Other projects' weights read into this model, and this model as ONNX."""

@@ -1,0 +1,312 @@
+"""Other projects' ViT checkpoints, read safely and brought to one shape: patches, positions, blocks, norm.
+
+Layouts: MAE and timm (an image ViT), AudioMAE (the same over spectrograms), CAV-MAE and MAViL (two ViTs and shared
+blocks). D width, C colours, L patches, N layers; kernels are [D, C, p, q] or [D, C, u, p, q].
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import pickle
+import re
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from avpretrain.core.errors import UserError
+from avpretrain.core.files import NotAFileError, check_zip, mistaken_for, open_file, read_head
+from avpretrain.nn.weights import check_finite, read_header
+
+Format = Literal["mae", "audiomae", "cav-mae", "mavil", "timm"]
+
+MAX_WRAPPERS = 8
+"""Most mappings around a checkpoint's weights."""
+MAX_TENSORS = 20_000
+
+AUDIOSET_STATS = (-4.2677393, 4.5689974)
+"""Mean and standard deviation of AudioMAE's and MAViL's log-mel; they divide by twice the latter, as we do."""
+CAV_MAE_STATS = (-5.081, 4.4849 / 2)
+"""CAV-MAE divides by the standard deviation itself."""
+
+
+@dataclass(frozen=True)
+class ForeignViT:
+    """One encoder of a foreign checkpoint."""
+
+    kind: Literal["image", "audio", "video"]
+    kernel: Tensor
+    """Of the patch embedding, in the order of our axes: audio (time, frequency)."""
+    bias_D: Tensor
+    cls_11D: Tensor | None
+    """Its own position added."""
+    position_LD: Tensor
+    """Row-major over (rows, columns), (time, frequency) or (time, rows, columns)."""
+    blocks: list[dict[str, Tensor]]
+    """A layer each, keys as in `Block`."""
+    norm: dict[str, Tensor]
+    """The final norm; empty where the layout has none."""
+
+
+@dataclass(frozen=True)
+class ForeignModel:
+    """What a checkpoint holds for us."""
+
+    vits: list[ForeignViT]
+    fusion: list[dict[str, Tensor]] = field(default_factory=list)
+    """Blocks over both modalities."""
+    norms: bool = True
+    """Whether encoders and fusion end in a norm; without, ours have none either."""
+    audio_stats: tuple[float, float] | None = None
+    """Mean and standard deviation for `InputConfig`, where the layout implies them."""
+    notes: list[str] = field(default_factory=list)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file or a torch checkpoint, without wrappers such as `model.` and `module.`.
+
+    Raises:
+        UserError: there is no such file, it is damaged, or it holds code (pickles are read with `weights_only=True`).
+    """
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; name the file of the weights in it (.pth, .bin or .safetensors)")
+    if path.is_file() and (found := mistaken_for(read_head(path))):
+        raise UserError(f"{path} {found}")
+    try:
+        with open_file(path) as file:
+            size = file.seek(0, 2)
+        if path.suffix == ".safetensors":
+            read_header(path)
+            return _unwrapped(load_file(path), size)
+        check_zip(path, size)  # torch stores its archives' members as they are, so more is a bomb
+        with torch.serialization.safe_globals([argparse.Namespace]):  # MAE keeps its arguments so; plain data
+            return _unwrapped(torch.load(path, map_location="cpu", weights_only=True), size)
+    except FileNotFoundError:
+        raise UserError(f"no checkpoint at {path}") from None
+    except NotAFileError as error:
+        raise UserError(f"{path} {error.strerror}; name a checkpoint file") from None
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        what = f" ({named.group(1)})" if named else ""
+        raise UserError(
+            f"{path} is a pickle that holds more than weights{what}, which could run code; it was not opened. "
+            "Save its state_dict alone, best as .safetensors"
+        ) from None
+    except (
+        SafetensorError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        OSError,
+        MemoryError,
+        struct.error,
+    ) as error:  # fmt: skip - torch's reader raises any of them on damage
+        reason = " ".join(str(error).split())[:150] or type(error).__name__
+        raise UserError(f"{path} is not a readable checkpoint: {reason}") from None
+
+
+def _unwrapped(saved: Any, size: int) -> dict[str, Tensor]:
+    """The named tensors inside at most `MAX_WRAPPERS` mappings.
+
+    Args:
+        size: bytes of the file; tensors that claim more are none (a stride of 0 makes a value a matrix of any size).
+
+    Raises:
+        ValueError: there are none, too many, or too large ones.
+    """
+    for _ in range(MAX_WRAPPERS + 1):
+        if not isinstance(saved, Mapping):
+            break
+        inner = next(
+            (saved[key] for key in ("model", "state_dict", "module") if isinstance(saved.get(key), Mapping)), None
+        )
+        if inner is None:
+            break
+        saved = inner
+    else:
+        raise ValueError(f"its weights lie deeper than {MAX_WRAPPERS} wrappers, or nowhere")
+    if not isinstance(saved, Mapping):
+        raise ValueError(f"it holds {type(saved).__name__}, not named tensors")
+    tensors = {str(key): value for key, value in saved.items() if isinstance(value, Tensor)}
+    if len(tensors) > MAX_TENSORS:
+        raise ValueError(f"it holds {len(tensors)} tensors, more than {MAX_TENSORS}")
+    for key, value in tensors.items():
+        if value.layout != torch.strided or value.device.type != "cpu" or value.is_complex() or value.is_quantized:
+            raise ValueError(f"'{key[:80]}' is no plain tensor")
+        if value.numel() * value.element_size() > max(size, 1024):
+            raise ValueError(f"'{key[:80]}' claims {value.numel()} values, more than the file holds")
+    if sum(value.numel() * value.element_size() for value in tensors.values()) > 4 * max(size, 1024):
+        raise ValueError("its tensors claim more values than it holds")
+    for prefix in ("module.", "_orig_mod.", "encoder."):
+        if tensors and all(key.startswith(prefix) for key in tensors):
+            tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
+    return {key: value.float() for key, value in tensors.items()}
+
+
+class Taker:
+    """Hands out tensors by name and remembers which were never asked for."""
+
+    def __init__(self, weights: Mapping[str, Tensor], source: str) -> None:
+        self.weights, self.source = dict(weights), source
+        self.unused = set(weights)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.weights
+
+    def take(self, key: str) -> Tensor:
+        """The tensor of that name.
+
+        Raises:
+            UserError: there is none.
+        """
+        if key not in self.weights:
+            has = ", ".join(sorted(self.weights)[:4])
+            raise UserError(f"{self.source} has no '{key}'; is --format right? It begins with {has}")
+        self.unused.discard(key)
+        check_finite({key: self.weights[key]}, Path(self.source))
+        return self.weights[key]
+
+    def take_all(self, prefix: str) -> dict[str, Tensor]:
+        """All tensors below a prefix, which is cut off; may be none."""
+        found = {key.removeprefix(prefix): self.take(key) for key in self.weights if key.startswith(prefix)}
+        return dict(sorted(found.items()))
+
+    def blocks(self, name: str) -> list[dict[str, Tensor]]:
+        """Layers `name.0.`, `name.1.`, ...
+
+        Raises:
+            UserError: a layer has parts that our blocks lack (LayerScale, norms of queries), or lacks one of ours.
+        """
+        numbers = {int(m.group(1)) for k in self.weights if (m := re.match(rf"{name}\.(\d{{1,9}})\.", k))}
+        count = 1 + max(numbers, default=-1)
+        if count > len(numbers):
+            raise UserError(f"{self.source} has {len(numbers)} layers '{name}.N', but their numbers reach {count - 1}")
+        return [self._block(f"{name}.{i}.") for i in range(count)]
+
+    def _block(self, prefix: str) -> dict[str, Tensor]:
+        found = {k.removeprefix(prefix) for k in self.weights if k.startswith(prefix)}
+        if alien := sorted(k for k in found if k not in BLOCK_KEYS and not re.match(r"norm[12]_[av]\.", k)):
+            raise UserError(f"{self.source} is not a plain ViT: our blocks have no place for '{prefix}{alien[0]}'")
+        return {key: self.take(prefix + key) for key in BLOCK_KEYS}
+
+
+BLOCK_KEYS = tuple(
+    f"{part}.{kind}"
+    for part in ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
+    for kind in ("weight", "bias")
+)
+
+
+def _vit(
+    taker: Taker, kind: Literal["image", "audio", "video"], suffix: str, blocks: list[dict[str, Tensor]], norm: str
+) -> ForeignViT:
+    """The encoder whose names end in `suffix`."""
+    position_1LD = taker.take(f"pos_embed{suffix}")
+    cls_11D = taker.take(f"cls_token{suffix}") if f"cls_token{suffix}" in taker else None
+    kernel = taker.take(f"patch_embed{suffix}.proj.weight")
+    check_shapes(taker, kernel, position_1LD, cls_11D, blocks)
+    if cls_11D is not None and _has_class_position(kind, position_1LD.shape[1]):
+        cls_11D, position_1LD = cls_11D + position_1LD[:, :1], position_1LD[:, 1:]
+    bias_D = taker.take(f"patch_embed{suffix}.proj.bias")
+    return ForeignViT(kind, kernel, bias_D, cls_11D, position_1LD[0], blocks, taker.take_all(f"{norm}."))
+
+
+def check_shapes(
+    taker: Taker, kernel: Tensor, position_1LD: Tensor, cls_11D: Tensor | None, blocks: list[dict[str, Tensor]]
+) -> None:
+    """Raises a UserError unless a ViT's tensors have the dimensions that their names promise."""
+    width = kernel.shape[0] if kernel.ndim in (4, 5) else 0
+    fits = (
+        width > 0
+        and position_1LD.ndim == 3
+        and position_1LD.shape[0] == 1
+        and position_1LD.shape[1] > 1
+        and position_1LD.shape[2] == width
+        and (cls_11D is None or cls_11D.shape == (1, 1, width))
+        and all(size > 0 for size in kernel.shape)
+        and len(blocks) > 0
+        and all(block["mlp.fc1.weight"].ndim == 2 for block in blocks)
+    )
+    if not fits:
+        raise UserError(
+            f"{taker.source} is no such ViT: patch_embed {list(kernel.shape)}, pos_embed {list(position_1LD.shape)}, "
+            f"{len(blocks)} layers; is --format right?"
+        )
+
+
+def _has_class_position(kind: str, length: int) -> bool:
+    """Whether the first of so many positions is the class token's: images are square, other grids have even sides."""
+    return round((length - 1) ** 0.5) ** 2 == length - 1 if kind == "image" else length % 2 == 1
+
+
+def _mae(taker: Taker) -> ForeignModel:
+    return ForeignModel([_vit(taker, "image", "", taker.blocks("blocks"), "norm")])
+
+
+def _timm(taker: Taker) -> ForeignModel:
+    notes = [
+        "frames are normalised by ImageNet's mean and std; some timm weights expect 0.5 and 0.5 (their pretrained_cfg)"
+    ]
+    return dataclasses.replace(_mae(taker), notes=notes)
+
+
+def _audiomae(taker: Taker) -> ForeignModel:
+    vit = _vit(taker, "audio", "", taker.blocks("blocks"), "norm")
+    return ForeignModel([vit], audio_stats=AUDIOSET_STATS)
+
+
+def _mavil(taker: Taker) -> ForeignModel:
+    """MAViL's released model deletes its final norms: raw encoder outputs go to `blocks_av`."""
+    audio = _vit(taker, "audio", "", taker.blocks("blocks"), "norm")
+    video = _vit(taker, "video", "_v", taker.blocks("blocks_v"), "norm_v")
+    norms = bool(audio.norm and video.norm)
+    return ForeignModel([audio, video], taker.blocks("blocks_av"), norms=norms, audio_stats=AUDIOSET_STATS)
+
+
+def _cav_mae(taker: Taker) -> ForeignModel:
+    """Each encoder is its own blocks, then the shared ones under its own norms: what CAV-MAE contrasts by.
+
+    Spectrograms enter CAV-MAE as (frequency, time), which is turned here; its modality embedding joins the bias.
+    """
+    audio = _cav_mae_side(taker, "a", "audio")
+    kernel = audio.kernel.transpose(2, 3)  # [D, 1, time, frequency]
+    rows = 128 // audio.kernel.shape[2]
+    position_LD = audio.position_LD.unflatten(0, (rows, -1)).transpose(0, 1).flatten(0, 1)
+    turned = ForeignViT("audio", kernel, audio.bias_D, None, position_LD, audio.blocks, audio.norm)
+    notes = ["its norms were trained with epsilon 1e-5; here it is 1e-6"]
+    return ForeignModel([turned, _cav_mae_side(taker, "v", "image")], audio_stats=CAV_MAE_STATS, notes=notes)
+
+
+def _cav_mae_side(taker: Taker, side: str, kind: Literal["audio", "image"]) -> ForeignViT:
+    blocks = taker.blocks(f"blocks_{side}")
+    for i, shared in enumerate(taker.blocks("blocks_u")):
+        own = {
+            f"norm{n}.{k}": taker.take(f"blocks_u.{i}.norm{n}_{side}.{k}") for n in (1, 2) for k in ("weight", "bias")
+        }
+        blocks.append({**shared, **own})
+    kernel = taker.take(f"patch_embed_{side}.proj.weight")
+    check_shapes(taker, kernel, taker.take(f"pos_embed_{side}"), None, blocks)
+    bias_D = taker.take(f"patch_embed_{side}.proj.bias") + taker.take(f"modality_{side}").flatten()[: len(kernel)]
+    position_LD = taker.take(f"pos_embed_{side}")[0]
+    norm = taker.take_all(f"norm_{side}.")
+    return ForeignViT(kind, kernel, bias_D, None, position_LD, blocks, norm)
+
+
+READERS: dict[str, Callable[[Taker], ForeignModel]] = {
+    "mae": _mae,
+    "timm": _timm,
+    "audiomae": _audiomae,
+    "cav-mae": _cav_mae,
+    "mavil": _mavil,
+}
+"""Format to the function that takes a checkpoint of it apart."""

@@ -1,0 +1,120 @@
+"""From the name of a method to its class: the one table of what is registered. No method imports it."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from avpretrain.config.reader import find_config, from_dict, read_yaml
+from avpretrain.core.errors import UsageError, UserError
+from avpretrain.core.files import read_json
+from avpretrain.core.terminal import plain
+
+if TYPE_CHECKING:
+    from avpretrain.config.train import EngineConfig
+    from avpretrain.methods.diffmavil.model import DiffMAViL
+    from avpretrain.training.method import Method
+
+CONFIGS = {
+    "diffmavil": "avpretrain.config.train.TrainConfig",
+    "self_training": "avpretrain.config.train.TrainConfig",
+}
+"""Schema of a registered method's config; reading one imports no torch."""
+METHODS = {
+    "diffmavil": "avpretrain.methods.diffmavil.method.DiffMAViLMethod",
+    "self_training": "avpretrain.methods.diffmavil.self_training.SelfTraining",
+}
+MODELS = {
+    "diffmavil": "avpretrain.methods.diffmavil.model.DiffMAViL",
+    "self_training": "avpretrain.methods.diffmavil.model.DiffMAViL",
+}
+"""Class of the model that a registered method saves; a checkpoint names no other."""
+
+
+def load_model(path: str | Path) -> DiffMAViL:
+    """The model of a run folder, a checkpoint or a saved model, on the CPU, in evaluation mode.
+
+    Raises:
+        UserError: there are no weights, they do not fit their config, one is not finite, or their method is not
+            registered.
+    """
+    from avpretrain.training.checkpoint import CONFIG, find_weights
+
+    folder = find_weights(path)
+    values = read_json(folder / CONFIG, "model config")
+    method = values.get("method", "diffmavil") if isinstance(values, dict) else "diffmavil"
+    if not isinstance(method, str) or method not in MODELS:
+        raise UserError(
+            f"{folder / CONFIG} is of a model of method {plain(str(method))[:60]}; this takes weights of "
+            f"{' and '.join(MODELS)}"
+        )
+    model: DiffMAViL = _find(MODELS[method]).from_pretrained(folder)
+    return model
+
+
+def load_config(name: str) -> EngineConfig:
+    """Reads a preset or a YAML file, by the schema of its method; its `name` defaults to the file's.
+
+    Raises:
+        UsageError: there is none, or it is wrong.
+    """
+    path = find_config(name)
+    return config_of({"name": path.stem, **read_yaml(path)})
+
+
+def config_of(values: dict[str, Any]) -> EngineConfig:
+    """The config that nested dictionaries hold, by the schema of its method.
+
+    Raises:
+        UsageError: a key or a value is wrong, or there is no such method.
+    """
+    method = values.get("method", "diffmavil")
+    if not isinstance(method, str):
+        raise UsageError(f"config key 'method' takes a name, got {method!r}")
+    schema: type[EngineConfig] = _find(CONFIGS[method]) if method in CONFIGS else find_method(method).config
+    return from_dict(schema, values)
+
+
+def make_method(cfg: EngineConfig) -> Method:
+    """The method that a config names.
+
+    Raises:
+        UsageError: there is none of that name, or the config is another method's.
+    """
+    method = find_method(cfg.method)
+    if not isinstance(cfg, method.config):
+        raise UsageError(f"method {cfg.method} takes a config of {method.config.__name__}, not {type(cfg).__name__}")
+    return method.of(cfg)
+
+
+def find_method(name: str) -> type[Method]:
+    """The class of a registered method, or the one that a dotted name means.
+
+    Raises:
+        UsageError: there is none.
+    """
+    from avpretrain.training.method import Method
+
+    if name not in METHODS and "." not in name:
+        close = difflib.get_close_matches(name, METHODS, n=1)
+        hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(METHODS)}"
+        raise UsageError(f"no method '{name}'; {hint} A method of your own is named by its dotted class")
+    found = _find(METHODS.get(name, name))
+    if not (isinstance(found, type) and issubclass(found, Method)):
+        raise UsageError(f"method {name} is no subclass of avpretrain.training.method.Method")
+    return found
+
+
+def _find(dotted: str) -> Any:
+    module, _, name = dotted.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as error:
+        if not f"{module}.".startswith(f"{error.name}."):
+            raise
+        where = f"there is no module {error.name}; is its folder on PYTHONPATH ({Path.cwd()} is where you are)?"
+        raise UsageError(f"method {dotted} can't be imported: {where}") from None
+    except AttributeError:
+        raise UsageError(f"method {dotted} can't be imported: {module} has no {name}") from None

@@ -1,1 +1,0 @@
-"""MAViL and DiffMAViL, one idea a file."""

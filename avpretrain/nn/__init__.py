@@ -1,0 +1,1 @@
+"""What methods are built from: blocks, patches, masks, diffusion, losses."""

@@ -1,0 +1,95 @@
+"""Clips to patches and back, and the fixed positions of patches.
+
+B clips, F spectrogram frames, M mel bins, T video frames, C colours, H height, W width, L patches, P values a patch.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+Grid = tuple[int, ...]
+"""Patches along each axis: (time, frequency) or (time, height, width)."""
+
+
+def patchify_audio(audio_BFM: Tensor, patch: tuple[int, int]) -> Tensor:
+    """[B, L, P]: patches in row-major order of (time, frequency); values within one likewise."""
+    return rearrange(audio_BFM, "b (t p) (f q) -> b (t f) (p q)", p=patch[0], q=patch[1])
+
+
+def unpatchify_audio(patches_BLP: Tensor, grid: Grid, patch: tuple[int, int]) -> Tensor:
+    """The inverse of `patchify_audio`: [B, F, M]."""
+    return rearrange(patches_BLP, "b (t f) (p q) -> b (t p) (f q)", t=grid[0], p=patch[0])
+
+
+def patchify_video(video_BTCHW: Tensor, patch: tuple[int, int, int]) -> Tensor:
+    """[B, L, P]: tubelets in row-major order of (time, height, width); values as (time, height, width, colour)."""
+    u, p, q = patch
+    return rearrange(video_BTCHW, "b (t u) c (h p) (w q) -> b (t h w) (u p q c)", u=u, p=p, q=q)
+
+
+def unpatchify_video(patches_BLP: Tensor, grid: Grid, patch: tuple[int, int, int]) -> Tensor:
+    """The inverse of `patchify_video`: [B, T, C, H, W]."""
+    (t, h, w), (u, p, q) = grid, patch
+    return rearrange(patches_BLP, "b (t h w) (u p q c) -> b (t u) c (h p) (w q)", t=t, h=h, w=w, u=u, p=p, q=q)
+
+
+def _sincos(coordinates: Tensor, width: int) -> Tensor:
+    """[len, width]: sines, then cosines, of coordinates over geometric wavelengths up to 10,000 (MAE)."""
+    omega = 10_000.0 ** -(torch.arange(width // 2, dtype=torch.float64) / (width / 2))
+    angles = coordinates.double()[:, None] * omega
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+def _coordinates(size: int, trained: int, is_time: bool) -> Tensor:
+    """Positions along one axis: 0, 1, 2, ... at the trained size.
+
+    At other sizes patch centres are scaled into the trained range. Time keeps its step while it fits, since a patch
+    lasts as long as before, and is scaled only when longer than trained.
+    """
+    steps = torch.arange(size, dtype=torch.float64)
+    if size == trained or (is_time and size < trained):
+        return steps
+    return (steps + 0.5) * (trained / size) - 0.5
+
+
+def positions(grid: Grid, width: int, trained: Grid) -> Tensor:
+    """Fixed sin-cos positions of a grid's patches, float32 [L, width]; do not write into it.
+
+    Two axes follow MAE's 2-D formula (first half of the width: last axis, second half: first axis). Three axes give a
+    quarter of the width to time and three eighths each to width and height; MAViL's split is not known.
+
+    Args:
+        trained: the grid the model was trained on; other grids are interpolated into its range.
+    """
+    if torch.get_default_device().type == "meta":  # only shapes are wanted, and the cache must not see them
+        return torch.empty(math.prod(grid), width)
+    return _positions(grid, width, trained)
+
+
+@lru_cache(maxsize=64)
+def _positions(grid: Grid, width: int, trained: Grid) -> Tensor:
+    axes = [_coordinates(g, t, is_time=i == 0) for i, (g, t) in enumerate(zip(grid, trained, strict=True))]
+    mesh = [m.flatten() for m in torch.meshgrid(*axes, indexing="ij")]
+    if len(grid) == 2:
+        parts = [_sincos(mesh[1], width // 2), _sincos(mesh[0], width // 2)]
+    else:
+        parts = [_sincos(mesh[0], width // 4), _sincos(mesh[2], 3 * width // 8), _sincos(mesh[1], 3 * width // 8)]
+    return torch.cat(parts, dim=1).float()
+
+
+def resize_positions(table_LD: Tensor, trained: Grid, grid: Grid) -> Tensor:
+    """A learned table [L, D] of the `trained` grid, brought to another (in the geometry of `positions`).
+
+    It is interpolated, except that a shorter clip takes the first steps of time as they are.
+    """
+    if grid == trained:
+        return table_LD
+    table_1DG = table_LD.float().T.reshape(1, -1, *trained)[:, :, : grid[0]]
+    mode = "bicubic" if len(grid) == 2 else "trilinear"
+    return F.interpolate(table_1DG, size=grid, mode=mode, align_corners=False).flatten(2)[0].T

@@ -1,0 +1,122 @@
+"""Weights from a folder that may be a stranger's: config and header are compared before anything is built."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from avpretrain.config.model import ModelConfig
+from avpretrain.config.reader import from_dict
+from avpretrain.core.errors import UserError
+from avpretrain.core.files import mistaken_for, open_file, read_head, read_json
+
+Model = TypeVar("Model", bound=nn.Module)
+
+MAX_HEADER_BYTES = 16 << 20
+"""Largest safetensors header; one of ours takes 100 bytes a tensor."""
+FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
+
+
+def read_model(cls: type[Model], config: Path, weights: Path) -> Model:
+    """The model in a `config.json` and a `model.safetensors`, on the CPU.
+
+    Args:
+        cls: is built from a `ModelConfig`.
+
+    Raises:
+        UserError: a file is missing or damaged, names, shapes or types of the weights are not those that the config
+            asks for, or one is not finite.
+    """
+    cfg = read_model_config(config)
+    if weights.is_file() and (mistaken := mistaken_for(read_head(weights))):
+        raise UserError(f"{weights} {mistaken}")
+    with torch.device("meta"):
+        wanted = {name: tuple(tensor.shape) for name, tensor in cls(cfg).state_dict().items()}
+    compare(wanted, read_header(weights), weights)
+    model = cls(cfg)
+    try:
+        state = load_file(weights)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{weights} is damaged: {str(error)[:200]}") from None
+    check_finite(state, weights)
+    model.load_state_dict(state)
+    return model
+
+
+def read_model_config(path: Path) -> ModelConfig:
+    """The `config` of a `config.json`.
+
+    Raises:
+        UserError: there is none, or it is impossible.
+    """
+    values = read_json(path, "model config")
+    if not isinstance(values, dict) or not isinstance(values.get("config"), dict):
+        raise UserError(f"model config {path} holds no 'config'; it is not one of this package's models")
+    try:
+        return from_dict(ModelConfig, values["config"], "model.")
+    except UserError as error:
+        raise UserError(f"model config {path}: {error}") from None
+
+
+Header = dict[str, tuple[str, tuple[int, ...]]]
+
+
+def read_header(path: Path) -> Header:
+    """Type and shape of each tensor of a safetensors file, without reading it.
+
+    Raises:
+        UserError: it is missing, damaged, no ordinary file, or its header is too large.
+    """
+    try:
+        with open_file(path) as file:
+            start = file.read(8)
+        if len(start) < 8 or (size := struct.unpack("<Q", start)[0]) > MAX_HEADER_BYTES:
+            claimed = f"its header claims {size} bytes" if len(start) == 8 else "it is cut short"
+            raise UserError(f"{path} is damaged or not a readable checkpoint: {claimed}")
+        with safe_open(path, "pt") as tensors:
+            slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118
+            return {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
+    except FileNotFoundError:
+        raise UserError(f"no weights at {path}") from None
+    except OSError as error:
+        raise UserError(f"{path} can't be read: {error.strerror}") from None
+    except SafetensorError as error:
+        raise UserError(f"{path} is damaged or not a readable checkpoint: {str(error)[:200]}") from None
+
+
+def compare(wanted: dict[str, tuple[int, ...]], header: Header, path: Path) -> None:
+    """Compares what a config asks for with what a file has.
+
+    Raises:
+        UserError: they differ; the message names the first tensor.
+    """
+    for name in [*wanted, *header]:
+        problem = ""
+        if name not in header:
+            problem = f"it lacks '{name}'"
+        elif name not in wanted:
+            problem = f"the config has no place for '{name}'"
+        elif header[name][1] != wanted[name]:
+            problem = f"'{name}' has shape {list(header[name][1])}, the config asks for {list(wanted[name])}"
+        elif header[name][0] not in FLOATS:
+            problem = f"'{name}' is of type {header[name][0]}, not of floating point"
+        if problem:
+            raise UserError(f"{path} does not fit its config: {problem}")
+
+
+def check_finite(state: dict[str, Tensor], path: Path) -> None:
+    """Looks for weights that are not finite.
+
+    Raises:
+        UserError: there is one; the message names its tensor.
+    """
+    for name, tensor in state.items():
+        # A sum is finite only if all its parts are; only where it is not, each value is looked at.
+        if not torch.isfinite(tensor.sum(dtype=torch.float64)) and not torch.isfinite(tensor).all():
+            raise UserError(f"{path} holds weights that are not finite ('{name}'); it can't be used")

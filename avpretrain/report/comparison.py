@@ -1,0 +1,163 @@
+"""What the runs' numbers say beside each other: as sentences, as JSON, as a short table for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from avpretrain.measures.numbers import duration, flops, percent, significant
+from avpretrain.measures.runs import LOSSES, Probe, Run, read_runs
+from avpretrain.methods.load import config_of
+from avpretrain.report.groups import Group, baseline_of, grouped
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Runs, grouped by config, and the group that savings are measured against."""
+
+    runs: tuple[Run, ...]
+    groups: tuple[Group, ...]
+    baseline: Group
+
+    @classmethod
+    def of(cls, paths: Sequence[str | Path]) -> Comparison:
+        """Reads run folders.
+
+        Raises:
+            UserError: a folder is no run, or is damaged.
+        """
+        runs = read_runs(paths, config_of)
+        groups = grouped(runs)
+        return cls(tuple(runs), tuple(groups), baseline_of(groups))
+
+    @property
+    def others(self) -> list[Group]:
+        return [group for group in self.groups if group is not self.baseline]
+
+    def tasks(self) -> list[str]:
+        return list(dict.fromkeys(task for group in self.groups for task in group.tasks()))
+
+    def flops_saving(self, item: Group | Run) -> float:
+        """Share of the baseline's FLOPs per clip that is saved."""
+        return 1 - _mean(item, lambda r: r.flops_per_clip) / self.baseline.mean(lambda r: r.flops_per_clip)
+
+    def time_saving(self, item: Group | Run) -> float:
+        """Share of the baseline's seconds per clip that is saved."""
+        return 1 - _mean(item, seconds_per_clip) / self.baseline.mean(seconds_per_clip)
+
+
+def _mean(item: Group | Run, value: Any) -> float:
+    return item.mean(value) if isinstance(item, Group) else float(value(item))
+
+
+def seconds_per_clip(run: Run) -> float:
+    """Wall clock over clips seen."""
+    return run.seconds / run.seen
+
+
+def shown(probe: Probe) -> str:
+    """A probe's value with its interval."""
+    if probe.interval is None:
+        return percent(probe.value)
+    return f"{percent(probe.value)} ({100 * probe.interval[0]:.1f} to {100 * probe.interval[1]:.1f})"
+
+
+def sentences(comparison: Comparison) -> list[str]:
+    """What each group spent and reached beside the baseline, a sentence a group."""
+    base, said = comparison.baseline, []
+    for group in comparison.others:
+        parts = [f"{group.name} took {_less(comparison, group)} a clip than {base.name}"]
+        for task in group.tasks():
+            ours, theirs = group.probe(task), base.probe(task)
+            if ours is not None and theirs is not None:
+                parts.append(f"{task}: {percent(ours.value)} {ours.metric} against {percent(theirs.value)}")
+        said.append("; ".join(parts) + ".")
+    return said
+
+
+def _less(comparison: Comparison, group: Group) -> str:
+    """'6.4% fewer FLOPs and 9.2% less wall clock'."""
+    fewer, less = comparison.flops_saving(group), comparison.time_saving(group)
+    return (
+        f"{percent(abs(fewer))} {'fewer' if fewer >= 0 else 'more'} FLOPs and "
+        f"{percent(abs(less))} {'less' if less >= 0 else 'more'} wall clock"
+    )
+
+
+def cautions(comparison: Comparison) -> list[str]:
+    """What keeps the numbers from being compared as they stand."""
+    runs, said = comparison.runs, []
+    for run in runs:
+        if not run.finished:
+            said.append(f"{run.name} is not finished: {percent(run.share_done, 0)} of its clips seen.")
+    if _differs(runs, "hardware"):
+        said.append("The runs were made on different hardware: compare FLOPs, not wall clock.")
+    if _differs(runs, "data"):
+        said.append("The runs were trained on different data.")
+    return said
+
+
+def _differs(runs: Sequence[Run], key: str) -> bool:
+    return len({str(run.info[key]) for run in runs if key in run.info}) > 1
+
+
+def as_json(comparison: Comparison) -> dict[str, Any]:
+    """The comparison in plain JSON types."""
+    group_of = {run.path: group.name for group in comparison.groups for run in group.runs}
+    rows = []
+    for run in comparison.runs:
+        rows.append(
+            {
+                "name": run.name,
+                "group": group_of[run.path],
+                "path": str(run.path),
+                "finished": run.finished,
+                "clips": run.seen,
+                "steps": run.last.get("step"),
+                "flops_per_clip": run.flops_per_clip,
+                "flops_total": run.flops_total,
+                "flops_saving": comparison.flops_saving(run),
+                "seconds": run.seconds,
+                "seconds_saving": comparison.time_saving(run),
+                "clips_per_second": run.clips_per_second,
+                "peak_memory_bytes": run.peak_memory,
+                "parameters": run.info.get("parameters"),
+                "losses": {name: run.last[name] for name in LOSSES if name in run.last},
+                "probes": [
+                    {"task": p.task, "metric": p.metric, "value": p.value, "ci": p.interval, "baselines": p.baselines}
+                    for p in run.probes
+                ],
+            }
+        )
+    return {"baseline": comparison.baseline.name, "runs": rows, "cautions": cautions(comparison)}
+
+
+def summary_table(paths: Sequence[str | Path]) -> str:
+    """The runs in a few lines of plain text: cost, saving and probes, a line a run.
+
+    Raises:
+        UserError: a folder is no run, or is damaged.
+    """
+    comparison = Comparison.of(paths)
+    tasks = comparison.tasks()
+    rows = [["run", "FLOPs a clip", "FLOPs in all", "wall clock", "clips/s", *tasks]]
+    for run in comparison.runs:
+        probes = {probe.task: probe for probe in run.probes}
+        cells = [flops(run.flops_per_clip), flops(run.flops_total), duration(run.seconds)]
+        cells += [significant(run.clips_per_second), *(shown(probes[t]) if t in probes else "" for t in tasks)]
+        rows.append([run.name, *cells])
+    floor = {t: max(g.baselines.items(), key=lambda kv: kv[1]) for t in tasks if (g := _first(comparison, t)).baselines}
+    if floor:
+        best = [f"{percent(floor[t][1])} ({floor[t][0]})" if t in floor else "" for t in tasks]
+        rows.append(["best without pretraining", "", "", "", "", *best])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    for group in comparison.others:
+        lines.append(f"{group.name} took {_less(comparison, group)} a clip than {comparison.baseline.name}")
+    return "\n".join(lines)
+
+
+def _first(comparison: Comparison, task: str) -> Probe:
+    return next(p for group in comparison.groups if (p := group.probe(task)) is not None)

@@ -1,0 +1,80 @@
+"""The report's section on context: what the encoder is worth to the decoders, by timestep."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from avpretrain.core.errors import UserError
+from avpretrain.core.files import read_json
+from avpretrain.measures.runs import Run
+from avpretrain.report.charts import COLOURS
+from avpretrain.report.comparison import Comparison
+from avpretrain.report.groups import Group
+from avpretrain.report.page import Section, figure, figures, legend
+from avpretrain.report.svg import Bar, Segment, Series, bars, chart
+
+SIDES = ("audio", "video")
+KEYS = {"timesteps", "benefit", "benefit_of_draws"}
+
+
+def context_of(run: Run) -> dict[str, Any]:
+    """Modality -> what `avpretrain context` found of a run; empty where it was not measured.
+
+    Raises:
+        UserError: the result is damaged.
+    """
+    path = next(iter(sorted((run.path / "eval").glob("context*.json"))), None)
+    if path is None:
+        return {}
+    found = read_json(path, "context").get("sides")
+    if not isinstance(found, dict) or not all(isinstance(f, dict) and f.keys() >= KEYS for f in found.values()):
+        raise UserError(f"context {path} holds no levels of noise; write it anew with: avpretrain context") from None
+    return found
+
+
+def contexts(comparison: Comparison) -> Section | None:
+    """Benefit of context by timestep, and its mean over the draws of a training."""
+    measured = [(i, g, [c for run in g.runs if (c := context_of(run))]) for i, g in enumerate(comparison.groups)]
+    measured = [(i, group, found) for i, group, found in measured if found]
+    if not measured:
+        return None
+    lines, rows = [], []
+    for side in SIDES:
+        heard = [(i, group, own) for i, group, found in measured if (own := [f[side] for f in found if side in f])]
+        last = max((f["timesteps"][-1] for _, _, own in heard for f in own), default=0)
+        series = [line for i, group, own in heard if (line := _line(i, group, own, last)) is not None]
+        if series:
+            drawn = chart(f"Benefit of context, {side}", series, "timestep", from_zero=True)
+            lines.append(figure("Benefit of context", drawn, f"{side}, by timestep", readout=True))
+        bars_of = [_bar(i, group, own) for i, group, own in heard]
+        if bars_of:
+            highest = max(segment.end for row in bars_of for segment in row.segments)
+            rows.append(figure("Mean over draws", bars(f"Benefit over draws, {side}", bars_of, highest), side))
+    note = (
+        "Error of hidden patches with another clip's context less that with their own. Where it is 0 the decoder reads "
+        "the diffused patch alone, and the encoder learns nothing from it. Mask tokens are at pure noise: a level "
+        "line. The mean over draws is what a training sees. Means over seeds."
+    )
+    colours = [(f"c{i % COLOURS}", group.name) for i, group, _ in measured]
+    return Section("context", "What context is worth", legend(colours) + figures(lines) + figures(rows, "bars"), note)
+
+
+def _line(index: int, group: Group, found: Sequence[dict[str, Any]], last: int) -> Series | None:
+    """Of one group; runs that looked at other timesteps than its first are left out."""
+    xs = found[0]["timesteps"]
+    ys = [
+        statistics.fmean(column) for column in zip(*(f["benefit"] for f in found if f["timesteps"] == xs), strict=True)
+    ]
+    if len(xs) == 1:
+        xs, ys = [0, last], ys * 2
+    return Series(group.name, [float(x) for x in xs], ys, index % COLOURS, dashed=index >= COLOURS)
+
+
+def _bar(index: int, group: Group, found: Sequence[dict[str, Any]]) -> Bar:
+    """With the interval over clips of one run, or the range over several."""
+    values = [f["benefit_of_draws"]["value"] for f in found]
+    mean = statistics.fmean(values)
+    interval = tuple(found[0]["benefit_of_draws"]["ci"]) if len(found) == 1 else (min(values), max(values))
+    return Bar(group.name, f"{mean:.3f}", [Segment(0.0, max(mean, 0.0), f"c{index % COLOURS}")], interval)

@@ -1,0 +1,92 @@
+"""The report's section on reconstructed spectrograms: what share of hidden detail is missed, bin by bin."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+from avpretrain.core.errors import UserError
+from avpretrain.core.files import read_json
+from avpretrain.measures.numbers import percent
+from avpretrain.measures.runs import Run
+from avpretrain.measures.scores import bounds
+from avpretrain.report.charts import COLOURS
+from avpretrain.report.comparison import Comparison
+from avpretrain.report.groups import Group
+from avpretrain.report.page import Section, figure, figures, legend
+from avpretrain.report.svg import Bar, Segment, Series, bars, chart
+
+METHODS = {"one_step": "one step", "sampled": "sampled"}
+"""Names of reconstructions in results, and in words."""
+
+
+def spectrum_of(run: Run) -> dict[str, Any]:
+    """Method -> what `avpretrain spectrum` found of a run; empty where it was not measured.
+
+    Raises:
+        UserError: the result is damaged.
+    """
+    path = next(iter(sorted((run.path / "eval").glob("spectrum*.json"))), None)
+    if path is None:
+        return {}
+    try:
+        found: dict[str, Any] = read_json(path, "spectrum")["methods"]
+        return {name: found[name] for name in METHODS if name in found}
+    except (KeyError, TypeError):
+        raise UserError(f"spectrum {path} holds no methods; write it anew with: avpretrain spectrum") from None
+
+
+def spectra(comparison: Comparison) -> Section | None:
+    """Missed detail and the detail's own energy, by mel bin and in the upper half."""
+    measured = [(i, g, [s for run in g.runs if (s := spectrum_of(run))]) for i, g in enumerate(comparison.groups)]
+    measured = [(i, group, found) for i, group, found in measured if found]
+    if not measured:
+        return None
+    items = []
+    for method, words in METHODS.items():
+        lines = [_mean_line(i, g, [f[method] for f in found if method in f]) for i, g, found in measured]
+        series = [line for line in lines if line is not None]
+        if series:
+            drawn = chart(f"Detail missed by mel bin, {words}", series, "mel bin", y_labels=_percents)
+            items.append(figure("Detail missed", drawn, f"{words}, by mel bin", readout=True))
+    rows = [
+        bar
+        for i, group, found in measured
+        for method in METHODS
+        if (bar := _bar(i, group, method, [f[method] for f in found if method in f])) is not None
+    ]
+    highest = max(segment.end for row in rows for segment in row.segments)
+    upper = figure("High detail missed", bars("High detail missed", rows, highest), "upper half of the mel bins")
+    note = (
+        "Hidden patches of held-out spectrograms, each at its own mean and variance: the share of the energy of their "
+        "detail that the reconstruction misses. One step: the decoder's word on pure noise or mask tokens. Sampled: "
+        "the reverse chain of diffusion. Kept: the energy of the reconstruction's own detail; a blur has little of it. "
+        "Means over seeds."
+    )
+    colours = [(f"c{i % COLOURS}", group.name) for i, group, _ in measured]
+    return Section(
+        "spectra", "Spectrograms by frequency", legend(colours) + figures(items) + figures([upper], "bars"), note
+    )
+
+
+def _percents(values: Any) -> list[str]:
+    return [percent(v, 0) for v in values]
+
+
+def _mean_line(index: int, group: Group, found: list[dict[str, Any]]) -> Series | None:
+    if not found:
+        return None
+    ys = [statistics.fmean(values) for values in zip(*(f["missed_by_mel"] for f in found), strict=True)]
+    return Series(group.name, [float(m + 1) for m in range(len(ys))], ys, index % COLOURS, dashed=index >= COLOURS)
+
+
+def _bar(index: int, group: Group, method: str, found: list[dict[str, Any]]) -> Bar | None:
+    """One group's missed share, with the interval over clips of one run, or the range over several."""
+    if not found:
+        return None
+    values = [f["missed_high"]["value"] for f in found]
+    value, low_high = statistics.fmean(values), (min(values), max(values))
+    kept = percent(statistics.fmean(f["detail_high"]["value"] for f in found))
+    interval = low_high if len(found) > 1 else bounds(found[0]["missed_high"]["ci"])
+    label = f"{group.name}, {METHODS[method]}"
+    return Bar(label, f"{percent(value)}, kept {kept}", [Segment(0.0, value, f"c{index % COLOURS}")], interval)

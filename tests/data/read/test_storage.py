@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import hashlib
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from avpretrain.config.model import InputConfig
+from avpretrain.config.schedules import Step
+from avpretrain.config.train import DataConfig
+from avpretrain.core.errors import UserError
+from avpretrain.data.read import storage
+from avpretrain.data.read.clips import ClipSet
+from avpretrain.data.read.dataset import train_loader
+from avpretrain.data.read.storage import LocalStore, RemoteStore, StorageError, UnreachableError, open_store
+from tests.support.tiny_datasets import Spec, make_dataset
+
+INPUT = InputConfig(audio_frames=64, mels=32, video_frames=2, video_fps=2.0, video_size=16)
+
+
+class Server(BaseHTTPRequestHandler):
+    """Serves a folder by ranges; every `cut`-th request breaks off in the middle of its answer."""
+
+    def __init__(self, root: Path, cut: int, ranges: bool, log: list[str], *args: object) -> None:
+        self.root, self.cut, self.ranges, self.log = root, cut, ranges, log
+        super().__init__(*args)  # type: ignore[arg-type]
+
+    def do_GET(self) -> None:
+        path = self.root / self.path.lstrip("/")
+        self.log.append(self.path)
+        if not path.is_file():
+            self.send_error(404)
+            return
+        data = path.read_bytes()
+        wanted = self.headers.get("Range")
+        if wanted and self.ranges:
+            first, last = wanted.removeprefix("bytes=").split("-")
+            data = data[int(first) : int(last) + 1]
+        self.send_response(206 if wanted and self.ranges else 200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        if self.cut and len(self.log) % self.cut == 0:
+            self.wfile.write(data[: len(data) // 2])
+            self.wfile.flush()
+            self.connection.shutdown(socket.SHUT_RDWR)
+            return
+        self.wfile.write(data)
+
+    do_HEAD = do_GET
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@contextmanager
+def serving(root: Path, cut: int = 0, ranges: bool = True) -> Iterator[tuple[str, list[str]]]:
+    log: list[str] = []
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Server, root, cut, ranges, log))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}", log
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_dataset(tmp_path_factory.mktemp("data") / "set", [Spec(seconds=1.0) for _ in range(10)])
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "FIRST_PAUSE", 0.001)
+
+
+def rows_and_bytes(url: str, cache_dir: Path, mode: str = "random") -> list[tuple[int, str]]:
+    cfg = DataConfig(shards=(url,), num_workers=0, cache_dir=str(cache_dir), mode=mode)  # type: ignore[arg-type]
+    batches = list(train_loader(cfg, INPUT, 0, [Step(0, 0, 10, 1e-3)]))
+    assert not any(batch.failed for batch in batches)
+    return [
+        (int(row), hashlib.sha256(wave.numpy().tobytes() + frames.numpy().tobytes()).hexdigest())
+        for batch in batches
+        for row, wave, frames in zip(batch.index_B, batch.waveform_BS, batch.frames_BTHWC, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("mode", ["random", "stream"])
+def test_http_equals_local_in_spite_of_cut_connections(root: Path, tmp_path: Path, mode: str) -> None:
+    expected = rows_and_bytes(str(root), tmp_path / "unused", mode)
+    with serving(root, cut=3) as (url, log):
+        assert rows_and_bytes(url, tmp_path / "cache", mode) == expected
+    assert len(log) > (12 if mode == "random" else 5), "some requests had to be repeated"
+
+
+def test_memory_filesystem_equals_local(root: Path, tmp_path: Path) -> None:
+    memory = fsspec.filesystem("memory")
+    for path in root.iterdir():
+        memory.pipe_file(f"/bucket/set/{path.name}", path.read_bytes())
+    try:
+        assert rows_and_bytes("memory://bucket/set", tmp_path) == rows_and_bytes(str(root), tmp_path)
+    finally:
+        memory.rm("/bucket", recursive=True)
+
+
+def test_cache_asks_once_and_heals(root: Path, tmp_path: Path) -> None:
+    with serving(root) as (url, log):
+        first = rows_and_bytes(url, tmp_path)
+        asked = len(log)
+        assert rows_and_bytes(url, tmp_path) == first
+        assert log[asked:] == ["/dataset.json"], "only the summary is looked at again"
+        ClipSet([url], "all", str(tmp_path))
+        cached = next(path for path in tmp_path.rglob("train-000000.tar/*"))
+        cached.write_bytes(bytes(cached.stat().st_size))
+        assert rows_and_bytes(url, tmp_path) == first, "a damaged copy is fetched again"
+
+
+def test_manifest_follows_the_data_set(root: Path, tmp_path: Path) -> None:
+    copy = make_dataset(tmp_path / "set", [Spec(seconds=1.0)])
+    with serving(copy) as (url, _):
+        assert len(ClipSet([url], "all", str(tmp_path / "cache"))) == 1
+        make_dataset(copy, [Spec(seconds=1.0)] * 2)
+        assert len(ClipSet([url], "all", str(tmp_path / "cache"))) == 2
+
+
+def test_server_that_stays_broken_is_named(root: Path, tmp_path: Path) -> None:
+    with (
+        serving(root, cut=1) as (url, _),
+        pytest.raises(UserError, match=r"no data set can be read at http.*\d+ attempts in \d s failed"),
+    ):
+        ClipSet([url], "all", str(tmp_path), request_timeout=0.5)
+
+
+def test_missing_remote_set_is_one_line(root: Path, tmp_path: Path) -> None:
+    with serving(root) as (url, log), pytest.raises(UserError, match=r"no data set can be read at .*dataset.json"):
+        ClipSet([f"{url}/nothing"], "all", str(tmp_path))
+    assert len(log) == 1, "what does not exist is not asked for again"
+    with pytest.raises(UserError, match="no URL that can be read"):
+        ClipSet(["nosuch://place"], "all", str(tmp_path))
+
+
+def test_server_without_ranges_is_told_apart(root: Path, tmp_path: Path) -> None:
+    with serving(root, ranges=False) as (url, _), pytest.raises(UnreachableError, match="sends whole files"):
+        RemoteStore(url).read("train-000000.tar", 512, 100)
+
+
+def test_local_store_reads_exactly_or_says_why(root: Path) -> None:
+    store = open_store(f"file://{root}")
+    assert isinstance(store, LocalStore)
+    whole = (root / "train-000000.tar").read_bytes()
+    assert store.read("train-000000.tar", 100, 200) == whole[100:300]
+    with pytest.raises(StorageError, match=r"train-000000.tar is cut short: 1 bytes are missing"):
+        store.read("train-000000.tar", len(whole) - 9, 10)
+    with pytest.raises(StorageError, match=r"train-999999.tar: No such file"):
+        store.read("train-999999.tar", 0, 1)
+
+
+def test_local_store_keeps_few_files_open(tmp_path: Path) -> None:
+    store = LocalStore(str(tmp_path))
+    for i in range(3 * storage.OPEN_FILES):
+        name = f"train-{i:06d}.tar"
+        (tmp_path / name).write_text(str(i))
+        assert store.read(name, 0, 1) == str(i)[:1].encode()
+    assert len(store._files) == storage.OPEN_FILES

@@ -1,0 +1,76 @@
+"""Exports: a folder with a model card, and ONNX files that onnxruntime runs to the same numbers."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import ModelCard
+
+from avpretrain.cli.main import run as run_verb
+from avpretrain.core.errors import UsageError
+from avpretrain.methods.diffmavil.model import DiffMAViL
+from avpretrain.methods.load import load_model
+from tests.support.tiny_models import random_batch, tiny
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    run = tmp_path / "run"
+    DiffMAViL(tiny()).save_pretrained(run / "model")
+    return run
+
+
+def test_folder_with_a_card(saved: Path, tmp_path: Path) -> None:
+    data = {"clips": 1234, "split": "train", "fingerprint": "0123456789abcdef"}
+    (saved / "run.json").write_text(json.dumps({"data": data}))
+    (saved / "eval").mkdir()
+    result = {"task": "linear_probe", "label": "class", "modality": "audio", "metric": "accuracy", "accuracy": 0.5}
+    (saved / "eval" / "probe.json").write_text(json.dumps({**result, "ci": [0.4, 0.6]}))
+    run_verb("export", [str(saved), str(tmp_path / "out")])
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert card.data.library_name == "avpretrain"
+    assert card.data.license == "apache-2.0"
+    assert "Trained on 1,234 clips (split train, fingerprint 0123456789ab)." in card.text
+    assert "linear probe of class (audio): accuracy 0.500, 95% interval [0.400, 0.600]." in card.text
+    assert "mean and std are 0.0 and 0.5" in card.text
+    model, batch = load_model(saved), random_batch(tiny())
+    copy = DiffMAViL.from_pretrained(tmp_path / "out")
+    assert torch.equal(model.encode_audio(batch.audio_BFM), copy.encode_audio(batch.audio_BFM))
+
+
+def test_wrong_places_are_refused(saved: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UsageError, match="is a file; name a folder"):
+        run_verb("export", [str(saved), str(tmp_path / "file")])
+    with pytest.raises(UsageError, match="name a file"):
+        run_verb("export", [str(saved), str(tmp_path), "--onnx", "audio"])
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("side", ["audio", "video"])
+def test_onnx_runs_to_the_same_numbers(saved: Path, tmp_path: Path, side: str) -> None:
+    """In a process of its own: run-time type checks, which tests switch on, can't be traced."""
+    runtime = pytest.importorskip("onnxruntime", reason="the extra 'onnx' is not installed")
+    path = tmp_path / "encoder.onnx"
+    command = [sys.executable, "-m", "avpretrain", "export", str(saved), str(path), "--onnx", side, "--json"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert json.loads(done.stdout)["largest_difference"] <= 1e-4
+    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    model, batch = load_model(saved), random_batch(tiny(), clips=5)
+    clips = batch.audio_BFM if side == "audio" else batch.video_BTCHW
+    tokens, embedding = session.run(["tokens", "embedding"], {side: clips.numpy()})
+    encode, encoder = (
+        (model.encode_audio, model.audio_encoder) if side == "audio" else (model.encode_video, model.video_encoder)
+    )
+    with torch.no_grad():
+        expected = encode(clips)
+    np.testing.assert_allclose(tokens, expected.numpy(), atol=1e-4)
+    np.testing.assert_allclose(embedding, encoder.pool(expected).numpy(), atol=1e-4)
+    described = session.get_modelmeta().custom_metadata_map
+    assert json.loads(described["avpretrain.input"])["audio_std"] == 0.5
