@@ -71,6 +71,11 @@ class PhaseGraphs:
         self._graph.replay()
         return self._outputs
 
+    def close(self) -> None:
+        """Lets go of the graph: a process group that a living graph still refers to never ends (seen with NCCL)."""
+        torch.cuda.synchronize()
+        self._drop()
+
     def _drop(self) -> None:
         self._graph, self._inputs, self._outputs = None, None, {}
 

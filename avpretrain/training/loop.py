@@ -299,6 +299,8 @@ class Trainer:
 
     def _finish(self) -> bool:
         """Waits for the last checkpoint and writes the final model, if the run is at its end."""
+        if isinstance(self.update, PhaseGraphs):
+            self.update.close()
         self.writer.wait()
         finished, cfg = self.progress.seen >= self.total, self.cfg
         model = whole_model(self.model, self.accelerator, self.method.model) if finished else None

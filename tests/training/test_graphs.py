@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -75,3 +78,27 @@ def test_a_captured_run_stops_at_what_is_not_finite(data: Path, tmp_path: Path) 
 def test_without_a_gpu_nothing_is_captured(data: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"run\.cuda_graphs always: there is no GPU"):
         train(captured(data, tmp_path / "run"))
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_two_ranks_captured_are_two_ranks_uncaptured_and_end(data: Path, tmp_path: Path) -> None:
+    """NCCL inside the graph; a process group that a graph refers to would keep the ranks from ending."""
+    states = []
+    for warm_up in (12, 1 << 30):
+        folder = tmp_path / f"run{warm_up}"
+        code = (
+            "import sys; from pathlib import Path; from avpretrain import api; from avpretrain.training import loop\n"
+            "from tests.support.tiny_runs import tiny_config\n"
+            f"loop.WARM_UP_RANKS = {warm_up}\n"
+            "cfg = tiny_config(Path(sys.argv[1]), Path(sys.argv[2]), schedule={'samples': 600},"
+            " run={'cuda_graphs': 'always'})\n"
+            "assert api.train(cfg).finished\n"
+        )
+        script = tmp_path / "train.py"
+        script.write_text(code)
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+        root = Path(__file__).parents[2]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), *sys.path])}
+        subprocess.run([*command, str(data), str(folder)], cwd=root, env=environment, check=True, timeout=120)
+        states.append(final_state(folder))
+    assert same_bits(*states)
