@@ -204,8 +204,8 @@ class RunConfig:
     compile: bool = False
     """torch.compile: pays after minutes, on a GPU."""
     cuda_graphs: Literal["auto", "always", "never"] = "auto"
-    """The whole step as one CUDA graph, captured once a phase of the curriculum. auto = on GPUs, unless weights are
-    sharded (FSDP)."""
+    """The whole step as one CUDA graph, captured once a phase of the curriculum: the same losses, sooner. auto = on
+    GPUs, unless weights are sharded (FSDP); always = refuse to train where it can't be; never = kernel by kernel."""
     activation_checkpointing: bool = False
     """Recompute each block in the backward pass: less memory, about a third more time."""
     hang_timeout: float = 1800.0
