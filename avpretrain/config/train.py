@@ -13,8 +13,8 @@ from typing import Any, Literal
 from avpretrain.config.model import ModelConfig, require
 
 MECHANICS = "mechanics"
-"""Mark of fields that say how a run is carried out, not what is learnt. Resuming, grouping and comparing runs do not
-look at them: `reader.learnt_config` leaves them out."""
+"""Mark of fields that say how a run is carried out, not what is learnt. Resuming, grouping and comparing runs, and
+looking for finished cells and evaluations, do not look at them: `reader.learnt_config` leaves them out."""
 
 
 def mechanics(default: Any) -> Any:

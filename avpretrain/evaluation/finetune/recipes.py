@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from avpretrain.config.train import mechanics
 from avpretrain.evaluation.settings import Modality
 
 
@@ -71,7 +72,8 @@ class FinetuneConfig:
     """Splits that are for test; empty = test and eval."""
     baselines: bool = True
     """Also train the same architecture from scratch, with the same budget."""
-    num_workers: int = 2
+    num_workers: int = mechanics(2)
+    """Processes that decode, for each rank; 0 = none of their own."""
     seed: int = 0
 
     def __post_init__(self) -> None:
