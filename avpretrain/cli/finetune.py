@@ -46,8 +46,8 @@ def run(args: Sequence[str]) -> None:
     """Train a classifier from a checkpoint, test it, and train the same architecture from scratch beside it.
 
     Reads a checkpoint and shards with labels. Writes the result as JSON, and the predictions beside it, to --out or
-    into the run's eval/ folder. Takes minutes (recipe small, 1,000 clips) to days (as2m), twice unless --no-baselines; one
-    training for each fold. On several GPUs: accelerate launch eval/finetune.py CKPT DATA --label NAME ...
+    into the run's eval/ folder. Takes minutes (recipe small, 1,000 clips) to days (as2m), twice unless --no-baselines;
+    one training for each fold. On several GPUs: accelerate launch eval/finetune.py CKPT DATA --label NAME ...
     """
     args = args or ["--help"]
     if args[0].startswith("-") and not {"-h", "--help"} & set(args):
