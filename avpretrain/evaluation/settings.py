@@ -27,6 +27,7 @@ class ContextConfig:
     """On what clips the benefit of context is measured, and how finely."""
 
     split: str = "val"
+    """Split that the clips are from."""
     clips: int = 192
     """Spread evenly over the split."""
     ratio: float = 0.8
@@ -34,7 +35,9 @@ class ContextConfig:
     levels: int = 10
     """Timesteps looked at: the middle of so many equal parts; pure noise is one more."""
     batch_size: int = 16
+    """Clips at a time."""
     num_workers: int = 2
+    """Processes that decode."""
     seed: int = 0
     """Of the intervals."""
 
@@ -61,12 +64,15 @@ class InpaintRun:
     """Which clips are filled, and for which of them files are written."""
 
     split: str = "test"
+    """Split that the clips are from."""
     clips: int = 64
     """Clips that the errors are averaged over, spread evenly over the split."""
     shown: int = 4
     """The first of them, of which pictures and sounds are written."""
     batch_size: int = 8
+    """Clips at a time."""
     num_workers: int = 2
+    """Processes that decode."""
     seed: int = 0
     """Of the intervals."""
 
@@ -76,6 +82,7 @@ class SpectrumConfig:
     """What is reconstructed, and how."""
 
     split: str = "test"
+    """Split that the clips are from."""
     clips: int = 256
     """Spread evenly over the split."""
     ratio: float = 0.8
@@ -83,6 +90,8 @@ class SpectrumConfig:
     steps: int = 20
     """Of the reverse chain."""
     batch_size: int = 16
+    """Clips at a time."""
     num_workers: int = 2
+    """Processes that decode."""
     seed: int = 0
     """Of the intervals."""

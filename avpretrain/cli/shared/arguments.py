@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import functools
+import inspect
 import io
 import re
 from collections.abc import Callable, Sequence
@@ -17,13 +18,37 @@ from avpretrain.core.errors import UsageError
 T = TypeVar("T")
 
 
-def parse(target: Callable[..., T] | type[T], args: Sequence[str], prog: str, default: Any = None) -> T:
+BOOLEAN = re.compile(r"--[^=]+=(true|false)", re.IGNORECASE)
+
+
+def parse(
+    target: Callable[..., T] | type[T], args: Sequence[str], prog: str, default: Any = None, about: str | None = None
+) -> T:
     """What tyro makes of the command line: `target` filled with arguments, over `default` where it is a dataclass.
+
+    A flag is `--name` or `--no-name`; `--name True` and `--name False` are taken, too.
+
+    Args:
+        about: what the help begins with; without it, the docstring of `target`.
 
     Raises:
         UsageError: an argument is wrong; the message is tyro's, in one line.
     """
-    keywords = {} if default is None else {"default": default}
+    keywords: dict[str, Any] = {} if default is None else {"default": default}
+    if about:
+        keywords["description"] = inspect.cleandoc(about)
+    try:
+        return _parse(target, args, prog, keywords)
+    except UsageError:
+        flags = _as_flags(args)
+        if flags == list(args):
+            raise
+        with contextlib.suppress(UsageError):
+            return _parse(target, flags, prog, keywords)
+        raise
+
+
+def _parse(target: Callable[..., T] | type[T], args: Sequence[str], prog: str, keywords: dict[str, Any]) -> T:
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
@@ -34,6 +59,19 @@ def parse(target: Callable[..., T] | type[T], args: Sequence[str], prog: str, de
         raise UsageError(_one_line(said.getvalue(), prog)) from None
     except ValueError as error:  # a config's own check of its values
         raise UsageError(f"{error} (see {prog} --help)") from None
+
+
+def _as_flags(args: Sequence[str]) -> list[str]:
+    """`--run.compile True` and `--run.compile=False` as `--run.compile` and `--run.no-compile`."""
+    flags: list[str] = []
+    for text in (part for arg in args for part in (arg.split("=", 1) if BOOLEAN.fullmatch(arg) else [arg])):
+        if text.lower() in ("true", "false") and flags and flags[-1].startswith("--"):
+            if text.lower() == "false":
+                section, dot, name = flags.pop().removeprefix("--").rpartition(".")
+                flags.append(f"--{section}{dot}no-{name}")
+        else:
+            flags.append(text)
+    return flags
 
 
 def bind(function: Callable[..., None], args: Sequence[str], prog: str) -> Callable[[], None]:

@@ -14,6 +14,7 @@ from accelerate import PartialState
 from torch import Tensor
 
 from avpretrain.config.model import ModelConfig
+from avpretrain.config.train import mechanics
 from avpretrain.core.errors import UsageError, UserError
 from avpretrain.data.read.clips import ClipSet
 from avpretrain.data.splits import SplitRoles, split_names
@@ -68,8 +69,10 @@ class ProbeConfig:
     max_seconds: float = 30.0
     """Of longer clips the middle is taken."""
     baselines: bool = True
-    batch_size: int = 32
-    num_workers: int = 2
+    batch_size: int = mechanics(32)
+    """Clips at a time on each device."""
+    num_workers: int = mechanics(2)
+    """Processes that decode, for each rank."""
     seed: int = 0
     """Of the random encoder and of the intervals; the probe itself draws nothing."""
 

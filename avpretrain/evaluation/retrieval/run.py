@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from avpretrain.config.train import mechanics
 from avpretrain.core.errors import UserError
 from avpretrain.data.read.clips import ClipSet
 from avpretrain.evaluation.extract import Reading, extract, longest_clip
@@ -76,8 +77,10 @@ class RetrievalConfig:
     """Clips in the gallery, evenly taken from the split; 0 = all."""
     max_seconds: float = 30.0
     baselines: bool = True
-    batch_size: int = 32
-    num_workers: int = 2
+    batch_size: int = mechanics(32)
+    """Clips at a time on each device."""
+    num_workers: int = mechanics(2)
+    """Processes that decode, for each rank."""
     seed: int = 0
 
 
