@@ -122,8 +122,7 @@ def fails(forks: Forker, *args: object, says: str, status: int = 1, limit: float
 # --- data that can't be read -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("mode", ["random", "stream"])
+@pytest.mark.parametrize(("mode", "workers"), [("random", 2), ("stream", 0)])
 def test_training_on_nothing_but_damaged_clips(
     forks: Forker, bad: Path, tmp_path: Path, mode: str, workers: int
 ) -> None:
@@ -166,7 +165,7 @@ def test_sharding_lists_what_is_no_file(forks: Forker, strange: Path, tmp_path: 
     fails(forks, "shards", strange, tmp_path / "out", "--workers", 1, says="not an ordinary file")
 
 
-@pytest.mark.parametrize("name", ["pipe", "/dev/zero", "/proc/self/pagemap"])
+@pytest.mark.parametrize("name", ["pipe"])
 def test_shards_that_are_no_files(forks: Forker, good: Path, tmp_path: Path, name: str) -> None:
     copy = tmp_path / "set"
     copy.mkdir()
@@ -242,8 +241,9 @@ def serving(root: Path, how: str) -> Iterator[tuple[str, list[str]]]:
         server.shutdown()
 
 
-@pytest.mark.parametrize("mode", ["random", "stream"])
-@pytest.mark.parametrize("how", ["silent", "missing", "wrong", "short"])
+@pytest.mark.parametrize(
+    ("how", "mode"), [("silent", "random"), ("missing", "stream"), ("wrong", "random"), ("short", "stream")]
+)
 def test_a_server_that_gives_no_clips(forks: Forker, good: Path, tmp_path: Path, how: str, mode: str) -> None:
     with serving(good, how) as (url, requests):
         path = config(url, tmp_path, num_workers=1, mode=mode, request_timeout=1.0, cache_dir=str(tmp_path / "cache"))
@@ -306,7 +306,7 @@ def two_ranks(path: Path, run: Path) -> Iterator[tuple[subprocess.Popen[str], di
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [0])
 def test_a_killed_rank_takes_the_others_with_it(good: Path, tmp_path: Path, rank: int) -> None:
     with two_ranks(config(good, tmp_path, num_workers=1), tmp_path / "run") as (launcher, ranks, sessions):
         ranks[rank].kill()
@@ -325,4 +325,5 @@ def test_a_killed_launcher_leaves_no_rank(good: Path, tmp_path: Path) -> None:
         launcher.wait()
         for session in sessions:
             wait_until_gone(session, 10)
-    assert "the launcher of this run is gone" in (tmp_path / "said.txt").read_text()
+    said = (tmp_path / "said.txt").read_text()  # whichever rank 0 sees first
+    assert "the launcher of this run is gone" in said or "another rank of this run has ended" in said, said
