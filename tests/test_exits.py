@@ -10,10 +10,8 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import psutil
@@ -25,6 +23,7 @@ from avpretrain.config.reader import to_dict
 from avpretrain.config.train import TrainConfig
 from avpretrain.methods.diffmavil.model import DiffMAViL
 from tests.support.forks import Forker, forker
+from tests.support.servers import Shards, serving
 from tests.support.tiny_datasets import Spec, make_dataset
 from tests.support.tiny_runs import tiny_config
 
@@ -191,61 +190,11 @@ def test_a_pickle_that_holds_itself(forks: Forker, tmp_path: Path) -> None:
 # --- servers ---------------------------------------------------------------------------------------------------------
 
 
-class Answers(BaseHTTPRequestHandler):
-    """Serves a data set's manifest well, and its shards as `how` says."""
-
-    root: Path
-    how: str
-    requests: list[str]
-
-    def do_GET(self) -> None:
-        self.requests.append(self.path)
-        path = self.root / self.path.lstrip("/")
-        shard = path.suffix == ".tar"
-        if not path.is_file() or (shard and self.how == "missing"):
-            self.send_error(404)
-            return
-        if shard and self.how == "silent":
-            time.sleep(120)
-            return
-        data = path.read_bytes()
-        wanted = self.headers.get("Range")
-        if wanted:
-            first, last = wanted.removeprefix("bytes=").split("-")
-            data = data[int(first) : int(last or len(data)) + 1]
-        if shard and self.how == "wrong":
-            data = os.urandom(len(data))
-        with contextlib.suppress(OSError):
-            self.send_response(206 if wanted else 200)
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data[: len(data) // 2] if shard and self.how == "short" else data)
-
-    do_HEAD = do_GET
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
-@contextlib.contextmanager
-def serving(root: Path, how: str) -> Iterator[tuple[str, list[str]]]:
-    requests: list[str] = []
-    handler = type("Handler", (Answers,), {"root": root, "how": how, "requests": requests})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}", requests
-    finally:
-        server.shutdown()
-
-
 @pytest.mark.parametrize(
     ("how", "mode"), [("silent", "random"), ("missing", "stream"), ("wrong", "random"), ("short", "stream")]
 )
-def test_a_server_that_gives_no_clips(forks: Forker, good: Path, tmp_path: Path, how: str, mode: str) -> None:
-    with serving(good, how) as (url, requests):
+def test_a_server_that_gives_no_clips(forks: Forker, good: Path, tmp_path: Path, how: Shards, mode: str) -> None:
+    with serving(good, shards=how) as (url, requests):
         path = config(url, tmp_path, num_workers=1, mode=mode, request_timeout=1.0, cache_dir=str(tmp_path / "cache"))
         said = fails(forks, "train", path, says="")
         assert len(requests) < 400, "a batch gives up once"

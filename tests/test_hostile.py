@@ -13,7 +13,9 @@ import pytest
 
 from avpretrain.cli.main import main
 from avpretrain.methods.diffmavil.model import DiffMAViL
-from tests.support.hostile import DATA, FOREIGN, MODELS, make
+from tests.support.hostile import make
+from tests.support.hostile_data import DATA
+from tests.support.hostile_models import FOREIGN, MODELS
 from tests.support.runs import write_run
 from tests.support.tiny_datasets import Spec, make_dataset
 from tests.support.tiny_models import tiny
@@ -30,8 +32,7 @@ def names_below(folder: Path) -> set[str]:
 
 
 def opened(what: str, folder: Path, own: Path) -> dict[str, Any]:
-    """What came of each folder in a process of its own, which must leave nothing behind."""
-    own.mkdir()
+    """What came of each folder in a process of its own, which must leave nothing behind, in `own` least of all."""
     before = names_below(folder)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1", "HOME": str(own)}
     command = [sys.executable, "-m", "tests.support.hostile", what, str(folder), str(own / "found.json")]
@@ -43,23 +44,23 @@ def opened(what: str, folder: Path, own: Path) -> dict[str, Any]:
     return found
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("data")
     specs = [Spec(seconds=0.5, size=(32, 40)) for _ in range(8)] + [Spec(seconds=0.5, size=(32, 40), split="test")] * 4
     good = make_dataset(folder / "good", specs)
     make(good, DATA, folder)
-    return opened("data", folder, folder.parent / "own_data")
+    return opened("data", folder, tmp_path_factory.mktemp("own"))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("models")
     DiffMAViL(tiny()).save_pretrained(folder / "good")
     make(folder / "good", MODELS, folder)
     for name, write in FOREIGN.items():
         write(folder / name)
-    return opened("models", folder, folder.parent / "own_models")
+    return opened("models", folder, tmp_path_factory.mktemp("own"))
 
 
 def check_line(name: str, found: dict[str, Any]) -> None:

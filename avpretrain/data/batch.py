@@ -5,14 +5,12 @@ B clips, S waveform samples, T frames, H height, W width, F spectrogram frames, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
-from typing import Any, TypeVar
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-Batch = TypeVar("Batch", "RawBatch", "AVBatch")
+from avpretrain.core.tensors import map_tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +38,12 @@ class RawBatch:
         return len(self.seed_B)
 
     def to(self, device: torch.device | str) -> RawBatch:
-        return _map_tensors(self, lambda x: x.to(device, non_blocking=True))
+        moved: RawBatch = map_tensors(self, lambda x: x.to(device, non_blocking=True))
+        return moved
 
     def pin_memory(self) -> RawBatch:
-        return _map_tensors(self, Tensor.pin_memory)
+        pinned: RawBatch = map_tensors(self, Tensor.pin_memory)
+        return pinned
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,10 +65,5 @@ class AVBatch:
         return len(self.seed_B)
 
     def to(self, device: torch.device | str) -> AVBatch:
-        return _map_tensors(self, lambda x: x.to(device, non_blocking=True))
-
-
-def _map_tensors(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
-    values = {f.name: getattr(batch, f.name) for f in fields(batch)}
-    changed: dict[str, Any] = {name: change(value) for name, value in values.items() if isinstance(value, Tensor)}
-    return replace(batch, **changed)
+        moved: AVBatch = map_tensors(self, lambda x: x.to(device, non_blocking=True))
+        return moved

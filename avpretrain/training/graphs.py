@@ -7,9 +7,8 @@ step is in the batch or in tensors that the graph reads (learning rate, step ind
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import zip_longest
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from avpretrain.config.schedules import Phase
 from avpretrain.core.errors import UserError
+from avpretrain.core.tensors import leaves_of, map_tensors, tensors_of
 
 Update = Callable[[Any, Phase], dict[str, Tensor]]
 """A whole training step on a batch; what it returns stays on the device."""
@@ -140,36 +140,3 @@ def form_of(batch: Any) -> list[Any]:
 def _said(part: Any) -> str:
     """A part of a batch's form in words."""
     return f"{list(part[0])} {str(part[1]).removeprefix('torch.')}" if isinstance(part, tuple) else str(part)
-
-
-def tensors_of(batch: Any) -> Iterator[Tensor]:
-    """The tensors of a batch: one itself, or in dataclasses, dictionaries, lists and tuples of them."""
-    return (leaf for leaf in leaves_of(batch) if isinstance(leaf, Tensor))
-
-
-def leaves_of(batch: Any) -> Iterator[Tensor | complex | None]:
-    """Tensors, numbers and Nones of a batch; what else it holds is left out."""
-    if isinstance(batch, Tensor | int | float | complex | None):
-        yield batch
-    elif dataclasses.is_dataclass(batch):
-        for field in dataclasses.fields(batch):
-            yield from leaves_of(getattr(batch, field.name))
-    elif isinstance(batch, dict | list | tuple):
-        for value in batch.values() if isinstance(batch, dict) else batch:
-            yield from leaves_of(value)
-
-
-def map_tensors(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """A batch of the same kind with `change` of each of its tensors."""
-    if isinstance(batch, Tensor):
-        return change(batch)
-    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
-        fields = {field.name: map_tensors(getattr(batch, field.name), change) for field in dataclasses.fields(batch)}
-        return dataclasses.replace(batch, **fields)
-    if isinstance(batch, dict):
-        return {key: map_tensors(value, change) for key, value in batch.items()}
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(map_tensors(value, change) for value in batch))
-    if isinstance(batch, list | tuple):
-        return type(batch)(map_tensors(value, change) for value in batch)
-    return batch

@@ -24,8 +24,7 @@ from avpretrain.config.train import EngineConfig
 from avpretrain.core.errors import UsageError
 from avpretrain.core.files import atomic_path
 from avpretrain.cost.count import count_flops
-
-CONFIG_NAME, WEIGHTS_NAME = "config.json", "model.safetensors"
+from avpretrain.training.checkpoint import CONFIG, WEIGHTS
 
 
 @runtime_checkable
@@ -186,9 +185,9 @@ class Method(ABC):
         """Writes a trained model: `model.safetensors` and `config.json`."""
         with atomic_path(folder) as temporary:
             temporary.mkdir()
-            save_model(model, str(temporary / WEIGHTS_NAME))
+            save_model(model, str(temporary / WEIGHTS))
             values = {"method": self.cfg.method, "config": to_dict(self.model_config)}
-            (temporary / CONFIG_NAME).write_text(json.dumps(values, indent=2) + "\n")
+            (temporary / CONFIG).write_text(json.dumps(values, indent=2) + "\n")
 
     def next_round(self) -> Method | None:
         """After a finished run: the next one, whose config names a folder of its own; none = all is done."""

@@ -127,8 +127,8 @@ def test_a_shared_phase_is_measured_once_and_one_too_large_is_said_to_be(monkeyp
     assert answer["matmul_peak_after"] > 0
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="what a machine without a GPU says")
-def test_what_can_not_be_captured_is_not_measured_as_if_it_were() -> None:
+def test_what_can_not_be_captured_is_not_measured_as_if_it_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     cfg = TrainConfig(model=tiny(), run=RunConfig(cuda_graphs="always"))
     with pytest.raises(UsageError, match=r"run\.cuda_graphs always: there is no GPU"):
         bench_steps({"a": cfg}, 4, 1, lambda _: None)

@@ -122,7 +122,13 @@ def run(command: str | list[str]) -> Ended:
     return Ended(status, out.getvalue(), err.getvalue())
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(autouse=True)
+def no_recordings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With recordings at hand, `evaluate` rightly makes the data sets that are not there."""
+    monkeypatch.delenv("AVPRETRAIN_REAL_DATA", raising=False)
+
+
+@pytest.fixture(scope="session")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with one of everything that commands take, right and wrong."""
     root = tmp_path_factory.mktemp("usage")
@@ -209,10 +215,8 @@ def test_every_verb_has_a_command_here() -> None:
     assert set(COMMANDS) == set(NAMES)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in WORKS_WITHOUT_ARGUMENTS])
 def test_no_arguments(name: str, place: Path, tmp_path: Path) -> None:
-    if name in WORKS_WITHOUT_ARGUMENTS:
-        pytest.skip("works without")
     with nothing_written(place, tmp_path):
         complaint(run(name), name.split())
 

@@ -7,11 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 import yaml
+from accelerate import Accelerator
 from accelerate.utils import DistributedType, DynamoBackend
 
 from avpretrain.api import train
@@ -168,16 +168,24 @@ def test_a_run_says_what_it_trains_with(data: Path, tmp_path: Path, capsys: pyte
     assert capsys.readouterr().err.splitlines()[0].endswith("not compiled; resumes at 8")
 
 
+class OnGpu(Accelerator):
+    """What accelerate says on a machine with one GPU, where there may be none."""
+
+    device = torch.device("cuda")
+    num_processes = 1
+    distributed_type = DistributedType.NO
+    mixed_precision = "bf16"
+
+    def __init__(self) -> None:
+        self.state = SimpleNamespace(dynamo_plugin=SimpleNamespace(backend=DynamoBackend.NO))
+
+
 def test_a_run_on_a_gpu_says_whether_its_steps_are_captured(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Gpu(monkeypatch, 9)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "H200")
     cfg = tiny_config(data, Path("run"))
     steps = list(plan(cfg.schedule, cfg.optim, 120, lambda progress: Phase(), lambda phase: 1.0))
-    state = SimpleNamespace(dynamo_plugin=SimpleNamespace(backend=DynamoBackend.NO))
-    accelerator: Any = SimpleNamespace(
-        device=torch.device("cuda"), num_processes=1, distributed_type=DistributedType.NO, mixed_precision="bf16",
-        state=state,
-    )  # fmt: skip
+    accelerator = OnGpu()
     assert banner(cfg, accelerator, steps, "20 clips", 7, 0, "").endswith("not compiled, steps as CUDA graphs")
     sharded = banner(cfg, accelerator, steps, "20 clips", 7, 0, "FSDP shards the weights")
     assert sharded.endswith("not compiled, no CUDA graphs (FSDP shards the weights)")

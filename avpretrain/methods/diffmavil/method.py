@@ -192,10 +192,6 @@ class DiffMAViLMethod(Method):
         """As `DiffMAViL.save_pretrained` does, with a model card."""
         cast(DiffMAViL, model).save_pretrained(folder)
 
-    def next_round(self) -> Method | None:
-        """None: stage 1 is one round."""
-        return None
-
 
 def start_from(init: str, model: nn.Module) -> None:
     """Copies trained parts into a fresh model.

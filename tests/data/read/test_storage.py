@@ -1,12 +1,6 @@
 from __future__ import annotations
 
 import hashlib
-import socket
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import fsspec
@@ -20,57 +14,10 @@ from avpretrain.data.read import storage
 from avpretrain.data.read.clips import ClipSet
 from avpretrain.data.read.dataset import train_loader
 from avpretrain.data.read.storage import LocalStore, RemoteStore, StorageError, UnreachableError, open_store
+from tests.support.servers import serving
 from tests.support.tiny_datasets import Spec, make_dataset
 
 INPUT = InputConfig(audio_frames=64, mels=32, video_frames=2, video_fps=2.0, video_size=16)
-
-
-class Server(BaseHTTPRequestHandler):
-    """Serves a folder by ranges; every `cut`-th request breaks off in the middle of its answer."""
-
-    def __init__(self, root: Path, cut: int, ranges: bool, log: list[str], *args: object) -> None:
-        self.root, self.cut, self.ranges, self.log = root, cut, ranges, log
-        super().__init__(*args)  # type: ignore[arg-type]
-
-    def do_GET(self) -> None:
-        path = self.root / self.path.lstrip("/")
-        self.log.append(self.path)
-        if not path.is_file():
-            self.send_error(404)
-            return
-        data = path.read_bytes()
-        wanted = self.headers.get("Range")
-        if wanted and self.ranges:
-            first, last = wanted.removeprefix("bytes=").split("-")
-            data = data[int(first) : int(last) + 1]
-        self.send_response(206 if wanted and self.ranges else 200)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        if self.cut and len(self.log) % self.cut == 0:
-            self.wfile.write(data[: len(data) // 2])
-            self.wfile.flush()
-            self.connection.shutdown(socket.SHUT_RDWR)
-            return
-        self.wfile.write(data)
-
-    do_HEAD = do_GET
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
-@contextmanager
-def serving(root: Path, cut: int = 0, ranges: bool = True) -> Iterator[tuple[str, list[str]]]:
-    log: list[str] = []
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Server, root, cut, ranges, log))
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}", log
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 @pytest.fixture(scope="module")

@@ -15,16 +15,12 @@ from avpretrain.data.decode import DecodeError, decode_audio, decode_video
 from avpretrain.data.media import SAMPLE_RATE, Segment
 from avpretrain.data.write.encode import ClipEncoder, prepare
 from avpretrain.data.write.transcode import ClipMedia, TranscodeConfig, cut
+from tests.support.clips import shown
 from tests.support.media_files import write_media
 
 
 def clips_of(path: Path, need: Need = "any", segment: Segment | None = None, **options: Any) -> list[ClipMedia]:
     return list(cut(path, segment, need, TranscodeConfig(**{"clip_seconds": 2.0, **options}), Limits()))
-
-
-def shown(clip: ClipMedia, times: list[float]) -> np.ndarray:
-    """Seconds of the source that the clip's frames show."""
-    return decode_video(clip.video, times)[:, -8:, -8:, 1].mean(axis=(1, 2)) / 10
 
 
 def beeps(clip: ClipMedia) -> list[float]:

@@ -73,5 +73,8 @@ def test_verb_writes_both_directions_beside_chance(
 
 
 def test_too_few_clips_is_an_error(data: str, checkpoint: Path) -> None:
-    with pytest.raises(UserError, match="at least 2 clips with sound and picture"):
+    with pytest.raises(
+        UserError,
+        match=r"at least 2 clips whose audio and video could be read; of the 1 clips of split 'val' there are 0",
+    ):
         run_retrieval(checkpoint, (data,), RetrievalConfig(split="val", num_workers=0))

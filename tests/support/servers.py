@@ -1,0 +1,78 @@
+"""A web server for a data set, good or bad."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Literal
+
+Shards = Literal["good", "missing", "silent", "wrong", "short"]
+"""How shards are answered: as they are, with 404, never, with other bytes, or with half of what is promised."""
+
+
+class _Server(BaseHTTPRequestHandler):
+    def __init__(self, root: Path, cut: int, ranges: bool, shards: Shards, log: list[str], *args: object) -> None:
+        self.root, self.cut, self.ranges, self.shards, self.log = root, cut, ranges, shards, log
+        super().__init__(*args)  # type: ignore[arg-type]
+
+    def do_GET(self) -> None:
+        path = self.root / self.path.lstrip("/")
+        self.log.append(self.path)
+        how = self.shards if path.suffix == ".tar" else "good"
+        if not path.is_file() or how == "missing":
+            self.send_error(404)
+            return
+        if how == "silent":
+            time.sleep(120)
+            return
+        data = path.read_bytes()
+        wanted = self.headers.get("Range")
+        if wanted and self.ranges:
+            first, last = wanted.removeprefix("bytes=").split("-")
+            data = data[int(first) : int(last or len(data)) + 1]
+        if how == "wrong":
+            data = os.urandom(len(data))
+        with contextlib.suppress(OSError):  # the client may be gone
+            self.send_response(206 if wanted and self.ranges else 200)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            if how == "short" or (self.cut and len(self.log) % self.cut == 0):
+                self.wfile.write(data[: len(data) // 2])
+                self.wfile.flush()
+                self.connection.shutdown(socket.SHUT_RDWR)
+                return
+            self.wfile.write(data)
+
+    do_HEAD = do_GET
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@contextmanager
+def serving(root: Path, cut: int = 0, ranges: bool = True, shards: Shards = "good") -> Iterator[tuple[str, list[str]]]:
+    """Serves a folder by ranges; gives its URL and the paths that were asked for.
+
+    Args:
+        cut: every so many requests one breaks off in the middle of its answer; 0 = none.
+        ranges: whether ranges are understood.
+    """
+    log: list[str] = []
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Server, root, cut, ranges, shards, log))
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}", log
+    finally:
+        server.shutdown()
+        thread.join()
+        server.socket.close()
