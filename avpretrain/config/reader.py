@@ -237,6 +237,14 @@ def _overlay(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load_config(name: str) -> TrainConfig:
-    """Reads a preset or a YAML file; its `name` defaults to the file's."""
+    """Reads a preset or a YAML file of DiffMAViL; its `name` defaults to the file's.
+
+    Raises:
+        UsageError: there is none, it is wrong, or it is of another method.
+    """
     path = find_config(name)
-    return from_dict(TrainConfig, {"name": path.stem, **read_yaml(path)})
+    values = read_yaml(path)
+    method = values.get("method", "diffmavil")
+    if method not in ("diffmavil", "self_training"):
+        raise UsageError(f"{path} is a config of method {method}; only 'train' and 'report' know others than diffmavil")
+    return from_dict(TrainConfig, {"name": path.stem, **values})
