@@ -23,6 +23,7 @@ from torch import Tensor
 
 from avpretrain.core.errors import UserError
 from avpretrain.core.files import NotAFileError, check_zip, mistaken_for, open_file, read_head
+from avpretrain.core.terminal import LONGEST, brief
 from avpretrain.nn.weights import check_finite, read_header
 
 Format = Literal["mae", "audiomae", "cav-mae", "mavil", "timm"]
@@ -170,7 +171,7 @@ class Taker:
             UserError: there is none.
         """
         if key not in self.weights:
-            has = ", ".join(sorted(self.weights)[:4])
+            has = ", ".join(key[:LONGEST] for key in sorted(self.weights)[:4])
             raise UserError(f"{self.source} has no '{key}'; is --format right? It begins with {has}")
         self.unused.discard(key)
         check_finite({key: self.weights[key]}, Path(self.source))
@@ -196,7 +197,9 @@ class Taker:
     def _block(self, prefix: str) -> dict[str, Tensor]:
         found = {k.removeprefix(prefix) for k in self.weights if k.startswith(prefix)}
         if alien := sorted(k for k in found if k not in BLOCK_KEYS and not re.match(r"norm[12]_[av]\.", k)):
-            raise UserError(f"{self.source} is not a plain ViT: our blocks have no place for '{prefix}{alien[0]}'")
+            raise UserError(
+                f"{self.source} is not a plain ViT: our blocks have no place for {brief(prefix + alien[0])}"
+            )
         return {key: self.take(prefix + key) for key in BLOCK_KEYS}
 
 
