@@ -11,6 +11,7 @@ import dataclasses
 import pickle
 import re
 import struct
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,7 @@ from torch import Tensor
 from avpretrain.core.errors import UserError
 from avpretrain.core.files import NotAFileError, check_zip, mistaken_for, open_file, read_head
 from avpretrain.core.terminal import LONGEST, brief
+from avpretrain.methods.diffmavil.conversions.pickles import check_pickles
 from avpretrain.nn.weights import check_finite, read_header
 
 Format = Literal["mae", "audiomae", "cav-mae", "mavil", "timm"]
@@ -87,6 +89,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             read_header(path)
             return _unwrapped(load_file(path), size)
         check_zip(path, size)  # torch stores its archives' members as they are, so more is a bomb
+        check_pickles(path)
         with torch.serialization.safe_globals([argparse.Namespace]):  # MAE keeps its arguments so; plain data
             return _unwrapped(torch.load(path, map_location="cpu", weights_only=True), size)
     except FileNotFoundError:
@@ -111,6 +114,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         OSError,
         MemoryError,
         struct.error,
+        zipfile.BadZipFile,
     ) as error:  # fmt: skip - torch's reader raises any of them on damage
         reason = " ".join(str(error).split())[:150] or type(error).__name__
         raise UserError(f"{path} is not a readable checkpoint: {reason}") from None
