@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from avpretrain.config.train import EngineConfig
-    from avpretrain.evaluation.frozen import Modality
-    from avpretrain.evaluation.longform import Per, Row
+    from avpretrain.evaluation.longform import Row
     from avpretrain.evaluation.probe.run import Outcome as ProbeOutcome
     from avpretrain.evaluation.probe.run import ProbeConfig
+    from avpretrain.evaluation.settings import Modality, Per
     from avpretrain.methods.diffmavil.model import DiffMAViL
     from avpretrain.training.loop import Outcome
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from avpretrain.ablate.matrix import AblationConfig, Cell
-from avpretrain.config.reader import to_dict, what_is_learnt
+from avpretrain.config.reader import learnt_config, to_dict
 from avpretrain.config.train import TrainConfig
 from avpretrain.core.errors import UsageError
 from avpretrain.core.files import read_json, write_json
@@ -45,7 +45,7 @@ def fingerprint(cell: Cell, settings: AblationConfig) -> Fingerprint:
     for probe, spec in zip(wanted["probes"], settings.probes, strict=True):
         probe["data"] = ClipSet(spec.data or cell.config.data.shards, "all").fingerprint
     data = ClipSet(cell.config.data.shards, "all").fingerprint
-    training = {"config": what_is_learnt(cell.config), "data": data}
+    training = {"config": learnt_config(cell.config), "data": data}
     return Fingerprint(_hash(training), _hash({**training, "settings": wanted}))
 
 
@@ -108,7 +108,7 @@ def write_record(cell: Cell, digest: Fingerprint, stage_seconds: dict[str, float
     assert isinstance(run.config, TrainConfig)
     record = {
         **_head(cell, digest, "done"),
-        "config": what_is_learnt(run.config),
+        "config": learnt_config(run.config),
         "flops": as_json(run_cost(run.config, int(run.last["samples_total"])), known_length=True),
         "training": _training(run),
         "evaluations": [found for path in sorted((cell.run / "eval").glob("*.json")) if (found := _evaluation(path))],

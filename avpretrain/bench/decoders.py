@@ -13,9 +13,10 @@ from typing import Any, Literal
 import numpy as np
 
 from avpretrain.core.provenance import environment
+from avpretrain.data.choices import Limits
 from avpretrain.data.decode import DecodeError, decode_video
-from avpretrain.data.media import Limits
-from avpretrain.data.write.transcode import TranscodeConfig, cut
+from avpretrain.data.write.settings import TranscodeConfig
+from avpretrain.data.write.transcode import cut
 from avpretrain.data.write.workers import Beat, TaskError, run_contained
 
 Backend = Literal["decord", "pyav"]

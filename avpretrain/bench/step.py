@@ -24,6 +24,7 @@ from avpretrain.data.batch import AVBatch
 from avpretrain.methods.diffmavil.example import random_batch
 from avpretrain.methods.load import make_method
 from avpretrain.training.bare_step import BareStep
+from avpretrain.training.build import why_uncaptured
 from avpretrain.training.graphs import WARM_UP
 
 
@@ -71,7 +72,7 @@ class StepBench:
 
     def __init__(self, cfg: TrainConfig, device: torch.device) -> None:
         self.cfg, self.device = cfg, device
-        self.captured = device.type == "cuda" and cfg.run.cuda_graphs != "never"
+        self.captured = not why_uncaptured(cfg.run, device)
         self.bare = BareStep(make_method(cfg), device, self.captured)
 
     def step(self, batch: AVBatch, phase: StepShape) -> dict[str, Tensor]:
@@ -164,8 +165,10 @@ def bench_steps(
 def _measure_phase(bench: StepBench, phase: StepShape, repeats: int, peak: float) -> dict[str, Any]:
     try:
         measured = bench.measure(phase, repeats=repeats)
+        bench.bare.close()  # the memory of a graph is no other step's
         measured["components"] = bench.components(phase, min(repeats, 5))
     except torch.OutOfMemoryError:
+        bench.bare.close()
         bench.bare.optimizer.zero_grad(set_to_none=True)
         return {**dataclasses.asdict(phase), "out_of_memory": True}
     measured["share_of_peak"] = measured["flops_per_second"] / peak

@@ -16,9 +16,11 @@ import numpy as np
 
 from avpretrain.core.errors import UserError
 from avpretrain.core.provenance import environment
+from avpretrain.data.choices import Limits
 from avpretrain.data.decode import decode_audio, decode_video, open_media, sound_stream
-from avpretrain.data.media import SAMPLE_RATE, Limits
-from avpretrain.data.write.transcode import ClipMedia, TranscodeConfig, cut
+from avpretrain.data.media import SAMPLE_RATE
+from avpretrain.data.write.settings import TranscodeConfig
+from avpretrain.data.write.transcode import ClipMedia, cut
 
 FRAMES, FPS = 8, 2.0
 """What training reads of a clip: 8 frames at 2 a second (MAViL)."""

@@ -11,6 +11,7 @@ from typing import Any
 from avpretrain.ablate.matrix import OF_A_CELL, Ablation, Cell, cells_of, load_ablation
 from avpretrain.cli.shared.arguments import parse
 from avpretrain.cli.shared.config_first import ConfigArguments, first_and_rest
+from avpretrain.cli.shared.places import require_folder
 from avpretrain.cli.shared.tables import show_table
 from avpretrain.config.reader import to_dict
 from avpretrain.config.train import TrainConfig
@@ -23,26 +24,8 @@ from avpretrain.measures.numbers import flops, percent
 WIDE = 240
 """Characters of a table that goes to a file, which has no width of its own."""
 
-HELP = """\
-usage: avpretrain ablate MATRIX --data.shards SHARDS --out DIR [--base CONFIG] [--seeds N ...] [--only NAME ...]
-                         [--jobs N] [--dry-run] [--json] [--section.field VALUE ...]
 
-Trains variants of a config under several seeds, probes them, and compares what they cost and what they reach.
-
-reads   MATRIX, a YAML file or the name of a preset (see configs/ablations/ablation.yaml), and shards
-writes  DIR/cells/NAME-sSEED.json for each cell; DIR/table.md, DIR/summary.json and DIR/report.html over all of them;
-        DIR/runs, DIR/configs and DIR/logs
-takes   the trainings and probes of all cells; --dry-run lists them with their FLOPs in seconds
-
---base CONFIG     where all variants start, in place of the matrix's: a YAML file or the name of a preset
---seeds N ...     in place of the matrix's
---only NAME ...   these variants only
---jobs N          cells at a time; they share a GPU, or are dealt out over several
---dry-run         list the cells and their cost, and run nothing; with --out, write their configs
---json            print the summary as JSON
---section.field   any key of the config, for all cells
-
-The same command again runs what is missing or failed. Exit status 1 when a cell failed; the others run all the same."""
+A_MATRIX = "A YAML file or the name of a preset that lists variants."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,15 +33,15 @@ class Arguments(ConfigArguments):
     """What follows the matrix's name."""
 
     base: str | None = None
-    """Where all variants start, in place of the matrix's."""
+    """Config where all variants start, in place of the matrix's: a YAML file or the name of a preset."""
     out: Path | None = None
-    """Folder for everything."""
+    """Folder for everything; needed unless --dry-run."""
     seeds: tuple[int, ...] = ()
-    """In place of the matrix's."""
+    """Seeds of every variant, in place of the matrix's."""
     only: tuple[str, ...] = ()
     """Names of variants; none = all."""
     jobs: int = 1
-    """Cells at a time."""
+    """Cells at a time; they share a GPU, or are dealt out over several."""
     dry_run: bool = False
     """List the cells and their cost, and run nothing; with --out, write their configs."""
     json: bool = False
@@ -66,18 +49,26 @@ class Arguments(ConfigArguments):
 
 
 def run(args: Sequence[str]) -> None:
-    """Runs the matrix as the command line says."""
-    found = first_and_rest(args, HELP)
+    """Train variants of a config under several seeds, probe them, and compare what they cost and what they reach.
+
+    Reads a matrix (see configs/ablations/ablation.yaml) and shards. Writes DIR/cells/NAME-sSEED.json for each cell;
+    DIR/table.md, DIR/summary.json and DIR/report.html over all of them; DIR/runs, DIR/configs and DIR/logs. Takes the
+    trainings and probes of all cells; --dry-run lists them with their FLOPs in seconds. The same command again runs
+    what is missing or failed. Exit status 1 when a cell failed; the others run all the same.
+    """
+    found = first_and_rest(args, "avpretrain ablate", Arguments, run.__doc__, "MATRIX", A_MATRIX)
     if found is None:
         return
     name, rest = found
     ablation = load_ablation(name, _base(rest))
-    given = parse(Arguments, rest, f"avpretrain ablate {name}", Arguments(config=ablation.base))
+    given = parse(Arguments, rest, f"avpretrain ablate {name}", Arguments(config=ablation.base), run.__doc__)
     for key in OF_A_CELL:
         if to_dict(given.config)[key] != to_dict(ablation.base)[key]:
             raise UsageError(f"--{key.replace('_', '-')} is set for each cell; use --seeds, --only and --out")
     if given.jobs < 1:
         raise UsageError(f"--jobs must be at least 1, got {given.jobs}")
+    if given.out is not None:
+        require_folder(given.out)
     ablation = replace(ablation, base=given.config)
     cells = cells_of(ablation, given.out or Path("ablation"), given.seeds, given.only)
     if given.dry_run:

@@ -9,7 +9,6 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from avpretrain.core.terminal import say
-from avpretrain.evaluation.results import compare_results
 from avpretrain.measures.scores import bounds, points
 
 
@@ -30,6 +29,8 @@ def main(
         seed: Of the bootstrap.
         json: Print the comparison as JSON.
     """
+    from avpretrain.evaluation.results import compare_results
+
     found = compare_results(a, b, seed)
     if json:
         print(json_format.dumps(found, indent=2))

@@ -13,8 +13,7 @@ from avpretrain.cli.shared.tables import show_table
 from avpretrain.core.errors import UsageError
 from avpretrain.core.files import write_json
 from avpretrain.core.terminal import Console
-from avpretrain.evaluation.generation.context import ContextConfig, run_context
-from avpretrain.evaluation.results import result_path
+from avpretrain.evaluation.settings import ContextConfig
 
 
 def main(
@@ -44,6 +43,9 @@ def main(
         if number < least:
             raise UsageError(f"--{name} must be at least {least}, got {number}")
     require_file(out)
+    from avpretrain.evaluation.generation.context import run_context
+    from avpretrain.evaluation.results import result_path
+
     result = run_context(ckpt, data, how)
     path = result_path(ckpt, out, "context", how.split)
     if path:

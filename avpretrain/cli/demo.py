@@ -14,6 +14,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from avpretrain.cli import main as cli
+from avpretrain.cli.shared.places import require_folder
 from avpretrain.core.errors import UserError
 from avpretrain.core.files import write_json
 from avpretrain.core.terminal import Console, say
@@ -34,6 +35,7 @@ def main(
         clips: Scenes to render.
         seed: Of scenes and training.
     """
+    require_folder(out, "OUT")
     console = Console(stderr=True)
     scenes, shards, report = out / "scenes", out / "shards", out / "report.html"
     runs = {name: out / name for name in ("mavil", "diffmavil")}

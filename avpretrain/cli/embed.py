@@ -6,19 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-from accelerate import PartialState
-from accelerate.utils import gather_object
 from rich.progress import track
 from tyro.conf import Positional, arg
 
 from avpretrain.cli.shared.places import require_file
 from avpretrain.core.errors import UsageError, UserError
 from avpretrain.core.terminal import Console
-from avpretrain.data.decode import DecodeError
-from avpretrain.data.sources.base import MEDIA_EXTENSIONS, walk
-from avpretrain.evaluation.frozen import Modality
-from avpretrain.evaluation.longform import Per, Row, embed_file, write_rows
-from avpretrain.methods.load import load_model
+from avpretrain.evaluation.settings import Modality, Per
 
 
 def main(
@@ -46,12 +40,20 @@ def main(
         raise UsageError("no files to embed; name them after the checkpoint")
     require_file(out, suffixes=(".npz", ".parquet"))
     files = listed(files)
+    from accelerate import PartialState
+    from accelerate.utils import gather_object
+
+    from avpretrain.data.decode import DecodeError
+    from avpretrain.evaluation.longform import Row, embed_file, write_rows
+    from avpretrain.methods.load import load_model
+
     state = PartialState()
     model = load_model(ckpt).to(state.device)
     console = Console(stderr=True)
     mine: list[tuple[int, list[Row] | None]] = []
     numbered = list(enumerate(files))[state.process_index :: state.num_processes]
-    for number, path in track(numbered, "embed", console=console, transient=True, disable=not state.is_main_process):
+    hidden = not (state.is_main_process and console.is_terminal)
+    for number, path in track(numbered, "embed", console=console, transient=True, disable=hidden):
         try:
             dropped: dict[str, float] = {}
             mine.append((number, embed_file(model, path, modality, per, dropped)))
@@ -75,8 +77,12 @@ def listed(paths: Sequence[Path]) -> tuple[Path, ...]:
     """The files that are meant, each once: folders give their media, sorted by path.
 
     Raises:
-        UserError: a folder holds none.
+        UserError: a folder holds none, or nothing is there.
     """
+    from avpretrain.data.sources.base import MEDIA_EXTENSIONS, walk
+
+    if not any(path.exists() for path in paths):
+        raise UserError(f"there is no {paths[0]}; name audio or video files, or folders of them")
     found: list[Path] = []
     for path in paths:
         if not path.is_dir():

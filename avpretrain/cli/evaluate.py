@@ -8,16 +8,14 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-from accelerate import PartialState
 from tyro.conf import Positional, arg
 
+from avpretrain.cli.shared.places import require_folder
 from avpretrain.core.errors import UserError
 from avpretrain.core.files import atomic_path, read_json
 from avpretrain.core.terminal import Console, plain
-from avpretrain.evaluation.frozen import Pooling, PoolingKind
+from avpretrain.evaluation.settings import Pooling, PoolingKind
 from avpretrain.evaluation.suite.plan import Job, SuiteConfig, jobs_of, load_suite
-from avpretrain.evaluation.suite.run import prepare_data, run_suite
-from avpretrain.evaluation.suite.table import markdown
 
 PACKS = "AVPRETRAIN_REAL_DATA"
 """Environment variable with the folder that is meant where --packs names none."""
@@ -58,6 +56,11 @@ def main(
         batch_size: Clips at a time; changes nothing but speed, except in fine-tuning, which takes its recipe's.
         num_workers: Processes that decode, for each rank.
     """
+    from avpretrain.training.checkpoint import find_weights
+
+    find_weights(ckpt)
+    require_folder(shards, "--shards")
+    require_folder(out)
     packs = packs or (Path(os.environ[PACKS]) if os.environ.get(PACKS) else None)
     cfg = SuiteConfig(
         shards=shards, out=out, packs=packs, only=only, pool=Pooling(pooling, layers), batch_size=batch_size,
@@ -65,6 +68,11 @@ def main(
     )  # fmt: skip
     suite = load_suite(list_)
     jobs = jobs_of(suite, cfg)
+    from accelerate import PartialState
+
+    from avpretrain.evaluation.suite.run import prepare_data, run_suite
+    from avpretrain.evaluation.suite.table import markdown
+
     main_rank = PartialState().is_main_process
     console = Console(stderr=True, quiet=not main_rank)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json as json_format
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
@@ -13,10 +13,9 @@ from avpretrain.core.errors import UsageError, UserError
 from avpretrain.core.files import atomic_path, read_json
 from avpretrain.core.terminal import Console
 from avpretrain.measures.scores import read_score
-from avpretrain.methods.diffmavil.card import card_values
-from avpretrain.methods.diffmavil.conversions.onnx_export import export_onnx
-from avpretrain.methods.diffmavil.model import DiffMAViL
-from avpretrain.methods.load import load_model
+
+if TYPE_CHECKING:
+    from avpretrain.methods.diffmavil.model import DiffMAViL
 
 
 def main(
@@ -44,9 +43,13 @@ def main(
         raise UsageError(f"{out} is a folder; name a file, such as {out / onnx}.onnx")
     else:
         require_file(out, "OUT")
+    from avpretrain.methods.load import load_model
+
     model = load_model(ckpt)
     answer: dict[str, Any] = {"written": str(out)}
     if onnx is not None:
+        from avpretrain.methods.diffmavil.conversions.onnx_export import export_onnx
+
         answer["largest_difference"] = export_onnx(model, onnx, out)
     else:
         _write_folder(model, ckpt, out)
@@ -58,6 +61,8 @@ def main(
 
 
 def _write_folder(model: DiffMAViL, ckpt: Path, out: Path) -> None:
+    from avpretrain.methods.diffmavil.card import card_values
+
     parameters = sum(p.numel() for p in model.parameters())
     with atomic_path(out) as folder:
         model.save_pretrained(folder, model_card_kwargs=card_values(model.cfg, parameters, _provenance(ckpt)))

@@ -18,35 +18,19 @@ from avpretrain.core.errors import UsageError
 from avpretrain.evaluation.finetune.recipes import RECIPES, FinetuneConfig
 from avpretrain.measures.scores import require_score
 
-HELP = f"""\
-usage: avpretrain finetune CKPT DATA --label NAME [--recipe RECIPE] [--FIELD VALUE ...]
-       accelerate launch eval/finetune.py CKPT DATA --label NAME ...
-
-Trains a classifier from a checkpoint, tests it, and trains the same architecture from scratch beside it.
-
-reads   CKPT (a run folder, a checkpoint, a folder with model.safetensors) and shards with labels
-writes  the result as JSON, and predictions beside it, to --out or into the run's eval/ folder
-takes   minutes (recipe small, 1,000 clips) to days (as2m), twice unless --no-baselines; one training for each fold
-
---label NAME     label to learn
---recipe RECIPE  {", ".join(RECIPES)}; default small
---train-split S  splits that are for training, one or several; --val-split and --test-split likewise
---out FILE       file of the result
---compare FILE   an earlier result; prints the paired difference to it
---pictures       also draw confusion matrix and bars by class, as PNG beside the result
---json           print the result as JSON
-
-'avpretrain finetune CKPT DATA --recipe RECIPE --help' lists every field with the recipe's value."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """What follows checkpoint and data."""
+    """What the verb takes."""
 
+    ckpt: Annotated[tyro.conf.Positional[Path], arg(metavar="CKPT")] = tyro.MISSING
+    """A run folder, a checkpoint, or a folder with model.safetensors and config.json."""
+    data: Annotated[tyro.conf.Positional[tuple[str, ...]], arg(metavar="DATA")] = tyro.MISSING
+    """Folders or URLs written by `avpretrain shards`."""
     label: str = tyro.MISSING
     """Label to learn."""
     recipe: str = "small"
-    """Recipe that the fields below start from."""
+    """Recipe that the fields below start from; with --help they are shown as it sets them."""
     out: Path | None = None
     """File of the result."""
     compare: Path | None = None
@@ -59,14 +43,18 @@ class Arguments:
 
 
 def run(args: Sequence[str]) -> None:
-    """Fine-tunes as the command line says."""
-    if not args or args[0] in ("-h", "--help"):
-        print(HELP)
-        return
-    named = next((i for i, text in enumerate(args) if text.startswith("-")), len(args))
-    (ckpt, *data), options = args[:named] or [""], args[named:]
-    recipe = _recipe(options)
-    given = parse(Arguments, options, "avpretrain finetune CKPT DATA", Arguments(recipe=recipe, config=RECIPES[recipe]))
+    """Train a classifier from a checkpoint, test it, and train the same architecture from scratch beside it.
+
+    Reads a checkpoint and shards with labels. Writes the result as JSON, and the predictions beside it, to --out or
+    into the run's eval/ folder. Takes minutes (recipe small, 1,000 clips) to days (as2m), twice unless --no-baselines;
+    one training for each fold. On several GPUs: accelerate launch eval/finetune.py CKPT DATA --label NAME ...
+    """
+    if not args or (args[0].startswith("-") and not {"-h", "--help"} & set(args)):
+        raise UsageError("checkpoint and data come first: avpretrain finetune CKPT DATA --label NAME")
+    recipe = _recipe(args)
+    default = Arguments(recipe=recipe, config=RECIPES[recipe])
+    given = parse(Arguments, args, "avpretrain finetune", default, run.__doc__)
+    ckpt, data = given.ckpt, given.data
     if not data:
         raise UsageError("checkpoint and data come first: avpretrain finetune CKPT DATA --label NAME")
     require_file(given.out)
@@ -77,10 +65,10 @@ def run(args: Sequence[str]) -> None:
     from avpretrain.evaluation.finetune.run import run_finetune
     from avpretrain.evaluation.results import compare_results, result_path, save_result
 
-    outcome = run_finetune(Path(ckpt), tuple(data), given.label, given.config)
+    outcome = run_finetune(ckpt, data, given.label, given.config)
     if not PartialState().is_main_process:
         return
-    path = result_path(Path(ckpt), given.out, outcome.result["task"], given.label, given.config.modality)
+    path = result_path(ckpt, given.out, outcome.result["task"], given.label, given.config.modality)
     if path:
         save_result(path, outcome.result, outcome.predictions)
     if path and given.pictures:

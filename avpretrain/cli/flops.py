@@ -14,18 +14,6 @@ from avpretrain.core.terminal import Console
 from avpretrain.cost.run import RunCost, as_json, mavil_of, run_cost, samples_of
 from avpretrain.measures.numbers import flops, percent
 
-HELP = """\
-usage: avpretrain flops CONFIG [--clips N] [--against CONFIG] [--json] [--section.field VALUE ...]
-
-Counts the floating-point operations of pretraining: by component, by phase of the schedule, and against a baseline.
-
-reads   CONFIG, a YAML file or the name of a preset; no data, no weights
-writes  nothing; --json prints the numbers as JSON
-takes   a second
-
---clips N         clips in the training split, for the totals of the run
---against CONFIG  baseline; without it, MAViL at the same size"""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments(ConfigArguments):
@@ -40,8 +28,11 @@ class Arguments(ConfigArguments):
 
 
 def run(args: Sequence[str]) -> None:
-    """Counts as the command line says."""
-    given = read(Arguments, args, HELP)
+    """Count the floating-point operations of pretraining: by component, by phase of the schedule, against a baseline.
+
+    Reads a config; no data, no weights. Writes nothing. Takes a second.
+    """
+    given = read(Arguments, args, "avpretrain flops", run.__doc__)
     if given is None:
         return
     if given.clips is not None and given.clips < 1:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json as json_format
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
@@ -15,8 +15,10 @@ from avpretrain.config.reader import load_config
 from avpretrain.core.errors import UsageError
 from avpretrain.core.files import atomic_path, write_json
 from avpretrain.core.terminal import LONGEST, Console, styled
-from avpretrain.methods.diffmavil.conversions.foreign import Format
-from avpretrain.methods.diffmavil.conversions.importers import ImportReport, Into, import_checkpoint
+from avpretrain.methods.diffmavil.conversions.choices import Format, Into
+
+if TYPE_CHECKING:
+    from avpretrain.methods.diffmavil.conversions.importers import ImportReport
 
 
 def main(
@@ -56,6 +58,8 @@ def main(
         if not std > 0:
             raise UsageError(f"--audio-stats takes a mean and a standard deviation above 0, got {mean:g} {std:g}")
         base = dataclasses.replace(base, input=dataclasses.replace(base.input, audio_mean=mean, audio_std=std))
+    from avpretrain.methods.diffmavil.conversions.importers import import_checkpoint
+
     model, report = import_checkpoint(ckpt, format, base, into, heads)
     with atomic_path(out) as folder:
         model.save_pretrained(folder)

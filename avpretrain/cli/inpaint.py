@@ -12,9 +12,7 @@ from avpretrain.cli.shared.places import require_folder
 from avpretrain.cli.shared.tables import show_table
 from avpretrain.core.errors import UsageError
 from avpretrain.core.terminal import Console
-from avpretrain.evaluation.generation.filling import METHODS, InpaintConfig
-from avpretrain.evaluation.generation.inpaint import InpaintRun, run_inpaint
-from avpretrain.evaluation.results import result_path
+from avpretrain.evaluation.settings import InpaintConfig, InpaintRun
 from avpretrain.measures.scores import bounds
 
 
@@ -47,6 +45,9 @@ def main(
     for name, number in (("clips", run.clips), ("batch-size", run.batch_size), ("steps", how.steps)):
         if number < 1:
             raise UsageError(f"--{name} must be at least 1, got {number}")
+    from avpretrain.evaluation.generation.inpaint import run_inpaint
+    from avpretrain.evaluation.results import result_path
+
     beside = result_path(ckpt, None, "inpaint")
     folder = out or (beside.with_suffix("") if beside else None)
     if folder is None:
@@ -60,6 +61,8 @@ def main(
 
 
 def _show(result: dict[str, Any], folder: Path) -> None:
+    from avpretrain.evaluation.generation.filling import METHODS
+
     rows = [
         [method.replace("_", " "), *(_cell(result["mse"][side].get(method)) for side in result["mse"])]
         for method in METHODS

@@ -7,17 +7,19 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 from rich.progress import Progress
 from tyro.conf import Positional, arg
 
 from avpretrain.cli.shared.tables import show_facts
 from avpretrain.core.errors import UserError
 from avpretrain.core.terminal import Console, plain, plain_json
-from avpretrain.data.manifest import Manifest
-from avpretrain.data.verify import label_counts, require_data_set, verify
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from avpretrain.data.manifest import Manifest
 
 MAX_VALUES = 12
 """Values of one label that the table shows."""
@@ -40,6 +42,8 @@ def main(
         verify_: read every byte and compare checksums.
         json_: print JSON.
     """
+    from avpretrain.data.verify import require_data_set
+
     problems = _verified(shards) if verify_ else []
     if problems:
         _complain(problems, shards, json_)
@@ -54,7 +58,10 @@ def main(
 
 
 def _verified(root: Path) -> list[str]:
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    from avpretrain.data.verify import verify
+
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         line = bar.add_task("reading shards", total=None)
         return verify(root, lambda done, total: bar.update(line, completed=done, total=total))
 
@@ -66,6 +73,10 @@ def _complain(problems: list[str], root: Path, as_json: bool) -> None:
 
 def describe(manifest: Manifest) -> dict[str, Any]:
     """Everything that the table shows, as plain values."""
+    import numpy as np
+
+    from avpretrain.data.verify import label_counts
+
     table, info = manifest.table, manifest.info
     if manifest.bad:
         good = np.ones(len(table), dtype=bool)
@@ -94,6 +105,8 @@ def describe(manifest: Manifest) -> dict[str, Any]:
 
 
 def _spread(values: np.ndarray) -> dict[str, float] | None:
+    import numpy as np
+
     if not len(values):
         return None
     low, middle, high = np.percentile(values.astype(np.float64), [0, 50, 100])

@@ -1,43 +1,44 @@
-"""`avpretrain VERB ...`: finds the verb's file in this folder, fills its arguments, calls it, says errors in a line."""
+"""`avpretrain VERB ...`: finds the verb in its table, fills its arguments, calls it, says errors in a line."""
 
 from __future__ import annotations
 
 import contextlib
+import difflib
 import importlib
-import keyword
 import os
 import sys
 from collections.abc import Iterator, Sequence
 
-from avpretrain.cli.shared.arguments import bind
+import avpretrain
 from avpretrain.core.errors import FAULT, PROGRAM_ERRORS, UsageError, UserError, describe
 from avpretrain.core.processes import end_with_launcher, is_lost_rank
 from avpretrain.core.terminal import plain
 
 VERBS = {
-    "demo": "the whole pipeline, small, on synthetic scenes",
-    "synth": "render synthetic audio-visual scenes as mp4 files",
-    "shards": "turn a folder of videos into shards and a manifest",
-    "inspect": "show and verify a sharded data set",
-    "train": "pretrain MAViL or DiffMAViL",
-    "probe": "fit a linear probe on frozen features",
-    "compare": "say by how much one result is better than another",
-    "embed": "turn audio and video files into vectors",
-    "finetune": "train a classifier from a checkpoint",
-    "retrieve": "find pictures by sound and sounds by picture",
-    "evaluate": "run a list of evaluations and write their table",
-    "context": "what the encoder is worth to the decoders, by timestep",
-    "spectrum": "error of reconstructed spectrograms by frequency",
-    "inpaint": "fill hidden sound and picture, with figures of error",
-    "bench": "measure speed and memory of loader, features and manifest",
-    "import": "turn MAE, AudioMAE, CAV-MAE, MAViL or timm weights into a model",
-    "export": "write weights with a model card, or an encoder as ONNX",
-    "flops": "count a config's FLOPs by component",
-    "ledger": "count what whole trainings of every variant would cost",
-    "ablate": "train and probe a matrix of variants and seeds",
-    "report": "compare runs in one HTML page",
+    "demo": ("avpretrain.cli.demo", "the whole pipeline, small, on synthetic scenes"),
+    "synth": ("avpretrain.cli.synth", "render synthetic audio-visual scenes as mp4 files"),
+    "shards": ("avpretrain.cli.shards", "turn a folder of videos into shards and a manifest"),
+    "inspect": ("avpretrain.cli.inspect", "show and verify a sharded data set"),
+    "train": ("avpretrain.cli.train", "pretrain MAViL or DiffMAViL"),
+    "probe": ("avpretrain.cli.probe", "fit a linear probe on frozen features"),
+    "compare": ("avpretrain.cli.compare", "say by how much one result is better than another"),
+    "embed": ("avpretrain.cli.embed", "turn audio and video files into vectors"),
+    "finetune": ("avpretrain.cli.finetune", "train a classifier from a checkpoint"),
+    "retrieve": ("avpretrain.cli.retrieve", "find pictures by sound and sounds by picture"),
+    "evaluate": ("avpretrain.cli.evaluate", "run a list of evaluations and write their table"),
+    "context": ("avpretrain.cli.context", "what the encoder is worth to the decoders, by timestep"),
+    "spectrum": ("avpretrain.cli.spectrum", "error of reconstructed spectrograms by frequency"),
+    "inpaint": ("avpretrain.cli.inpaint", "fill hidden sound and picture, with figures of error"),
+    "bench": ("avpretrain.cli.bench", "measure speed and memory of loader, features and manifest"),
+    "import": ("avpretrain.cli.import_", "turn MAE, AudioMAE, CAV-MAE, MAViL or timm weights into a model"),
+    "export": ("avpretrain.cli.export", "write weights with a model card, or an encoder as ONNX"),
+    "flops": ("avpretrain.cli.flops", "count a config's FLOPs by component"),
+    "ledger": ("avpretrain.cli.ledger", "count what whole trainings of every variant would cost"),
+    "ablate": ("avpretrain.cli.ablate", "train and probe a matrix of variants and seeds"),
+    "report": ("avpretrain.cli.report", "compare runs in one HTML page"),
 }
-"""Verb to one line of help; each is the `main` of `avpretrain/cli/VERB.py` (`import_.py`, since names clash)."""
+"""Every verb: its module, imported when it is asked for, whose `main` is filled with arguments (or whose `run` reads
+them itself), and one line of help."""
 
 
 @contextlib.contextmanager
@@ -72,7 +73,7 @@ def one_line_errors(debug: bool) -> Iterator[None]:
 
 def _help() -> str:
     width = max(map(len, VERBS))
-    verbs = "\n".join(f"  {verb:<{width}}  {text}" for verb, text in VERBS.items())
+    verbs = "\n".join(f"  {verb:<{width}}  {text}" for verb, (_, text) in VERBS.items())
     more = "'avpretrain VERB --help' says what a verb reads, writes and how long it takes."
     return f"usage: avpretrain VERB ...\n\n{verbs}\n\n{more}"
 
@@ -84,12 +85,16 @@ def run(verb: str, args: Sequence[str]) -> None:
         UsageError: there is no such verb, or the arguments are wrong.
     """
     if verb not in VERBS:
-        raise UsageError(f"no verb '{verb}'; verbs: {', '.join(VERBS)}")
-    name = verb.replace("-", "_") + ("_" if keyword.iskeyword(verb) else "")
-    command = importlib.import_module(f"avpretrain.cli.{name}")
+        close = difflib.get_close_matches(verb, VERBS, n=1)
+        hint = f"did you mean '{close[0]}'?" if close else f"verbs: {', '.join(VERBS)}"
+        raise UsageError(f"no verb '{verb}'; {hint}")
+    module, _ = VERBS[verb]
+    command = importlib.import_module(module)
     if hasattr(command, "run"):  # a verb whose arguments are a config and changes to it reads them itself
         command.run(args)
     else:
+        from avpretrain.cli.shared.arguments import bind
+
         bind(command.main, args, f"avpretrain {verb}")()
 
 
@@ -103,6 +108,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not args or args[0] in ("-h", "--help"):
             print(_help())
         elif args[0] == "--version":
-            print(importlib.import_module("avpretrain").__version__)
+            print(avpretrain.__version__)
         else:
             run(args[0], args[1:])

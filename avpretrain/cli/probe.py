@@ -6,14 +6,11 @@ import json as json_format
 from pathlib import Path
 from typing import Annotated, Literal
 
-from accelerate import PartialState
 from tyro.conf import Positional, arg
 
 from avpretrain.cli.shared.places import require_file
 from avpretrain.cli.shared.results import show_result
-from avpretrain.evaluation.frozen import Modality, Pooling, PoolingKind
-from avpretrain.evaluation.probe.run import ProbeConfig, run_probe
-from avpretrain.evaluation.results import compare_results, result_path, save_result
+from avpretrain.evaluation.settings import Modality, Pooling, PoolingKind
 from avpretrain.measures.scores import require_score
 
 
@@ -74,6 +71,11 @@ def main(
     require_file(out)
     if compare is not None:
         require_score(compare)
+    from accelerate import PartialState
+
+    from avpretrain.evaluation.probe.run import ProbeConfig, run_probe
+    from avpretrain.evaluation.results import compare_results, result_path, save_result
+
     cfg = ProbeConfig(
         label=label, modality=modality, classifier=classifier, pool=Pooling(pooling, layers), folds=folds, split=split,
         train_split=train_split, val_split=val_split, test_split=test_split, max_seconds=max_seconds,

@@ -8,6 +8,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+from avpretrain.cli.shared.places import require_file
 from avpretrain.core.errors import UsageError
 from avpretrain.core.terminal import say
 from avpretrain.report.comparison import as_json, summary_table
@@ -33,8 +34,7 @@ def main(
     """
     if not runs:
         raise UsageError("no runs; give one or more folders written by avpretrain train")
-    if out.is_dir():
-        raise UsageError(f"--out {out} is a folder; give the name of a file, such as {out / 'report.html'}")
+    require_file(out, example="report.html")
     comparison = write_report(runs, out)
     if json:
         print(json_format.dumps({**as_json(comparison), "report": str(out)}, indent=2))

@@ -6,15 +6,12 @@ import json as json_format
 from pathlib import Path
 from typing import Annotated, Any
 
-from accelerate import PartialState
 from tyro.conf import Positional, arg
 
 from avpretrain.cli.shared.places import require_file
 from avpretrain.cli.shared.results import against
 from avpretrain.cli.shared.tables import show_table
 from avpretrain.core.terminal import Console
-from avpretrain.evaluation.results import compare_results, result_path, save_result
-from avpretrain.evaluation.retrieval.run import RetrievalConfig, run_retrieval
 from avpretrain.measures.scores import points, require_score
 
 
@@ -58,6 +55,11 @@ def main(
     require_file(out)
     if compare is not None:
         require_score(compare)
+    from accelerate import PartialState
+
+    from avpretrain.evaluation.results import compare_results, result_path, save_result
+    from avpretrain.evaluation.retrieval.run import RetrievalConfig, run_retrieval
+
     cfg = RetrievalConfig(
         split=split, limit=limit, max_seconds=max_seconds, baselines=baselines, batch_size=batch_size,
         num_workers=num_workers, seed=seed,

@@ -6,14 +6,17 @@ import json
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from avpretrain.core.terminal import Console, say
-from avpretrain.data.write.shards import Progress, ShardConfig, ShardReport, make_shards
+from avpretrain.data.write.settings import ShardConfig
+
+if TYPE_CHECKING:
+    from avpretrain.data.write.shards import Progress, ShardReport
 
 
 def main(
@@ -36,6 +39,8 @@ def main(
         cfg: how.
         json_: print the summary as JSON.
     """
+    from avpretrain.data.write.shards import make_shards
+
     console = Console(stderr=True)
     columns = (
         TextColumn("[bold]files"),
@@ -46,7 +51,7 @@ def main(
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Bar(*columns, console=console, transient=True) as bar:
+    with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         line = bar.add_task("", total=None, clips=0, skipped=0)
 
         def show(progress: Progress) -> None:

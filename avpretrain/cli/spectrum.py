@@ -13,8 +13,7 @@ from avpretrain.cli.shared.tables import show_table
 from avpretrain.core.errors import UsageError
 from avpretrain.core.files import write_json
 from avpretrain.core.terminal import Console
-from avpretrain.evaluation.generation.spectrum import METHODS, SpectrumConfig, run_spectrum
-from avpretrain.evaluation.results import result_path
+from avpretrain.evaluation.settings import SpectrumConfig
 from avpretrain.measures.scores import points
 
 
@@ -45,6 +44,9 @@ def main(
         if number < 1:
             raise UsageError(f"--{name} must be at least 1, got {number}")
     require_file(out)
+    from avpretrain.evaluation.generation.spectrum import run_spectrum
+    from avpretrain.evaluation.results import result_path
+
     result = run_spectrum(ckpt, data, how)
     path = result_path(ckpt, out, "spectrum", how.split)
     if path:
@@ -56,6 +58,8 @@ def main(
 
 
 def _show(result: dict[str, Any], path: Path | None) -> None:
+    from avpretrain.evaluation.generation.spectrum import METHODS
+
     console = Console()
     rows = []
     columns = {f"{name}_{place}": f"{name}, {place}" for name in ("missed", "detail") for place in ("low", "high")}

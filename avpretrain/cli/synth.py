@@ -12,9 +12,8 @@ from typing import Annotated
 import tyro
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from avpretrain.cli.shared.places import require_folder
 from avpretrain.core.terminal import Console
-from avpretrain.data.scenes.make import LABELS_NAME, make_scenes
-from avpretrain.data.scenes.scene import CLIPS_DIR, SceneSettings
 
 
 def main(
@@ -47,6 +46,10 @@ def main(
         workers: Processes; 0 = one a CPU core.
         as_json: Print the summary as JSON.
     """
+    from avpretrain.data.scenes.make import LABELS_NAME, make_scenes
+    from avpretrain.data.scenes.scene import CLIPS_DIR, SceneSettings
+
+    require_folder(out, "OUT")
     settings = SceneSettings(seed=seed, seconds=seconds, size=size, fps=fps, val_share=val_share, test_share=test_share)
     processes = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     columns = TextColumn("rendering"), BarColumn(), MofNCompleteColumn(), TextColumn("clips"), TimeRemainingColumn()

@@ -13,38 +13,19 @@ from typing import Annotated, Any
 import tyro
 
 from avpretrain.cli.shared.arguments import parse
+from avpretrain.cli.shared.config_first import ConfigArguments, first_and_rest
 from avpretrain.config.train import EngineConfig, TrainConfig
 from avpretrain.core.errors import UsageError
 from avpretrain.methods.load import load_config
 
-HELP = """\
-usage: avpretrain train CONFIG [--section.field VALUE ...]
-       avpretrain train CONFIG --dry-run [--no-timing] [--plot FILE] [--json] [--section.field VALUE ...]
-       accelerate launch [its options] -m avpretrain.train CONFIG [--section.field VALUE ...]
-
-Pretrains from shards. CONFIG is a YAML file or the name of a preset; 'train CONFIG --help' lists every field.
-
-reads   the shards that --data.shards names (see 'avpretrain shards')
-writes  runs/NAME (or --output-dir): config.yaml, run.json, metrics.jsonl, checkpoints/, reconstructions/, model/
-takes   seconds (tiny, on a CPU) to weeks (base, on one GPU); each preset's head says how long
-
-The same command again goes on with an interrupted run.
-
---dry-run     print the whole plan and draw its schedules, without training: steps, clips, tokens, FLOPs, shapes, and
-              hours on this device, from a few real steps of each phase on clips of noise; needs --data.shards or
-              --schedule.samples, writes the plot alone, takes seconds (tiny) to minutes
---no-timing   no steps, no hours; a second
---plot FILE   where the plot goes (NAME-plan.png)
---json        print the plan as JSON"""
-
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments:
+class Arguments(ConfigArguments):
     """What follows the config's name."""
 
-    config: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
     dry_run: bool = False
-    """Print the whole plan and draw its schedules, without training."""
+    """Print the whole plan and draw its schedules, without training: steps, clips, tokens, FLOPs, shapes, and hours on
+    this device. Needs --data or --schedule.samples, writes the plot alone, takes seconds (tiny) to minutes."""
     timing: bool = True
     """With --dry-run: time a few steps of each phase on this device."""
     plot: Path | None = None
@@ -63,16 +44,20 @@ def _arguments_for(schema: type[EngineConfig]) -> type[Arguments]:
 
 
 def run(args: Sequence[str]) -> None:
-    """Trains, or plans, as the command line says."""
-    if not args or args[0] in ("-h", "--help"):
-        print(HELP)
+    """Pretrain from shards; the same command again resumes an interrupted run.
+
+    Reads the shards that --data.shards names (see `avpretrain shards`). Writes runs/NAME (or --output-dir):
+    config.yaml, run.json, metrics.jsonl, checkpoints/, reconstructions/, model/. Takes seconds (tiny, on a CPU) to
+    weeks (base, on one GPU); each preset's head says how long. On several GPUs:
+    accelerate launch [its options] -m avpretrain.train CONFIG ...
+    """
+    found = first_and_rest(args, "avpretrain train", Arguments, run.__doc__)
+    if found is None:
         return
-    name, *overrides = args
-    if name.startswith("-"):
-        raise UsageError("the config comes first: avpretrain train CONFIG [--section.field VALUE ...]")
+    name, overrides = found
     cfg = load_config(name)
     arguments: Any = _arguments_for(type(cfg))
-    given = parse(arguments, overrides, f"avpretrain train {name}", arguments(config=cfg))
+    given = parse(arguments, overrides, f"avpretrain train {name}", arguments(config=cfg), run.__doc__)
     if given.dry_run:
         if not isinstance(given.config, TrainConfig):
             raise UsageError(f"--dry-run plans diffmavil; method {given.config.method} has no plan to show")

@@ -98,8 +98,11 @@ class DecoderConfig:
     """joint: self-attention over all tokens; cross_self: hidden tokens attend to visible ones, then to each other;
     cross: hidden tokens attend to visible ones only (DiffMAE, section 3.2)."""
     width: int = 512
+    """Values of a token in the decoder."""
     depth: int = 8
+    """Blocks of the decoder."""
     heads: int = 16
+    """Attention heads of the decoder."""
     decode_ratio: float = 1.0
     """Share of the hidden patches that is decoded and enters the loss (CrossMAE)."""
     window: tuple[int, ...] = ()
@@ -129,6 +132,7 @@ class AudioTowerConfig:
     patch: tuple[int, int] = (16, 16)
     """Patch size: frames, mel bins."""
     depth: int = 12
+    """Blocks of the audio encoder."""
     positions: Literal["fixed", "learned"] = "fixed"
     """fixed: sin-cos (MAE, MAViL); learned: a table trained with the weights (for imported ViTs)."""
     mask: Literal["random", "time", "frequency", "time_frequency"] = "random"
@@ -147,6 +151,7 @@ class VideoTowerConfig:
     patch: tuple[int, int, int] = (2, 16, 16)
     """Tubelet size: frames, pixels, pixels."""
     depth: int = 12
+    """Blocks of the video encoder."""
     positions: Literal["fixed", "learned"] = "fixed"
     """fixed: sin-cos (MAE, MAViL); learned: a table trained with the weights (for imported ViTs)."""
     mask: Literal["random", "tube"] = "random"
@@ -165,7 +170,9 @@ class FusionConfig:
     kind: Literal["joint", "bottleneck"] = "joint"
     """joint: plain blocks over [audio, video]; bottleneck: exchange through a few shared tokens (MBT)."""
     depth: int = 2
+    """Blocks in which audio and video tokens meet."""
     bottleneck_tokens: int = 4
+    """Tokens through which audio and video meet where kind is bottleneck."""
     norm: bool = True
     """A final norm; MAViL's released code has none."""
 
@@ -180,7 +187,9 @@ class DiffusionConfig:
     """Forward process and parameterisation; used by decoders whose input is 'diffused'."""
 
     num_train_timesteps: int = 1000
+    """Timesteps of the diffusion process."""
     beta_schedule: Literal["linear", "squaredcos_cap_v2"] = "linear"
+    """How the noise grows with the timestep."""
     rho: float = 1.0
     """Exponent on alphas_cumprod; below 1 = less noise (DiffMAE, section 3.3, used 0.8)."""
     zero_terminal_snr: bool = False
@@ -248,10 +257,15 @@ class LossConfig:
     """L = reconstruction + inter * InfoNCE(audio, video) + intra * InfoNCE(view 1, view 2); 0 turns a term off."""
 
     reconstruction: float = 1.0
+    """Weight of the reconstruction loss."""
     inter: float = 0.1
+    """Weight of the contrastive loss between audio and video."""
     intra: float = 0.01
+    """Weight of the contrastive loss between two views of one modality."""
     temperature_inter: float = 0.1
+    """Temperature of the contrastive loss between audio and video."""
     temperature_intra: float = 1.0
+    """Temperature of the contrastive loss between two views."""
     norm_pix_loss: bool = True
     """Targets are normalised patch by patch (MAE)."""
 
@@ -273,8 +287,11 @@ class ModelConfig:
     width: int = 768
     """Of both encoders and of the fusion layers."""
     heads: int = 12
+    """Attention heads of the encoders and of fusion."""
     mlp_ratio: float = 4.0
+    """Width of a block's hidden layer over the width of the block."""
     cls_token: bool = True
+    """Whether each encoder has a class token beside its patches."""
     encoder_norm: bool = True
     """A final norm of both encoders, before they are pooled and fused (MAE); MAViL's released code has none."""
     audio: AudioTowerConfig = field(default_factory=AudioTowerConfig)

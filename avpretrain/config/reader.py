@@ -109,7 +109,7 @@ def to_dict(config: Any) -> dict[str, Any]:
     return typing.cast(dict[str, Any], json.loads(json.dumps(dataclasses.asdict(config))))
 
 
-def what_is_learnt(config: Any) -> dict[str, Any]:
+def learnt_config(config: Any) -> dict[str, Any]:
     """`to_dict` without the fields that are marked as mechanics: two runs that agree here, on the same data, learn the
     same.
     """

@@ -13,8 +13,8 @@ from typing import Any, Literal
 from avpretrain.config.model import ModelConfig, require
 
 MECHANICS = "mechanics"
-"""Mark of fields that say how a run is carried out, not what is learnt. Resuming, grouping and comparing runs do not
-look at them: `reader.what_is_learnt` leaves them out."""
+"""Mark of fields that say how a run is carried out, not what is learnt. Resuming, grouping and comparing runs, and
+looking for finished cells and evaluations, do not look at them: `reader.learnt_config` leaves them out."""
 
 
 def mechanics(default: Any) -> Any:
@@ -96,7 +96,9 @@ class RatioConfig:
     """Share of patches hidden, as a function of progress."""
 
     kind: Literal["constant", "linear", "cosine", "step"] = "constant"
+    """How the ratio moves from start to end over training; constant: it stays at start."""
     start: float = 0.8
+    """Share of patches hidden at the start of training."""
     end: float = 0.8
     """Not read when constant."""
     levels: int = 5
@@ -119,6 +121,7 @@ class BatchConfig:
     multiple: int = 8
     """Sizes are rounded down to a multiple of this, which the number of ranks must divide."""
     max_size: int = 1 << 16
+    """Largest batch that the rule may give."""
     bytes_per_clip: tuple[tuple[float, ...], ...] = ()
     """Rule memory: for each phase its numbers (DiffMAViL: audio ratio, video ratio) and the bytes of a clip there.
     Empty = measured when a run begins on a GPU, and kept in its config.yaml; estimated on a CPU."""
@@ -166,6 +169,7 @@ class OptimConfig:
     min_lr_ratio: float = 0.0
     """Final learning rate as a share of the peak."""
     betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's decay rates of the first and second moments."""
     weight_decay: float = 0.05
     """Not applied to biases, norms, tokens."""
     clip_norm: float = 1.0
@@ -199,13 +203,14 @@ class RunConfig:
     preview_clips: int = 16
     """Size of that batch; 0 = no previews."""
     tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
+    """Where metrics go beside metrics.jsonl."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto = as the launcher was asked, else bf16 on a GPU that computes in it, else fp32."""
     compile: bool = False
     """torch.compile: pays after minutes, on a GPU."""
     cuda_graphs: Literal["auto", "always", "never"] = "auto"
-    """The whole step as one CUDA graph, captured once a phase of the curriculum. auto = on GPUs, unless weights are
-    sharded (FSDP)."""
+    """The whole step as one CUDA graph, captured once a phase of the curriculum: the same losses, sooner. auto = on
+    GPUs, unless weights are sharded (FSDP); always = refuse to train where it can't be; never = kernel by kernel."""
     activation_checkpointing: bool = False
     """Recompute each block in the backward pass: less memory, about a third more time."""
     hang_timeout: float = 1800.0
@@ -241,11 +246,13 @@ class EngineConfig:
     """
 
     name: str = mechanics("avpretrain")
+    """Name of the run; by default that of the config's file."""
     output_dir: str = mechanics("")
     """Folder of the run; empty = runs/NAME."""
     method: str = "diffmavil"
     """What is trained: a registered name, or the dotted class of a method of your own (package.module.Class)."""
     seed: int = 0
+    """Of everything random: weights, order of clips, augmentation, masks, noise."""
     schedule: LengthConfig = field(default_factory=LengthConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     run: RunConfig = field(default_factory=RunConfig, metadata={MECHANICS: True})

@@ -239,11 +239,11 @@ def read_json(path: Path, what: str) -> Any:
     try:
         return parse_json(read_bytes(path))
     except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"no {what} at {path}") from None
+        raise UserError(f"no {what} at {path}; name the file that holds one") from None
     except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are of it
         if found := mistaken_for(read_head(path)):
             raise UserError(f"{what} {path} {found}") from None
-        raise UserError(f"{what} {path} is not valid JSON: {error}") from None
+        raise UserError(f"{what} {path} is not valid JSON: {error}; name another file, or write it anew") from None
     except OSError as error:
         if path.is_dir():
             raise UserError(f"{path} is a folder; name the file of the {what}") from None

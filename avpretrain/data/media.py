@@ -13,11 +13,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import av
 import numpy as np
 
+from avpretrain.data.choices import Limits
 from avpretrain.data.decode import (
     NOT_FINITE,
     DecodeError,
@@ -30,7 +31,6 @@ from avpretrain.data.decode import (
 )
 
 SAMPLE_RATE = 16_000
-Need = Literal["auto", "both", "audio", "video", "any"]
 
 AUDIO_EXTENSIONS = frozenset(
     {
@@ -54,18 +54,6 @@ LEAST_TOLD = 0.05
 """Amounts of what was dropped that are below this are not worth a word: part of a packet, in seconds."""
 UNKNOWN_FRAME = 0.125
 """Seconds for which a frame is shown of which the file does not say it."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Limits:
-    """What one source file may ask for; protects from decompression bombs."""
-
-    max_hours: float = 2.0
-    """Longest file."""
-    max_megapixels: float = 40.0
-    """Largest frame, in millions of pixels (8K = 33)."""
-    max_streams: int = 64
-    """Most streams in a file."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,8 @@ from avpretrain.core.terminal import Console
 from avpretrain.data.batch import RawBatch
 from avpretrain.data.features import Features, frame_counts
 from avpretrain.data.read.dataset import ClipSet, Loader, eval_loader
-from avpretrain.evaluation.frozen import ClipBatch, Embedder, Modality
+from avpretrain.evaluation.frozen import ClipBatch, Embedder
+from avpretrain.evaluation.settings import Modality
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,9 @@ def _video_frames(duration: float, input: InputConfig) -> int:
 @contextmanager
 def progress(total: int, what: str) -> Iterator[Callable[[int], None]]:
     """A bar on stderr, on the first rank where there is a terminal; yields the function that advances it."""
-    bar = Progress(console=Console(stderr=True), transient=True, disable=not PartialState().is_main_process)
+    console = Console(stderr=True)
+    shown = PartialState().is_main_process and console.is_terminal
+    bar = Progress(console=console, transient=True, disable=not shown)
     with bar:
         task = bar.add_task(what, total=total)
         yield lambda count: bar.advance(task, count)

@@ -14,7 +14,6 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -22,14 +21,11 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from avpretrain.config.model import InputConfig
+from avpretrain.evaluation.settings import Modality, Pooling, Side
 from avpretrain.methods.diffmavil.model import DiffMAViL
 from avpretrain.nn.encoder import Encoder
 from avpretrain.nn.inputs import require_spectrogram, require_video
 from avpretrain.nn.patches import patchify_audio, patchify_video
-
-Modality = Literal["audio", "video", "both"]
-Side = Literal["audio", "video"]
-PoolingKind = Literal["mean", "cls", "mean_cls", "bands"]
 
 
 @dataclass(frozen=True)
@@ -46,17 +42,6 @@ class ClipBatch:
 
 Embedder = Callable[[ClipBatch], Tensor]
 """[B, width] features; rows without the modality it reads are 0."""
-
-
-@dataclass(frozen=True)
-class Pooling:
-    """How a clip's tokens become one vector."""
-
-    kind: PoolingKind = "mean"
-    """Mean over patches (MAViL), the class token, both in turn; or `bands`: for sound the mean over time of each band
-    of patches, one band after the other (Niizumi et al. 2022), for picture the mean."""
-    layers: int = 1
-    """Last layers of the encoder whose vectors are concatenated."""
 
 
 def sides_of(modality: Modality) -> tuple[Side, ...]:

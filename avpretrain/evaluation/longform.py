@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,13 +20,14 @@ from avpretrain.config.model import InputConfig
 from avpretrain.core.errors import UserError
 from avpretrain.core.files import atomic_path
 from avpretrain.data.batch import RawBatch
+from avpretrain.data.choices import Limits
 from avpretrain.data.decode import DecodeError, resize, upright
 from avpretrain.data.features import Features, frame_length, frame_shift, log_mel
-from avpretrain.data.media import Limits, Source
-from avpretrain.evaluation.frozen import Modality, Side, clip_steps, encode_steps, input_for, windows
+from avpretrain.data.media import Source
+from avpretrain.evaluation.frozen import clip_steps, encode_steps, input_for, windows
+from avpretrain.evaluation.settings import Modality, Per, Side
 from avpretrain.methods.diffmavil.model import DiffMAViL
 
-Per = Literal["file", "window", "step"]
 WINDOWS_AT_ONCE = 16
 FRAMES_AT_ONCE = 6000
 

@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from avpretrain.config.reader import what_is_learnt
+from avpretrain.config.reader import learnt_config
 from avpretrain.config.train import EngineConfig, TrainConfig
 from avpretrain.cost.run import is_mavil
 from avpretrain.measures.runs import Probe, Run, common_prefix
@@ -54,7 +54,7 @@ def grouped(runs: Sequence[Run]) -> list[Group]:
     """Runs of the same config, seeds and mechanics aside, in order of appearance."""
     found: dict[str, list[Run]] = {}
     for run in runs:
-        values = what_is_learnt(run.config)
+        values = learnt_config(run.config)
         values.pop("seed")
         # The log-mel statistics of the same data are the same; a group is one setting on one set of data.
         key = json.dumps([values, run.info.get("data")], sort_keys=True)

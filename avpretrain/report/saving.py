@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from avpretrain.config.changes import flat, nested
-from avpretrain.config.reader import from_dict, to_dict, what_is_learnt
+from avpretrain.config.reader import from_dict, learnt_config, to_dict
 from avpretrain.config.train import EngineConfig, TrainConfig
 from avpretrain.core.errors import UsageError
 from avpretrain.cost.run import run_cost
@@ -87,7 +87,7 @@ def _label(title: str, keys: set[str], now: Mapping[str, Any], goal: Mapping[str
 
 def config_differences(configs: Mapping[str, EngineConfig]) -> dict[str, dict[str, Any]]:
     """Dotted keys of what is learnt on which configs differ, each with every config's value."""
-    every = {name: flat(what_is_learnt(cfg)) for name, cfg in configs.items()}
+    every = {name: flat(learnt_config(cfg)) for name, cfg in configs.items()}
     keys = dict.fromkeys(key for values in every.values() for key in values)
     rows = {key: {name: values.get(key) for name, values in every.items()} for key in keys}
     return {k: row for k, row in rows.items() if len({str(v) for v in row.values()}) > 1}

@@ -50,6 +50,11 @@ class BareStep:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
+    def close(self) -> None:
+        """Lets go of the CUDA graph and its memory; the next step of its phase is captured anew."""
+        if isinstance(self.step, PhaseGraphs):
+            self.step.close()
+
     def _step(self, batch: Any, phase: Phase) -> dict[str, Tensor]:
         """Forward, backward, clipping, optimiser: what the training loop does with a batch."""
         losses = self.losses(batch, phase)

@@ -69,11 +69,11 @@ def check_ranks(accelerator: Accelerator, multiple: int) -> None:
         raise UsageError("FSDP is supported in its second version only; launch with --fsdp_version 2")
 
 
-def make_optimizer(model: nn.Module, cfg: OptimConfig, captured: bool = False) -> torch.optim.AdamW:
+def make_optimizer(model: nn.Module, cfg: OptimConfig, tensor_lr: bool = False) -> torch.optim.AdamW:
     """Fused AdamW; parameters of one dimension, and those that end as the model's `no_decay` says, are not decayed.
 
     Args:
-        captured: for steps in a CUDA graph, which read the learning rate from a tensor on the device.
+        tensor_lr: the learning rate is a tensor on the parameters' device, as steps in a CUDA graph need it.
     """
     endings: tuple[str, ...] = getattr(model, "no_decay", ())
     parameters = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
@@ -81,12 +81,20 @@ def make_optimizer(model: nn.Module, cfg: OptimConfig, captured: bool = False) -
     kept = {id(p) for p in plain}
     decayed = [p for _, p in parameters if id(p) not in kept]
     groups = [{"params": decayed, "weight_decay": cfg.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    if not captured:
+    if not tensor_lr:
         return torch.optim.AdamW(groups, lr=cfg.lr, betas=cfg.betas, fused=True)
     device = parameters[0][1].device
     for group in groups:  # a tensor each: they are filled in place
         group["lr"] = torch.tensor(cfg.lr, device=device)
     return torch.optim.AdamW(groups, betas=cfg.betas, fused=True, capturable=True)
+
+
+def reads_lr_from_a_tensor(accelerator: Accelerator) -> bool:
+    """Whether the optimiser does: wherever steps could be captured, so that `run.cuda_graphs` changes no bit.
+
+    A tensor holds the rate in float32, a number in float64.
+    """
+    return accelerator.device.type == "cuda" and accelerator.distributed_type != DistributedType.FSDP
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
@@ -98,20 +106,20 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
             group["lr"] = lr
 
 
-def captures(cfg: RunConfig, accelerator: Accelerator) -> bool:
-    """Whether steps run as CUDA graphs.
+def why_uncaptured(cfg: RunConfig, device: torch.device, distributed: DistributedType = DistributedType.NO) -> str:
+    """Why steps do not run as CUDA graphs, in a few words; empty = they do.
 
     Raises:
         UsageError: `run.cuda_graphs` is 'always' where they can't.
     """
     why = ""
-    if accelerator.device.type != "cuda":
+    if device.type != "cuda":
         why = "there is no GPU"
-    elif accelerator.distributed_type == DistributedType.FSDP:
-        why = "weights are sharded (FSDP)"
+    elif distributed == DistributedType.FSDP:
+        why = "FSDP shards the weights"
     if why and cfg.cuda_graphs == "always":
         raise UsageError(f"run.cuda_graphs always: {why}, so steps can't be captured; set it to auto or never")
-    return not why and cfg.cuda_graphs != "never"
+    return why or ("run.cuda_graphs never" if cfg.cuda_graphs == "never" else "")
 
 
 def prepare_model(model: nn.Module, cfg: RunConfig) -> nn.Module:

@@ -6,15 +6,18 @@ step is in the batch or in tensors that the graph reads (learning rate, step ind
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
 from collections.abc import Callable, Iterator
+from itertools import zip_longest
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from avpretrain.config.schedules import Phase
+from avpretrain.core.errors import UserError
 
 Update = Callable[[Any, Phase], dict[str, Tensor]]
 """A whole training step on a batch; what it returns stays on the device."""
@@ -26,11 +29,11 @@ class PhaseGraphs:
     """Calls `update`; from the second handful of steps of a phase on, by replaying a CUDA graph of it.
 
     Every call is a real training step, the first ones too. The graph of a phase is dropped when the next phase begins;
-    their memory is one pool. Batches of a phase must have one shape: where they do not, steps run uncaptured from there
-    on, and a line on stderr says so.
+    their memory is one pool. Batches of a phase must agree in all but the values of their tensors (see `form_of`):
+    where they do not, steps run uncaptured from there on, and a line on stderr says so.
 
     Args:
-        update: reads no number from the device, and draws no numbers from torch's generators.
+        update: reads no number from the device, and all that changes from step to step reaches it in tensors.
         stream: on which `update` runs, captured or not; DDP must have been built on it.
         warm_up: steps before the capture.
     """
@@ -39,7 +42,7 @@ class PhaseGraphs:
         self.update, self.stream, self.warm_up = update, stream, warm_up
         self._pool = torch.cuda.graph_pool_handle()
         self._phase: tuple[Phase, int] | None = None
-        self._shapes: list[torch.Size] = []
+        self._form: list[Any] = []
         self._steps = 0
         self._varied = False
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -47,15 +50,20 @@ class PhaseGraphs:
         self._outputs: dict[str, Tensor] = {}
 
     def __call__(self, batch: Any, phase: Phase) -> dict[str, Tensor]:
-        """One step. What it returns is overwritten by the next call."""
-        shapes = [tensor.shape for tensor in tensors_of(batch)]
+        """One step. What it returns is overwritten by the next call.
+
+        Raises:
+            UserError: it can't be captured.
+        """
+        form = form_of(batch)
         if (phase, len(batch)) != self._phase:
-            self._phase, self._shapes, self._steps = (phase, len(batch)), shapes, 0
+            self._phase, self._form, self._steps = (phase, len(batch)), form, 0
             self._drop()
-        elif shapes != self._shapes and not self._varied:
+        elif form != self._form and not self._varied:
+            new, old = next((new, old) for new, old in zip_longest(form, self._form) if new != old)
             print(
-                f"avpretrain: batches of one phase differ in shape ({shapes} after {self._shapes}); steps are not "
-                "captured as CUDA graphs from here on",
+                f"avpretrain: batches of one phase differ ({_said(new)} after {_said(old)}); steps are not captured as "
+                "CUDA graphs from here on",
                 file=sys.stderr,
             )
             self._varied = True
@@ -72,8 +80,14 @@ class PhaseGraphs:
         return self._outputs
 
     def close(self) -> None:
-        """Lets go of the graph: a process group that a living graph still refers to never ends (seen with NCCL)."""
-        torch.cuda.synchronize()
+        """Lets go of the graph: a process group that a living graph still refers to never ends (seen with NCCL).
+
+        The next call captures anew. A failed device raises no second error here.
+        """
+        if self._graph is None:
+            return
+        with contextlib.suppress(RuntimeError):
+            torch.cuda.synchronize()
         self._drop()
 
     def _drop(self) -> None:
@@ -92,21 +106,57 @@ class PhaseGraphs:
         graph = torch.cuda.CUDAGraph()
         # Other threads (checkpoints, pinning) may call CUDA meanwhile.
         how: dict[str, Any] = {"pool": self._pool, "stream": self.stream, "capture_error_mode": "thread_local"}
-        with torch.cuda.graph(graph, **how):  # it empties the cache first
-            self._outputs = self.update(self._inputs, phase)
+        try:
+            with torch.cuda.graph(graph, **how):  # it empties the cache first
+                self._outputs = self.update(self._inputs, phase)
+        except RuntimeError as error:
+            first = first_cause(error)
+            if isinstance(first, torch.OutOfMemoryError):
+                raise first from None
+            reason = str(first).strip().partition("\n")[0]
+            raise UserError(
+                f"a step could not be captured as a CUDA graph: {reason}; set run.cuda_graphs never (the same command "
+                "with it goes on from the last checkpoint)"
+            ) from error
         self._graph = graph
+
+
+def first_cause(error: BaseException) -> BaseException:
+    """What was raised first, where errors followed on one another: out of memory before all, if it is among them."""
+    chain = [error]
+    while (before := chain[-1].__cause__ or chain[-1].__context__) is not None and before not in chain:
+        chain.append(before)
+    return next((e for e in chain if isinstance(e, torch.OutOfMemoryError)), chain[-1])
+
+
+def form_of(batch: Any) -> list[Any]:
+    """What a graph of a batch fixes: shape and type of its tensors, and its plain numbers, in order.
+
+    Text is left out: names of samples differ from batch to batch, and nothing is computed from them.
+    """
+    return [(x.shape, x.dtype) if isinstance(x, Tensor) else x for x in leaves_of(batch)]
+
+
+def _said(part: Any) -> str:
+    """A part of a batch's form in words."""
+    return f"{list(part[0])} {str(part[1]).removeprefix('torch.')}" if isinstance(part, tuple) else str(part)
 
 
 def tensors_of(batch: Any) -> Iterator[Tensor]:
     """The tensors of a batch: one itself, or in dataclasses, dictionaries, lists and tuples of them."""
-    if isinstance(batch, Tensor):
+    return (leaf for leaf in leaves_of(batch) if isinstance(leaf, Tensor))
+
+
+def leaves_of(batch: Any) -> Iterator[Tensor | complex | None]:
+    """Tensors, numbers and Nones of a batch; what else it holds is left out."""
+    if isinstance(batch, Tensor | int | float | complex | None):
         yield batch
     elif dataclasses.is_dataclass(batch):
         for field in dataclasses.fields(batch):
-            yield from tensors_of(getattr(batch, field.name))
+            yield from leaves_of(getattr(batch, field.name))
     elif isinstance(batch, dict | list | tuple):
         for value in batch.values() if isinstance(batch, dict) else batch:
-            yield from tensors_of(value)
+            yield from leaves_of(value)
 
 
 def map_tensors(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:

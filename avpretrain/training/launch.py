@@ -158,7 +158,7 @@ def banner(
     data: str,
     parameters: int,
     seen: int,
-    captured: bool = False,
+    uncaptured: str,
 ) -> str:
     """What a run trains with, in a line.
 
@@ -166,7 +166,7 @@ def banner(
         steps: its whole plan.
         data: what it trains on, as '1,000 clips (train)'.
         seen: clips seen before it was taken up; 0 = it begins.
-        captured: whether steps run as CUDA graphs.
+        uncaptured: why steps do not run as CUDA graphs; empty = they do. Said on GPUs alone.
     """
     device, ranks = accelerator.device, accelerator.num_processes
     name = f"{device.type} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type
@@ -189,6 +189,9 @@ def banner(
         f"batch {low}" if low == high else f"batch {low} to {high}",
         f"{steps[-1].seen + steps[-1].batch_size:,} clips to see in {len(steps):,} steps",
         "compiled" if compiled else "not compiled",
-        *(["steps as CUDA graphs"] if captured else []),
     ]
+    if not uncaptured:
+        parts.append("steps as CUDA graphs")
+    elif device.type == "cuda":
+        parts.append(f"no CUDA graphs ({uncaptured})")
     return f"{cfg.name}: {', '.join(parts)}" + (f"; resumes at {seen:,}" if seen else "")

@@ -26,13 +26,14 @@ from avpretrain.core.errors import UsageError, UserError
 from avpretrain.core.locks import locked
 from avpretrain.data.read.dataset import check_bad_share
 from avpretrain.training.build import (
-    captures,
     check_ranks,
     make_accelerator,
     make_optimizer,
     prepare_model,
+    reads_lr_from_a_tensor,
     set_lr,
     whole_model,
+    why_uncaptured,
 )
 from avpretrain.training.checkpoint import Better, CheckpointWriter, Progress, Snapshot, restore, take_snapshot
 from avpretrain.training.graphs import WARM_UP, WARM_UP_RANKS, PhaseGraphs, Update
@@ -87,8 +88,11 @@ def _train_round(method: Method, stop_at: int | None) -> Outcome:
             batch = measured_memory(method, accelerator)
         schedule = dataclasses.replace(method.cfg.schedule, batch=batch)
         method.cfg = dataclasses.replace(method.cfg, schedule=schedule)
-        trainer = Trainer(method, accelerator)
-        with Preemption().listening() as preemption, Watchdog(method.cfg.run.hang_timeout) as watchdog:
+        with (
+            contextlib.closing(Trainer(method, accelerator)) as trainer,
+            Preemption().listening() as preemption,
+            Watchdog(method.cfg.run.hang_timeout) as watchdog,
+        ):
             return trainer.run(preemption, watchdog, stop_at)
 
 
@@ -117,12 +121,14 @@ class Trainer:
         checkpoint = self._checkpoint()
         if checkpoint is None:
             method.initialise(model)
-        self.captured = captures(cfg.run, accelerator)
-        if self.captured:  # the optimiser's learning rate is made beside the parameters
+        self.uncaptured = why_uncaptured(cfg.run, accelerator.device, accelerator.distributed_type)
+        captured = not self.uncaptured
+        tensor_lr = reads_lr_from_a_tensor(accelerator)
+        if tensor_lr:  # it is made beside the parameters
             model.to(accelerator.device)
-        optimizer = make_optimizer(model, cfg.optim, self.captured)
+        optimizer = make_optimizer(model, cfg.optim, tensor_lr)
         self.guard = FiniteGuard(optimizer, accelerator.device)
-        stream = torch.cuda.Stream() if self.captured else None
+        stream = torch.cuda.Stream() if captured else None
         with torch.cuda.stream(stream):  # DDP's hooks run on the stream that it is built on
             self.model, self.optimizer = accelerator.prepare(prepare_model(model, cfg.run), optimizer)
         self.update: Update = self._update
@@ -156,7 +162,7 @@ class Trainer:
         self.log = MetricsLog(cfg.run_dir, self.progress.seen) if main else None
         self.bar = ProgressBar(cfg.name, self.progress.seen, self.total, main, self.method.shown)
         data = f"{len(self.method.data):,} clips ({self.method.data.describe().get('split', 'all')})"
-        how = self.parameters, self.progress.seen, self.captured
+        how = self.parameters, self.progress.seen, self.uncaptured
         self.bar.say(banner(cfg, self.accelerator, self.plan, data, *how))
         if self.log is not None and self.log.damage:
             self.bar.say(self.log.damage)
@@ -297,10 +303,14 @@ class Trainer:
         how = self.method.model_config, self.cfg.method
         return take_snapshot(self.model, self.optimizer.optimizer, self.progress, *how, measures)
 
-    def _finish(self) -> bool:
-        """Waits for the last checkpoint and writes the final model, if the run is at its end."""
+    def close(self) -> None:
+        """Lets go of the CUDA graph, however the run ended: a rank that holds one may not end (`PhaseGraphs.close`)."""
         if isinstance(self.update, PhaseGraphs):
             self.update.close()
+
+    def _finish(self) -> bool:
+        """Waits for the last checkpoint and writes the final model, if the run is at its end."""
+        self.close()
         self.writer.wait()
         finished, cfg = self.progress.seen >= self.total, self.cfg
         model = whole_model(self.model, self.accelerator, self.method.model) if finished else None

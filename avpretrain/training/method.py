@@ -139,6 +139,9 @@ class Method(ABC):
         """A fresh model, on the CPU. `forward(batch, phase)` returns scalar losses, of which `loss` is minimised.
 
         Parameters of one dimension are not decayed, nor those whose names end as `model.no_decay` says (a tuple).
+        On a GPU, steps of a phase are captured as a CUDA graph and replayed, unless `run.cuda_graphs` is never: forward
+        reads no number from the device, and what changes from step to step reaches it in the batch's tensors, not in
+        attributes that it counts up itself.
         """
 
     def initialise(self, model: nn.Module) -> None:

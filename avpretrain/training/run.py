@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from avpretrain.config.reader import from_dict, load_yaml, to_dict, what_is_learnt
+from avpretrain.config.reader import from_dict, learnt_config, load_yaml, to_dict
 from avpretrain.config.schedules import Step
 from avpretrain.config.train import EngineConfig
 from avpretrain.core.errors import UsageError, UserError
@@ -116,7 +116,7 @@ def _check_same(cfg: EngineConfig, data: Data) -> None:
             f"({len(data)} clips) here; give the data as they were (--data.shards), or choose another "
             "folder with --output-dir"
         )
-    changed = differences(what_is_learnt(there), what_is_learnt(cfg))
+    changed = differences(learnt_config(there), learnt_config(cfg))
     if changed:
         key, (old, new) = next(iter(changed.items()))
         raise UsageError(

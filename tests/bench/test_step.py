@@ -18,7 +18,8 @@ from avpretrain.bench.step import StepBench, StepShape, bench_steps, checkpointi
 from avpretrain.cli import main as cli
 from avpretrain.config.curriculum import MaskRatios
 from avpretrain.config.reader import to_dict
-from avpretrain.config.train import RatioConfig, ScheduleConfig, TrainConfig
+from avpretrain.config.train import RatioConfig, RunConfig, ScheduleConfig, TrainConfig
+from avpretrain.core.errors import UsageError
 from avpretrain.methods.diffmavil.example import random_batch
 from avpretrain.methods.diffmavil.model import DiffMAViL
 from avpretrain.methods.load import make_method
@@ -124,6 +125,13 @@ def test_a_shared_phase_is_measured_once_and_one_too_large_is_said_to_be(monkeyp
     assert answer["variants"]["a"] == [{"batch_size": 4, "audio_ratio": 0.8, "video_ratio": 0.8, "out_of_memory": True}]
     assert kept == [1, 2, 3]
     assert answer["matmul_peak_after"] > 0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="what a machine without a GPU says")
+def test_what_can_not_be_captured_is_not_measured_as_if_it_were() -> None:
+    cfg = TrainConfig(model=tiny(), run=RunConfig(cuda_graphs="always"))
+    with pytest.raises(UsageError, match=r"run\.cuda_graphs always: there is no GPU"):
+        bench_steps({"a": cfg}, 4, 1, lambda _: None)
 
 
 def test_command_measures_split_price_and_waiting(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

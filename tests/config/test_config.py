@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from avpretrain.config.model import ModelConfig
-from avpretrain.config.reader import find_config, from_dict, load_config, presets, to_dict, what_is_learnt
+from avpretrain.config.reader import find_config, from_dict, learnt_config, load_config, presets, to_dict
 from avpretrain.config.train import TrainConfig
 from avpretrain.core.errors import UsageError
 
@@ -103,9 +103,9 @@ def test_mechanics_are_marked_where_they_are_defined() -> None:
         data=dataclasses.replace(cfg.data, **mechanical, max_bad_share=0.5),
         run=dataclasses.replace(cfg.run, precision="fp32", log_every=3),
     )
-    assert what_is_learnt(other) == what_is_learnt(cfg)
-    assert {"run", "name", "output_dir"}.isdisjoint(what_is_learnt(cfg))
-    assert set(what_is_learnt(cfg)["data"]) == {"split", "mode", "augment", "shuffle_window"}
+    assert learnt_config(other) == learnt_config(cfg)
+    assert {"run", "name", "output_dir"}.isdisjoint(learnt_config(cfg))
+    assert set(learnt_config(cfg)["data"]) == {"split", "mode", "augment", "shuffle_window"}
     for change in ({"shuffle_window": 3}, {"split": "all"}, {"mode": "stream"}):
         learns = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, **change))
-        assert what_is_learnt(learns) != what_is_learnt(cfg)
+        assert learnt_config(learns) != learnt_config(cfg)

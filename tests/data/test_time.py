@@ -20,8 +20,9 @@ import pytest
 
 from avpretrain.cli.main import main
 from avpretrain.config.model import InputConfig
+from avpretrain.data.choices import Limits, Need
 from avpretrain.data.decode import DecodeError, decode_audio, decode_video
-from avpretrain.data.media import SAMPLE_RATE, Limits, Need, Segment, Source
+from avpretrain.data.media import SAMPLE_RATE, Segment, Source
 from avpretrain.data.read.clips import ClipSet, decode_window
 from avpretrain.data.sources import SourceName
 from avpretrain.data.write.shards import ShardConfig, ShardReport, make_shards

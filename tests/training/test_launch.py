@@ -7,16 +7,19 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 import yaml
+from accelerate.utils import DistributedType, DynamoBackend
 
 from avpretrain.api import train
 from avpretrain.config.reader import to_dict
+from avpretrain.config.schedules import Phase, plan
 from avpretrain.core.errors import UsageError
 from avpretrain.training import launch
-from avpretrain.training.launch import check_accumulation, check_tracker, choose_precision
+from avpretrain.training.launch import banner, check_accumulation, check_tracker, choose_precision
 from tests.support.tiny_runs import tiny_config, tiny_data
 
 ROOT = Path(__file__).parents[2]
@@ -163,6 +166,21 @@ def test_a_run_says_what_it_trains_with(data: Path, tmp_path: Path, capsys: pyte
     assert first.endswith(" parameters, batch 4 to 8, 120 clips to see in 25 steps, not compiled")
     train(cfg, stop_at=12)
     assert capsys.readouterr().err.splitlines()[0].endswith("not compiled; resumes at 8")
+
+
+def test_a_run_on_a_gpu_says_whether_its_steps_are_captured(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Gpu(monkeypatch, 9)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "H200")
+    cfg = tiny_config(data, Path("run"))
+    steps = list(plan(cfg.schedule, cfg.optim, 120, lambda progress: Phase(), lambda phase: 1.0))
+    state = SimpleNamespace(dynamo_plugin=SimpleNamespace(backend=DynamoBackend.NO))
+    accelerator: Any = SimpleNamespace(
+        device=torch.device("cuda"), num_processes=1, distributed_type=DistributedType.NO, mixed_precision="bf16",
+        state=state,
+    )  # fmt: skip
+    assert banner(cfg, accelerator, steps, "20 clips", 7, 0, "").endswith("not compiled, steps as CUDA graphs")
+    sharded = banner(cfg, accelerator, steps, "20 clips", 7, 0, "FSDP shards the weights")
+    assert sharded.endswith("not compiled, no CUDA graphs (FSDP shards the weights)")
 
 
 def test_a_batch_larger_than_the_set_is_refused(data: Path, tmp_path: Path) -> None:

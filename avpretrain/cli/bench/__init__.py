@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 from collections.abc import Sequence
 
 from avpretrain.core.errors import UsageError
 
 SUBJECTS = {
-    "step": "how fast a training step is in each phase of a curriculum",
-    "loader": "how fast clips are decoded and delivered, and what memory that takes",
-    "features": "how fast waveforms become log-mel spectrograms",
-    "manifest": "how fast a huge data set opens, and what memory that takes",
+    "step": ("avpretrain.cli.bench.step", "how fast a training step is in each phase of a curriculum"),
+    "loader": ("avpretrain.cli.bench.loader", "how fast clips are decoded and delivered, and what memory that takes"),
+    "features": ("avpretrain.cli.bench.features", "how fast waveforms become log-mel spectrograms"),
+    "manifest": ("avpretrain.cli.bench.manifest", "how fast a huge data set opens, and what memory that takes"),
 }
-"""What can be measured; each is the `run` of `avpretrain/cli/bench/SUBJECT.py`."""
+"""What can be measured: the module whose `run` does it, imported when it is asked for, and one line of help."""
 
 
 def run(args: Sequence[str]) -> None:
     """Measures what the first argument names."""
     if not args or args[0] in ("-h", "--help"):
         print("usage: avpretrain bench SUBJECT ...\n")
-        for subject, text in SUBJECTS.items():
-            print(f"  {subject:<8}  {text}")
+        for subject, (_, summary) in SUBJECTS.items():
+            print(f"  {subject:<8}  {summary}")
         print("\n'avpretrain bench SUBJECT --help' says what it reads, writes and how long it takes.")
         return
     subject, *rest = args
     if subject not in SUBJECTS:
-        raise UsageError(f"can't bench '{subject}'; choose from {', '.join(SUBJECTS)}")
-    importlib.import_module(f"avpretrain.cli.bench.{subject}").run(rest)
+        close = difflib.get_close_matches(subject, SUBJECTS, n=1)
+        hint = f"did you mean '{close[0]}'?" if close else f"choose from {', '.join(SUBJECTS)}"
+        raise UsageError(f"can't bench '{subject}'; {hint}")
+    module, _ = SUBJECTS[subject]
+    importlib.import_module(module).run(rest)

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import tyro
 
 from avpretrain.cli.shared.arguments import bind
+from avpretrain.cli.shared.places import require_file
 from avpretrain.core.errors import UsageError
 from avpretrain.core.files import write_json
 
@@ -32,6 +33,7 @@ def measure(
         out: write the numbers as JSON.
         json_: print the numbers as JSON.
     """
+    require_file(out)
     import torch
 
     from avpretrain.bench.features import bench_features

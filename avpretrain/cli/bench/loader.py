@@ -12,27 +12,11 @@ from typing import Any
 from rich.progress import Progress
 
 from avpretrain.cli.shared.config_first import ConfigArguments, read
+from avpretrain.cli.shared.places import require_file
 from avpretrain.config.reader import to_dict
 from avpretrain.core.errors import UsageError
 from avpretrain.core.files import write_json
 from avpretrain.core.terminal import Console
-
-HELP = """\
-usage: avpretrain bench loader CONFIG --data.shards FOLDER [--clips N] [--rounds N] [--step] [--out FILE] [--json]
-                               [--section.field VALUE ...]
-
-Measures how fast clips come: decoded in a bare loop (the bound) and by the full loader, in turn, and by the loader that
-feeds training steps; where the time of a loader process goes; and resident memory at the start and end of each round.
-
-reads   the shards that --data.shards names, decoding every clip anew (data.memory_cache_mb counts as 0); CONFIG is a
-        YAML file or the name of a preset
-writes  nothing, or with --out the JSON that --json prints
-takes   two to three times as long as decoding N clips, each round
-
---clips N   clips in each part and round (2000)
---rounds N  rounds of bare loop and loader; medians over them are shown (3)
---step      measure feeding of real training steps, too: on a CPU the steps take most of the time
---out FILE  write the numbers as JSON"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +26,9 @@ class Arguments(ConfigArguments):
     clips: int = 2000
     """Clips in each part and round."""
     rounds: int = 3
-    """Rounds of bare loop and loader."""
+    """Rounds of bare loop and loader; medians over them are shown."""
     step: bool = False
-    """Measure feeding of training steps, too."""
+    """Measure feeding of real training steps, too; on a CPU the steps take most of the time."""
     out: Path | None = None
     """Write the numbers as JSON."""
     json: bool = False
@@ -52,14 +36,21 @@ class Arguments(ConfigArguments):
 
 
 def run(args: Sequence[str]) -> None:
-    """Measures as the command line says."""
-    given = read(Arguments, args, HELP)
+    """Measure how fast clips come from shards, and what memory that takes.
+
+    Decoded in a bare loop (the bound) and by the full loader, in turn, and with --step by the loader that feeds
+    training steps; also where the time of a loader process goes, and resident memory at the start and end of each
+    round. Reads the shards that --data.shards names, decoding every clip anew (data.memory_cache_mb counts as 0).
+    Writes nothing but --out. Takes two to three times as long as decoding the clips, each round.
+    """
+    given = read(Arguments, args, "avpretrain bench loader", run.__doc__)
     if given is None:
         return
     if not given.config.data.shards:
         raise UsageError("no data: give --data.shards FOLDER (made by avpretrain shards)")
     if min(given.clips, given.rounds) < 1:
         raise UsageError(f"--clips and --rounds must be at least 1, got {given.clips} and {given.rounds}")
+    require_file(given.out)
     answer = measure(given)
     if given.out is not None:
         write_json(given.out, answer)
@@ -77,7 +68,8 @@ def measure(given: Arguments) -> dict[str, Any]:
     data = dataclasses.replace(given.config.data, memory_cache_mb=0)  # what is kept is not decoded
     cfg = resolve(dataclasses.replace(given.config, data=data), clips)
     bench = Bench(cfg, given.clips)
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         line = bar.add_task("bare decode and loader", total=given.clips * given.rounds)
         measured = alternate(bench, given.rounds, lambda done: bar.update(line, completed=done))
         fed: dict[str, Any] = {}

@@ -11,6 +11,7 @@ from typing import Annotated
 import tyro
 
 from avpretrain.cli.shared.arguments import bind
+from avpretrain.cli.shared.places import require_file
 from avpretrain.core.errors import UsageError
 from avpretrain.core.files import write_json
 
@@ -29,6 +30,7 @@ def measure(
         out: write the numbers as JSON.
         json_: print the numbers as JSON.
     """
+    require_file(out)
     from avpretrain.bench.manifest import measure_manifest, write_rows
     from avpretrain.core.provenance import environment
 

@@ -13,38 +13,13 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from avpretrain.cli.shared.arguments import parse
+from avpretrain.cli.shared.config_first import data_as_shards
+from avpretrain.cli.shared.places import require_file
 from avpretrain.config.reader import load_config
 from avpretrain.config.train import DataConfig, TrainConfig
 from avpretrain.core.errors import UsageError
 from avpretrain.core.files import write_json
 from avpretrain.core.terminal import Console
-
-HELP = """\
-usage: avpretrain bench step CONFIG [CONFIG ...] [--batch-size N] [--repeats N] [--ledger] [--checkpointing-price]
-                             [--data.shards FOLDER [--data.num-workers N]] [--out FILE] [--json]
-
-Measures training steps of one or several configs in one run, in each phase of their curriculum: seconds, clips/s,
-FLOP/s by the analytic count, the share of the matmul peak measured on the same device, peak memory, and the time split
-by component (patches, encoders, fusion, decoders, masks + noise + losses, optimizer; forward and backward together).
-
-reads   presets or YAML files; no data (clips are noise), unless --data.shards is given
-writes  nothing, or with --out the JSON that --json prints, anew after each config
-takes   on a GPU about half a minute a phase with compilation, a few seconds without
-
---batch-size N  clips on this device where the masking ratio has reached its end (128); other phases follow the
-                config's batch rule
---repeats N     timed steps a phase (15)
---compile True|False
-                overrides the configs
---cuda-graphs auto|always|never
-                overrides the configs: each phase captured as one CUDA graph, or launched kernel by kernel
---ledger        measure, after the configs, all variants of `avpretrain ledger` at the size of the first; a phase that
-                several share is measured once
---checkpointing-price
-                measure each config without and with activation checkpointing, and say what it costs and saves
---data.shards FOLDER
-                measure as well the share of time that steps wait for clips of these shards, at the curriculum's end
---out FILE      write the numbers as JSON"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,26 +27,47 @@ class Arguments:
     """What is measured."""
 
     configs: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="CONFIG ...")] = field(default=())
+    """YAML files or names of presets."""
     batch_size: int = 128
+    """Clips on this device where the masking ratio has reached its end; other phases follow the config's batch rule."""
     repeats: int = 15
-    compile: bool | None = None
+    """Timed steps a phase."""
+    compile: Annotated[bool, tyro.conf.arg(help_behavior_hint="(default: as each config says)")] = False
+    """Compile the model, in place of what the configs say."""
     cuda_graphs: Literal["auto", "always", "never"] | None = None
+    """Each phase captured as one CUDA graph, or launched kernel by kernel, in place of what the configs say."""
     ledger: bool = False
+    """Measure, after the configs, all variants of `avpretrain ledger` at the size of the first; a phase that several
+    share is measured once."""
     checkpointing_price: bool = False
+    """Measure each config without and with activation checkpointing, and say what it costs and saves."""
     data: DataConfig = field(default_factory=DataConfig)
+    """With --data.shards: measure as well the share of time that steps wait for clips of these shards, at the
+    curriculum's end."""
     out: Path | None = None
+    """Write the numbers as JSON, anew after each config."""
     json: bool = False
+    """Print the numbers as JSON."""
 
 
 def run(args: Sequence[str]) -> None:
-    """Measures as the command line says."""
-    if not args or args[0] in ("-h", "--help"):
-        print(HELP)
-        return
-    given = parse(Arguments, args, "avpretrain bench step", Arguments())
+    """Measure training steps of one or several configs, in each phase of their curriculum.
+
+    Seconds, clips/s, FLOP/s by the analytic count, the share of the matmul peak measured on the same device, peak
+    memory, and the time split by component (patches, encoders, fusion, decoders, masks + noise + losses, optimizer;
+    forward and backward together). Reads configs; no data (clips are noise), unless --data.shards is given. Writes
+    nothing but --out. Takes on a GPU about half a minute a phase with compilation, a few seconds without.
+    """
+    args = [data_as_shards(text) for text in args]
+    given, other = (
+        parse(Arguments, args, "avpretrain bench step", Arguments(compile=value), run.__doc__)
+        for value in (False, True)
+    )
+    compiled = given.compile if given.compile == other.compile else None  # it differs where the line doesn't say
     if not given.configs or given.batch_size < 1 or given.repeats < 1:
         raise UsageError("give at least one config, and a batch size and repeats of at least 1: bench step CONFIG ...")
-    chosen = [_config(name, given) for name in given.configs]
+    require_file(given.out)
+    chosen = [_config(name, given, compiled) for name in given.configs]
     names = [cfg.name for cfg in chosen]
     if len(set(names)) < len(names):
         raise UsageError(f"two configs have one name: {', '.join(names)}; rename a file")
@@ -119,8 +115,8 @@ def _waiting(cfg: TrainConfig, given: Arguments) -> dict[str, Any]:
     return feed_steps(Bench(cfg, given.repeats * size))
 
 
-def _config(name: str, given: Arguments) -> TrainConfig:
+def _config(name: str, given: Arguments, compiled: bool | None) -> TrainConfig:
     cfg = load_config(name)
-    changes: dict[str, Any] = {"compile": given.compile, "cuda_graphs": given.cuda_graphs}
+    changes: dict[str, Any] = {"compile": compiled, "cuda_graphs": given.cuda_graphs}
     run = dataclasses.replace(cfg.run, **{key: value for key, value in changes.items() if value is not None})
     return dataclasses.replace(cfg, run=run)

@@ -9,7 +9,7 @@ from avpretrain.core.errors import UsageError
 MODEL_FILES = ("model.safetensors", "config.json")
 
 
-def require_file(out: Path | None, option: str = "--out", suffixes: tuple[str, ...] = ()) -> None:
+def require_file(out: Path | None, option: str = "--out", suffixes: tuple[str, ...] = (), example: str = "") -> None:
     """Checks that a file can be written there.
 
     Raises:
@@ -18,8 +18,8 @@ def require_file(out: Path | None, option: str = "--out", suffixes: tuple[str, .
     if out is None:
         return
     if out.is_dir():
-        example = out / f"result{suffixes[0] if suffixes else '.json'}"
-        raise UsageError(f"{option} {out} is a folder; name a file, such as {example}")
+        example = example or f"result{suffixes[0] if suffixes else '.json'}"
+        raise UsageError(f"{option} {out} is a folder; name a file, such as {out / example}")
     if suffixes and out.suffix not in suffixes:
         raise UsageError(f"{option} must end in {' or '.join(suffixes)}, got {out}")
     _require_parent(out, option)

@@ -13,18 +13,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 from avpretrain.core.errors import UsageError, UserError
+from avpretrain.data.choices import SourceName
 from avpretrain.data.names import escape_name
 from avpretrain.data.sources.base import Item, Listing, scan
 from avpretrain.data.sources.label_values import split_cell
 from avpretrain.data.splits import ROLES
 
-SourceName = Literal[
-    "folder", "huggingface", "audioset", "vggsound", "esc50", "esc10", "speechcommands", "fsdd", "grid",
-    "folder_speech", "grid_speech",
-]  # fmt: skip
 SOURCES: dict[str, str] = {
     "folder": "folder:find",
     "huggingface": "huggingface:find",

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from avpretrain.data.media import AUDIO_EXTENSIONS, Need, Segment
+from avpretrain.data.choices import Need
+from avpretrain.data.media import AUDIO_EXTENSIONS, Segment
 from avpretrain.data.names import escape_name
 from avpretrain.data.sources.label_values import Label
 from avpretrain.data.sources.tables import read_rows

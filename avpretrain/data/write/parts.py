@@ -22,13 +22,15 @@ from typing import Any
 import av
 
 from avpretrain.core.errors import UserError
+from avpretrain.data.choices import Limits, Need
 from avpretrain.data.decode import DecodeError
 from avpretrain.data.log_mel_sums import log_mel_sums
-from avpretrain.data.media import SAMPLE_RATE, Limits, Need
+from avpretrain.data.media import SAMPLE_RATE
 from avpretrain.data.names import escape_name, name_bytes
 from avpretrain.data.rows import MAX_CLIP_BYTES
 from avpretrain.data.sources.base import Item, need_of
-from avpretrain.data.write.transcode import ClipMedia, TranscodeConfig, cut
+from avpretrain.data.write.settings import TranscodeConfig
+from avpretrain.data.write.transcode import ClipMedia, cut
 from avpretrain.data.write.workers import Beat
 
 MOMENTS = (1.0, 2.0, 4.0)

@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import av
 
@@ -22,62 +22,17 @@ import avpretrain
 from avpretrain.core.errors import UsageError, UserError
 from avpretrain.core.locks import LOCK_NAME, locked
 from avpretrain.data.manifest import DATASET_NAME, Manifest, is_shard_name
-from avpretrain.data.media import Limits
 from avpretrain.data.names import escape_name, name_bytes
-from avpretrain.data.sources import Item, Listing, SourceName, find_items
+from avpretrain.data.sources import Item, Listing, find_items
 from avpretrain.data.write.join import Joiner
 from avpretrain.data.write.journal import Done, Ledger
 from avpretrain.data.write.parts import Task, make_part, part_id, signature, untold, write_away, write_part
 from avpretrain.data.write.revise import Revision, find_unlisted, revise
-from avpretrain.data.write.transcode import TranscodeConfig
+from avpretrain.data.write.settings import Engine, ShardConfig
 from avpretrain.data.write.workers import run_contained
 
-Engine = Literal["processes", "ray"]
 MAX_AWAY = 16
 """Files in a row that can't be read, through no fault of theirs, after which a run stops."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ShardConfig:
-    """How a source becomes shards."""
-
-    source: SourceName = "folder"
-    """Layout of the source folder."""
-    table: Path | None = None
-    """CSV, JSON lines or Parquet of labels or segments, where it does not lie where the source expects it."""
-    multi_label: tuple[str, ...] = ()
-    """Labels (columns) whose text holds several classes."""
-    separator: str = ";"
-    """What stands between the classes of a --multi-label text."""
-    name: str = ""
-    """Of the data set; empty = that of OUT."""
-    clips: TranscodeConfig = field(default_factory=TranscodeConfig)
-    limits: Limits = field(default_factory=Limits)
-    shard_mb: int = 256
-    """Largest shard, in millions of bytes."""
-    shard_clips: int = 0
-    """Most clips in a shard; 0 = any number."""
-    workers: int = 0
-    """Processes; 0 = one a core."""
-    timeout: float = 300.0
-    """Seconds without a finished clip after which work on a file is given up."""
-    unlisted: Literal["refuse", "keep", "drop"] = "refuse"
-    """What becomes of the clips of files that the list does not name any more: refuse the run, keep them as they are,
-    or drop them."""
-    retry: bool = False
-    """Try files again that were skipped before."""
-    engine: Engine = "processes"
-    """processes: this machine; ray: a Ray cluster (needs avpretrain[ray], and OUT on storage that all nodes share)."""
-
-    def __post_init__(self) -> None:
-        for name in ("shard_mb", "timeout"):
-            if getattr(self, name) <= 0:
-                raise UsageError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("workers", "shard_clips"):
-            if getattr(self, name) < 0:
-                raise UsageError(f"{name} must not be negative, got {getattr(self, name)}")
-        if not self.separator:
-            raise UsageError("separator must not be empty")
 
 
 @dataclass(frozen=True, slots=True)

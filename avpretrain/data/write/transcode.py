@@ -8,51 +8,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from avpretrain.core.errors import UsageError
+from avpretrain.data.choices import Limits, Need
 from avpretrain.data.decode import DecodeError, Sound, decode_video
-from avpretrain.data.media import HELD, MIN_COVER, SAMPLE_RATE, Limits, Need, Segment, Source
+from avpretrain.data.media import HELD, MIN_COVER, SAMPLE_RATE, Segment, Source
 from avpretrain.data.write.encode import ClipEncoder, encode_flac, prepare, remux
+from avpretrain.data.write.settings import TranscodeConfig
 
 MIN_CLIP_SECONDS = 0.1
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TranscodeConfig:
-    """How clips are cut and written."""
-
-    transcode: Literal["train", "copy"] = "train"
-    """train: small H.264 made for random access; copy: the picture stream as it is, cut at its key frames. Sound
-    becomes 16 kHz mono FLAC either way."""
-    clip_seconds: float = 10.0
-    """Length of a clip; 0 = each file is one clip."""
-    min_seconds: float = 1.0
-    """A file's last clip is dropped if it is shorter (unless it is the only one)."""
-    fps: float = 8.0
-    """Frames a second of transcoded clips; slower sources keep their rate."""
-    short_side: int = 256
-    """Pixels of the shorter side of transcoded clips; smaller sources, and all with 0, keep their size."""
-    gop: int = 4
-    """Frames from one key frame to the next: fewer = faster random access, larger files."""
-    crf: int = 23
-    """x264's constant rate factor: lower = better and larger."""
-    need: Need = "auto"
-    """What a clip must have: both; audio; video; any; auto = what the file's type promises (sound files: audio, else
-    both), or what the source says."""
-
-    def __post_init__(self) -> None:
-        positive = {"fps": self.fps, "gop": self.gop}
-        for name, value in positive.items():
-            if value <= 0:
-                raise UsageError(f"{name} must be positive, got {value}")
-        for name in ("clip_seconds", "min_seconds", "short_side"):
-            if getattr(self, name) < 0:
-                raise UsageError(f"{name} must not be negative, got {getattr(self, name)}")
-        if not 0 <= self.crf <= 51:
-            raise UsageError(f"crf must lie in 0..51, got {self.crf}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from avpretrain.core import draws
 from avpretrain.data.batch import AVBatch
 from avpretrain.evaluation.finetune.recipes import FinetuneConfig
-from avpretrain.evaluation.frozen import Side, sides_of
+from avpretrain.evaluation.frozen import sides_of
+from avpretrain.evaluation.settings import Side
 from avpretrain.methods.diffmavil.model import DiffMAViL
 from avpretrain.nn.encoder import Encoder
 from avpretrain.nn.layers import NORM_EPS, Block, CrossAttention

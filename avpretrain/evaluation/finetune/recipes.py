@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from avpretrain.evaluation.frozen import Modality
+from avpretrain.config.train import mechanics
+from avpretrain.evaluation.settings import Modality
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -17,12 +18,15 @@ class FinetuneConfig:
     """Fine-tuning of an encoder, or training of a head on a frozen one."""
 
     modality: Modality = "audio"
+    """What the classifier hears or sees."""
     head: Literal["linear", "attentive"] = "linear"
     """linear: LayerNorm and Linear on mean-pooled tokens (MAViL); attentive: a learned query attends to all tokens."""
     freeze: bool = False
     """Train the head alone (with head 'attentive': the attentive probe)."""
     epochs: int = 50
+    """Passes over the training clips, or over samples_per_epoch of them."""
     warmup_epochs: float = 4.0
+    """Epochs over which the learning rate rises."""
     samples_per_epoch: int = 0
     """Clips drawn for each epoch; 0 = the training split once."""
     batch_size: int = 32
@@ -30,7 +34,9 @@ class FinetuneConfig:
     base_lr: float = 1e-3
     """Peak learning rate of a batch of 256; scaled by batch_size / 256 (MAE)."""
     min_lr: float = 1e-6
+    """Learning rate at the end; not scaled by the batch."""
     weight_decay: float = 5e-4
+    """AdamW's; not applied to biases and norms."""
     layer_decay: float = 0.75
     """Each block learns at this share of the rate of the block above it; 1 = all alike."""
     drop_path: float = 0.1
@@ -71,8 +77,10 @@ class FinetuneConfig:
     """Splits that are for test; empty = test and eval."""
     baselines: bool = True
     """Also train the same architecture from scratch, with the same budget."""
-    num_workers: int = 2
+    num_workers: int = mechanics(2)
+    """Processes that decode, for each rank; 0 = none of their own."""
     seed: int = 0
+    """Of the head, the order of clips, augmentation and the intervals."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "base_lr", "max_seconds"):

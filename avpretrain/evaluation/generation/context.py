@@ -27,6 +27,7 @@ from avpretrain.data.features import Features
 from avpretrain.data.read.clips import ClipSet
 from avpretrain.data.read.dataset import eval_loader
 from avpretrain.evaluation.results import origin
+from avpretrain.evaluation.settings import ContextConfig
 from avpretrain.measures.intervals import Floats, Statistic, estimate
 from avpretrain.methods.diffmavil.model import SIDES, DiffMAViL, Side
 from avpretrain.methods.load import load_model
@@ -37,23 +38,6 @@ from avpretrain.nn.reconstruction import MaskedView
 UNDEFINED = {"value": None, "ci": [None, None]}
 DRAWS = 1 << 16
 """Timesteps drawn to learn how often each level of noise is trained."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ContextConfig:
-    """On what clips the benefit of context is measured, and how finely."""
-
-    split: str = "val"
-    clips: int = 192
-    """Spread evenly over the split."""
-    ratio: float = 0.8
-    """Share of patches hidden, of audio and of video."""
-    levels: int = 10
-    """Timesteps looked at: the middle of so many equal parts; pure noise is one more."""
-    batch_size: int = 16
-    num_workers: int = 2
-    seed: int = 0
-    """Of the intervals."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ the nearest visible patches, never from the hidden truth (unless `statistics` is
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from avpretrain.config.model import DiffusionConfig
 from avpretrain.core import draws
 from avpretrain.core.errors import UsageError
 from avpretrain.data.batch import AVBatch
+from avpretrain.evaluation.settings import InpaintConfig
 from avpretrain.methods.diffmavil.model import SIDES, DiffMAViL, Side
 from avpretrain.nn.diffusion import make_scheduler
 from avpretrain.nn.losses import PatchStats
@@ -31,23 +32,6 @@ one_step: the decoder's word on pure noise (or mask tokens); sampled: the revers
 
 NEIGHBOURS = 4
 """Visible patches that lend a hidden one their mean and variance."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class InpaintConfig:
-    """How much is hidden and how it is filled."""
-
-    audio_ratio: float = 0.8
-    """Share of audio patches hidden."""
-    video_ratio: float = 0.8
-    """Share of video patches hidden."""
-    sampler: Literal["ddim", "ddpm"] = "ddim"
-    """ddim: deterministic given the noise it starts from; ddpm: fresh noise at every step."""
-    steps: int = 50
-    """Steps of the reverse chain."""
-    statistics: Literal["neighbours", "own"] = "neighbours"
-    """Where `norm_pix_loss` models get a patch's mean and variance: from visible patches around it, or from the hidden
-    truth, as in MAE's figures."""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,29 +19,15 @@ from avpretrain.data.features import Features
 from avpretrain.data.read.clips import ClipSet
 from avpretrain.data.read.dataset import eval_loader
 from avpretrain.evaluation.generation.figures import draw_spectrograms, draw_strips
-from avpretrain.evaluation.generation.filling import METHODS, Filled, InpaintConfig, inpaint, present
+from avpretrain.evaluation.generation.filling import METHODS, Filled, inpaint, present
 from avpretrain.evaluation.generation.vocoder import to_waveform
 from avpretrain.evaluation.results import origin
+from avpretrain.evaluation.settings import InpaintConfig, InpaintRun
 from avpretrain.measures.intervals import Floats, estimate
 from avpretrain.methods.diffmavil.model import SIDES, Side
 from avpretrain.methods.load import load_model
 
 ERRORS = "errors.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class InpaintRun:
-    """Which clips are filled, and for which of them files are written."""
-
-    split: str = "test"
-    clips: int = 64
-    """Clips that the errors are averaged over, spread evenly over the split."""
-    shown: int = 4
-    """The first of them, of which pictures and sounds are written."""
-    batch_size: int = 8
-    num_workers: int = 2
-    seed: int = 0
-    """Of the intervals."""
 
 
 def run_inpaint(

@@ -27,8 +27,9 @@ from avpretrain.data.batch import AVBatch
 from avpretrain.data.features import LOWEST_HZ, Features
 from avpretrain.data.read.clips import ClipSet
 from avpretrain.data.read.dataset import eval_loader
-from avpretrain.evaluation.generation.filling import InpaintConfig, fill_patches
+from avpretrain.evaluation.generation.filling import fill_patches
 from avpretrain.evaluation.results import origin
+from avpretrain.evaluation.settings import InpaintConfig, SpectrumConfig
 from avpretrain.measures.intervals import Floats, Statistic, estimate
 from avpretrain.methods.diffmavil.model import DiffMAViL
 from avpretrain.methods.load import load_model
@@ -38,23 +39,6 @@ from avpretrain.nn.reconstruction import fill_hidden
 
 METHODS = ("one_step", "sampled")
 """The decoder's word on pure noise or mask tokens; the reverse chain, diffused decoders only."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SpectrumConfig:
-    """What is reconstructed, and how."""
-
-    split: str = "test"
-    clips: int = 256
-    """Spread evenly over the split."""
-    ratio: float = 0.8
-    """Share of patches hidden, of sound and of picture."""
-    steps: int = 20
-    """Of the reverse chain."""
-    batch_size: int = 16
-    num_workers: int = 2
-    seed: int = 0
-    """Of the intervals."""
 
 
 @dataclass(frozen=True)

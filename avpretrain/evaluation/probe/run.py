@@ -14,6 +14,7 @@ from accelerate import PartialState
 from torch import Tensor
 
 from avpretrain.config.model import ModelConfig
+from avpretrain.config.train import mechanics
 from avpretrain.core.errors import UsageError, UserError
 from avpretrain.data.read.clips import ClipSet
 from avpretrain.data.splits import SplitRoles, split_names
@@ -24,8 +25,6 @@ from avpretrain.evaluation.frozen import (
     PLAIN_NAMES,
     Embedder,
     FrozenEncoder,
-    Modality,
-    Pooling,
     input_for,
     sides_of,
 )
@@ -41,6 +40,7 @@ from avpretrain.evaluation.labels import (
 from avpretrain.evaluation.predictions import Predictions, beside
 from avpretrain.evaluation.probe.selection import METHODS, across_parts, at_edge, evaluate, majority
 from avpretrain.evaluation.results import origin
+from avpretrain.evaluation.settings import Modality, Pooling
 from avpretrain.measures import intervals
 from avpretrain.methods.diffmavil.model import DiffMAViL
 from avpretrain.methods.load import load_model
@@ -69,8 +69,10 @@ class ProbeConfig:
     max_seconds: float = 30.0
     """Of longer clips the middle is taken."""
     baselines: bool = True
-    batch_size: int = 32
-    num_workers: int = 2
+    batch_size: int = mechanics(32)
+    """Clips at a time on each device."""
+    num_workers: int = mechanics(2)
+    """Processes that decode, for each rank."""
     seed: int = 0
     """Of the random encoder and of the intervals; the probe itself draws nothing."""
 
@@ -127,7 +129,10 @@ def parts_of(clips: ClipSet, task: Task, folds: str) -> list[Parts]:
         return cross_validation_parts(task, made_folds(task, int(folds)))
     names = [clips.clip(int(row)).label_dict.get(folds) for row in task.rows_N]
     if not all(isinstance(name, str) and name for name in names):
-        raise UserError(f"--folds {folds}: not every clip with label '{task.label}' has one fold")
+        raise UserError(
+            f"--folds {folds}: not every clip with label '{task.label}' has one fold; name a label that gives each "
+            "clip its fold, or a number of folds to make"
+        )
     return cross_validation_parts(task, [str(name) for name in names])
 
 

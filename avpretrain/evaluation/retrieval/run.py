@@ -17,13 +17,15 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from avpretrain.config.train import mechanics
 from avpretrain.core.errors import UserError
 from avpretrain.data.read.clips import ClipSet
 from avpretrain.evaluation.extract import Reading, extract, longest_clip
-from avpretrain.evaluation.frozen import Embedder, FrozenEncoder, Pooling, Side, input_for
+from avpretrain.evaluation.frozen import Embedder, FrozenEncoder, input_for
 from avpretrain.evaluation.predictions import Ranks, difference
 from avpretrain.evaluation.probe.run import random_encoder
 from avpretrain.evaluation.results import origin
+from avpretrain.evaluation.settings import Pooling, Side
 from avpretrain.measures import intervals
 from avpretrain.methods.diffmavil.model import DiffMAViL
 from avpretrain.methods.load import load_model
@@ -75,8 +77,10 @@ class RetrievalConfig:
     """Clips in the gallery, evenly taken from the split; 0 = all."""
     max_seconds: float = 30.0
     baselines: bool = True
-    batch_size: int = 32
-    num_workers: int = 2
+    batch_size: int = mechanics(32)
+    """Clips at a time on each device."""
+    num_workers: int = mechanics(2)
+    """Processes that decode, for each rank."""
     seed: int = 0
 
 

@@ -9,9 +9,9 @@ from typing import Literal
 
 from avpretrain.config.reader import find_config, from_dict, read_yaml
 from avpretrain.core.errors import UsageError
-from avpretrain.data.sources import SourceName
+from avpretrain.data.choices import SourceName
 from avpretrain.evaluation.finetune.recipes import RECIPES
-from avpretrain.evaluation.frozen import Modality, Pooling
+from avpretrain.evaluation.settings import Modality, Pooling
 
 Method = Literal["linear", "knn", "finetune", "retrieve"]
 

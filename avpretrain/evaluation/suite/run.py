@@ -14,14 +14,14 @@ from typing import Any
 
 from accelerate import PartialState
 
-from avpretrain.config.reader import to_dict
+from avpretrain.config.reader import learnt_config
 from avpretrain.core.errors import UserError
 from avpretrain.core.files import read_json
 from avpretrain.core.provenance import commit, versions
 from avpretrain.data.manifest import DATASET_NAME
 from avpretrain.data.read.clips import ClipSet
-from avpretrain.data.write.shards import ShardConfig, make_shards
-from avpretrain.data.write.transcode import TranscodeConfig
+from avpretrain.data.write.settings import ShardConfig, TranscodeConfig
+from avpretrain.data.write.shards import make_shards
 from avpretrain.evaluation.finetune.recipes import RECIPES, FinetuneConfig
 from avpretrain.evaluation.finetune.run import run_finetune
 from avpretrain.evaluation.predictions import Scored
@@ -134,7 +134,8 @@ def _is_done(job: Job, wanted: Options, sha256: str, fingerprint: str) -> bool:
     try:
         same = result["checkpoint"]["sha256"] == sha256 and result["data"]["fingerprint"] == fingerprint
         made_by = (result["versions"], result["commit"]) == (versions(), commit())
-        return same and made_by and result[_KEY[job.method]] == to_dict(wanted)
+        made_with, matters = result[_KEY[job.method]], learnt_config(wanted)
+        return same and made_by and {key: made_with[key] for key in matters} == matters
     except (KeyError, TypeError):
         return False
 

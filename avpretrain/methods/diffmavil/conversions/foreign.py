@@ -28,8 +28,6 @@ from avpretrain.core.terminal import LONGEST, brief
 from avpretrain.methods.diffmavil.conversions.pickles import check_pickles
 from avpretrain.nn.weights import check_finite, read_header
 
-Format = Literal["mae", "audiomae", "cav-mae", "mavil", "timm"]
-
 MAX_WRAPPERS = 8
 """Most mappings around a checkpoint's weights."""
 MAX_TENSORS = 20_000
@@ -93,7 +91,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         with torch.serialization.safe_globals([argparse.Namespace]):  # MAE keeps its arguments so; plain data
             return _unwrapped(torch.load(path, map_location="cpu", weights_only=True), size)
     except FileNotFoundError:
-        raise UserError(f"no checkpoint at {path}") from None
+        raise UserError(f"no checkpoint at {path}; name a .pth, .bin or .safetensors file") from None
     except NotAFileError as error:
         raise UserError(f"{path} {error.strerror}; name a checkpoint file") from None
     except pickle.UnpicklingError as error:

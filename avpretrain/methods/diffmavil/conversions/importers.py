@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import torch
 from einops import rearrange, repeat
@@ -16,18 +15,16 @@ from torch import Tensor
 
 from avpretrain.config.model import ModelConfig
 from avpretrain.core.errors import UsageError, UserError
+from avpretrain.methods.diffmavil.conversions.choices import Format, Into
 from avpretrain.methods.diffmavil.conversions.foreign import (
     READERS,
     ForeignModel,
     ForeignViT,
-    Format,
     Taker,
     read_weights,
 )
 from avpretrain.methods.diffmavil.model import SIDES, DiffMAViL, Side
 from avpretrain.nn.patches import Grid, positions, resize_positions
-
-Into = Literal["audio", "video", "both"]
 
 SAME = 1e-4
 """Positions that differ from our fixed ones by less count as them."""
