@@ -39,6 +39,11 @@ def brief(value: object) -> str:
     return text if len(text) <= 2 * LONGEST else f"{text[: 2 * LONGEST]}..."
 
 
+def plain_line(text: object) -> str:
+    """The same on one line: a name must not make lines of its own beside ours."""
+    return plain(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
 def plain_json(text: str) -> str:
     """The same for a JSON document, which stays valid."""
     return _ACTS.sub(lambda found: f"\\u{ord(found.group()):04x}", text)

@@ -1,7 +1,7 @@
 """What a pickle would build, counted from its opcodes before anything is built.
 
-An object that stands in two places costs a pickle two bytes. A pair of pairs of pairs, sixty deep, is a kilobyte, and the
-first thing that hashes or prints it never ends; nothing can interrupt that.
+An object that stands in two places costs a pickle two bytes. A pair of pairs of pairs, sixty deep, is a kilobyte, and
+the first thing that hashes or prints it never ends; nothing can interrupt that.
 """
 
 from __future__ import annotations
