@@ -14,7 +14,7 @@ from tyro.conf import Positional, arg
 
 from avpretrain.cli.shared.tables import show_facts
 from avpretrain.core.errors import UserError
-from avpretrain.core.terminal import Console, plain, plain_json, plain_line
+from avpretrain.core.terminal import Console, plain, plain_json, plain_line, say
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,7 +54,7 @@ def main(
         return
     show_facts(_rows(facts))
     if verify_:
-        print(f"verified: every byte of {len(facts['shards'])} shards is as it was written")
+        say(f"verified: every byte of {len(facts['shards'])} shards is as it was written")
 
 
 def _verified(root: Path) -> list[str]:

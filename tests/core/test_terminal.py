@@ -32,7 +32,7 @@ def is_safe(node: ast.expr) -> bool:
 
 
 OURS = {
-    ("cli/bench/__init__.py", "f'  {subject:<8}  {text}'"),  # a table of our own
+    ("cli/bench/__init__.py", "f'  {subject:<8}  {summary}'"),  # a table of our own
     ("cli/shared/config_first.py", "help"),
 }
 """Calls of print that show nothing but what this package holds."""
