@@ -11,7 +11,7 @@ from tyro.conf import Positional, arg
 
 from avpretrain.cli.shared.places import require_file
 from avpretrain.core.errors import UsageError, UserError
-from avpretrain.core.terminal import Console
+from avpretrain.core.terminal import Console, plain_line
 from avpretrain.evaluation.settings import Modality, Per
 
 
@@ -58,10 +58,12 @@ def main(
             dropped: dict[str, float] = {}
             mine.append((number, embed_file(model, path, modality, per, dropped)))
             for what, amount in sorted(dropped.items()):
-                console.print(f"{path}: {amount:.4g} {what}", highlight=False, soft_wrap=True, markup=False)
+                console.print(f"{plain_line(path)}: {amount:.4g} {what}", highlight=False, soft_wrap=True, markup=False)
         except DecodeError as error:
             mine.append((number, None))
-            console.print(f"left out: {path}: {error}", highlight=False, soft_wrap=True, markup=False)
+            console.print(
+                f"left out: {plain_line(path)}: {plain_line(error)}", highlight=False, soft_wrap=True, markup=False
+            )
     found = dict(gather_object(mine))
     rows = [row for number in sorted(found) for row in found[number] or ()]
     failed = sum(done is None for done in found.values())

@@ -11,7 +11,7 @@ from tyro.conf import Positional, arg
 from avpretrain.cli.shared.places import require_file
 from avpretrain.cli.shared.results import against
 from avpretrain.cli.shared.tables import show_table
-from avpretrain.core.terminal import Console
+from avpretrain.core.terminal import Console, say
 from avpretrain.measures.scores import points, require_score
 
 
@@ -80,7 +80,7 @@ def main(
         return
     _show(found.result, path)
     if comparison:
-        print(against(comparison))
+        say(against(comparison))
 
 
 def _show(result: dict[str, Any], path: Path | None) -> None:

@@ -16,6 +16,7 @@ from avpretrain.cli.shared.arguments import parse
 from avpretrain.cli.shared.config_first import ConfigArguments, first_and_rest
 from avpretrain.config.train import EngineConfig, TrainConfig
 from avpretrain.core.errors import UsageError
+from avpretrain.core.terminal import say
 from avpretrain.methods.load import load_config
 
 
@@ -81,9 +82,9 @@ def pretrain(cfg: EngineConfig) -> None:
         return
     seen, minutes = outcome.progress.seen, outcome.progress.seconds / 60
     if outcome.finished:
-        print(f"done: {seen} clips in {minutes:.1f} min; model in {cfg.run_dir / 'model'}")
+        say(f"done: {seen} clips in {minutes:.1f} min; model in {cfg.run_dir / 'model'}")
     else:
-        print(f"stopped by {outcome.stopped_by} at {seen} clips; the same command goes on from there")
+        say(f"stopped by {outcome.stopped_by} at {seen} clips; the same command goes on from there")
         sys.exit(0)  # whoever runs this verb among others stops too
 
 

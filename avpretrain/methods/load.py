@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from avpretrain.config.reader import find_config, from_dict, read_yaml
 from avpretrain.core.errors import UsageError, UserError
 from avpretrain.core.files import read_json
-from avpretrain.core.terminal import plain
+from avpretrain.core.terminal import brief
 
 if TYPE_CHECKING:
     from avpretrain.config.train import EngineConfig
@@ -47,8 +47,7 @@ def load_model(path: str | Path) -> DiffMAViL:
     method = values.get("method", "diffmavil") if isinstance(values, dict) else "diffmavil"
     if not isinstance(method, str) or method not in MODELS:
         raise UserError(
-            f"{folder / CONFIG} is of a model of method {plain(str(method))[:60]}; this takes weights of "
-            f"{' and '.join(MODELS)}"
+            f"{folder / CONFIG} is of a model of method {brief(method)}; this takes weights of {' and '.join(MODELS)}"
         )
     model: DiffMAViL = _find(MODELS[method]).from_pretrained(folder)
     return model
@@ -72,7 +71,7 @@ def config_of(values: dict[str, Any]) -> EngineConfig:
     """
     method = values.get("method", "diffmavil")
     if not isinstance(method, str):
-        raise UsageError(f"config key 'method' takes a name, got {method!r}")
+        raise UsageError(f"config key 'method' takes a name, got {brief(method)}")
     schema: type[EngineConfig] = _find(CONFIGS[method]) if method in CONFIGS else find_method(method).config
     return from_dict(schema, values)
 

@@ -18,6 +18,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from avpretrain.core.errors import PROGRAM_ERRORS, UserError
 from avpretrain.core.files import atomic_path, open_descriptor
+from avpretrain.core.terminal import plain
 from avpretrain.data.manifest import DATASET_NAME, MANIFEST_NAME, is_shard_name
 
 T = TypeVar("T")
@@ -67,7 +68,7 @@ class Waiting:
 
     def _say(self) -> None:
         if self.what:
-            print(f"avpretrain: waiting for {self.what} ...", file=sys.stderr, flush=True)
+            print(plain(f"avpretrain: waiting for {self.what} ..."), file=sys.stderr, flush=True)
             self.what = ""
 
     def __exit__(self, *error: object) -> None:
