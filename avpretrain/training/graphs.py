@@ -17,11 +17,8 @@ from torch import Tensor
 
 from avpretrain.config.schedules import Phase
 from avpretrain.core.errors import UserError
-<<<<<<< HEAD
 from avpretrain.core.tensors import leaves_of, map_tensors, tensors_of
-=======
 from avpretrain.core.terminal import plain
->>>>>>> h/e
 
 Update = Callable[[Any, Phase], dict[str, Tensor]]
 """A whole training step on a batch; what it returns stays on the device."""
