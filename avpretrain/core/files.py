@@ -24,8 +24,8 @@ MAX_TEXT_BYTES = 64 << 20
 """Largest JSON, YAML or text file that is read whole."""
 MAX_LOG_BYTES = 1 << 30
 """Largest log (metrics.jsonl) that is read."""
-MAX_JSON_VALUES = 8_000_000
-"""Most values in a JSON file: each may take 70 bytes of memory."""
+MAX_JSON_VALUES = 4_000_000
+"""Most values in a JSON file: each may take 150 bytes of memory while it is checked."""
 
 
 class NotAFileError(OSError):

@@ -288,7 +288,7 @@ FOREIGN: dict[str, Callable[[Path], Any]] = {
         "mae no kernel": lambda s: s.update({"patch_embed.proj.weight": torch.zeros(64, 3, 0, 0)}),
         "mae kernel flat": lambda s: s.update({"patch_embed.proj.weight": torch.zeros(64)}),
         "mae positions of another width": lambda s: s.update(pos_embed=torch.zeros(1, 17, 60)),
-        "mae positions no square": lambda s: s.update(pos_embed=torch.zeros(1, 16, 64)),
+        "mae positions no square": lambda s: s.update(pos_embed=torch.zeros(1, 15, 64)),
         "mae no layers": lambda s: [s.pop(key) for key in list(s) if key.startswith("blocks")],
         "mae position not a number": lambda s: s.update(pos_embed=torch.full((1, 17, 64), torch.nan)),
         "mae weight infinite": lambda s: s.update({"blocks.0.mlp.fc1.bias": torch.full((128,), torch.inf)}),
