@@ -1,8 +1,8 @@
-"""The data of configs/ablations/vits_noise.yaml and vits_real.yaml: synthetic scenes of 2 s, and public sets of a folder.
+"""The data of vits_noise and vits_real in configs/ablations: synthetic scenes of 2 s, and public sets of a folder.
 
 python data/vits_real.py PACKS SHARDS [--clips N]
 
-PACKS holds the folders grid_av, fsdd, speechcommands3 and esc10, each with a metadata.csv (docs/DATA.md, source `folder`).
+PACKS holds the folders grid_av, fsdd, speechcommands3 and esc10, each with a metadata.csv (docs/DATA.md, "folder").
 Writes a sharded data set under each name, and scenes, to SHARDS; what is done is skipped, what was interrupted goes on.
 """
 

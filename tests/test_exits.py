@@ -78,8 +78,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forker]:
     modules = [f"avpretrain.cli.{verb}" for verb in ("train", "probe", "finetune", "retrieve", "embed", "shards")]
-    more = ("avpretrain.training.loop", "avpretrain.methods.diffmavil.method", "avpretrain.evaluation.finetune.run")
-    with forker(tmp_path_factory.mktemp("said"), *modules, *more) as found:
+    more = ("training.loop", "methods.diffmavil.method", "evaluation.finetune.run", "evaluation.probe.run")
+    modules += ["torch._dynamo", *(f"avpretrain.{module}" for module in more)]
+    with forker(tmp_path_factory.mktemp("said"), *modules) as found:
         yield found
 
 
@@ -173,7 +174,7 @@ def test_shards_that_are_no_files(forks: Forker, good: Path, tmp_path: Path, nam
     for shard in copy.glob("train-*.tar"):
         shard.unlink()
         os.mkfifo(shard) if name == "pipe" else shard.symlink_to(name)
-    fails(forks, "train", config(copy, tmp_path, num_workers=2), says="file")
+    fails(forks, "train", config(copy, tmp_path, num_workers=0), says="file")
 
 
 def test_a_pickle_that_holds_itself(forks: Forker, tmp_path: Path) -> None:
@@ -191,11 +192,15 @@ def test_a_pickle_that_holds_itself(forks: Forker, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("how", "mode"), [("silent", "random"), ("missing", "stream"), ("wrong", "random"), ("short", "stream")]
+    ("how", "mode", "workers"),
+    [("silent", "random", 1), ("missing", "stream", 0), ("wrong", "random", 0), ("short", "stream", 0)],
 )
-def test_a_server_that_gives_no_clips(forks: Forker, good: Path, tmp_path: Path, how: Shards, mode: str) -> None:
+def test_a_server_that_gives_no_clips(
+    forks: Forker, good: Path, tmp_path: Path, how: Shards, mode: str, workers: int
+) -> None:
     with serving(good, shards=how) as (url, requests):
-        path = config(url, tmp_path, num_workers=1, mode=mode, request_timeout=1.0, cache_dir=str(tmp_path / "cache"))
+        data = {"num_workers": workers, "mode": mode, "request_timeout": 1.0, "cache_dir": str(tmp_path / "cache")}
+        path = config(url, tmp_path, **data)
         said = fails(forks, "train", path, says="")
         assert len(requests) < 400, "a batch gives up once"
     assert url in said or "clips in a row" in said
@@ -206,7 +211,7 @@ def test_a_server_that_is_gone(forks: Forker, tmp_path: Path, mode: str) -> None
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}"
-    fails(forks, "train", config(url, tmp_path, num_workers=1, mode=mode, request_timeout=1.0), says=url)
+    fails(forks, "train", config(url, tmp_path, num_workers=0, mode=mode, request_timeout=1.0), says=url)
 
 
 # --- killed ----------------------------------------------------------------------------------------------------------
@@ -257,7 +262,7 @@ def two_ranks(path: Path, run: Path) -> Iterator[tuple[subprocess.Popen[str], di
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0])
 def test_a_killed_rank_takes_the_others_with_it(good: Path, tmp_path: Path, rank: int) -> None:
-    with two_ranks(config(good, tmp_path, num_workers=1), tmp_path / "run") as (launcher, ranks, sessions):
+    with two_ranks(config(good, tmp_path, num_workers=0), tmp_path / "run") as (launcher, ranks, sessions):
         ranks[rank].kill()
         assert launcher.wait(LIMIT * SLACK) != 0
         for session in sessions:
