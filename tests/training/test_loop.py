@@ -114,7 +114,7 @@ def test_sigkill_at_twenty_random_moments(data: Path, straight: Path, tmp_path: 
     checkpoints = cfg.run_dir / "checkpoints"
     rng = random.Random(0)
     kills = halfway = 0
-    with forker(tmp_path, "avpretrain.cli.train", "avpretrain.training.loop") as forks:
+    with forker(tmp_path, "avpretrain.cli.train", "avpretrain.training.loop", "torch._dynamo") as forks:
         while kills < 20:
             if forks.start("train", config).kill_after(checkpoints, rng.randint(1, 20)):
                 kills += 1
@@ -143,7 +143,7 @@ def test_signals_to_a_whole_job_spare_the_compilers_processes() -> None:
 
 
 def test_preemption_saves_and_hands_the_signals_back(data: Path, tmp_path: Path) -> None:
-    cfg = tiny_config(data, tmp_path / "run", schedule={"samples": 1_000_000})
+    cfg = tiny_config(data, tmp_path / "run", schedule={"samples": 40_000})
     metrics = tmp_path / "run" / "metrics.jsonl"
 
     def signal_once_it_trains() -> None:
@@ -166,7 +166,7 @@ def test_preemption_saves_and_hands_the_signals_back(data: Path, tmp_path: Path)
 @pytest.mark.slow
 def test_a_signal_to_the_whole_job_finds_the_loaders_alive(data: Path, tmp_path: Path) -> None:
     """Schedulers signal every process of a job, and loader processes that died of it would leave the loop waiting."""
-    cfg = tiny_config(data, tmp_path / "run", data={"num_workers": 2}, schedule={"samples": 1_000_000})
+    cfg = tiny_config(data, tmp_path / "run", data={"num_workers": 2}, schedule={"samples": 40_000})
     command = [sys.executable, "-m", "avpretrain.train", str(_write_config(cfg, tmp_path / "config.yaml"))]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, text=True
