@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -27,7 +28,8 @@ def read_model(cls: type[Model], config: Path, weights: Path) -> Model:
     """The model in a `config.json` and a `model.safetensors`, on the CPU.
 
     Args:
-        cls: is built from a `ModelConfig`.
+        cls: is built from a `ModelConfig`. Where it has a `current_key`, that says what a weight is called now that an
+            earlier version saved under another name; its `load_state_dict` takes both.
 
     Raises:
         UserError: a file is missing or damaged, names, shapes or types of the weights are not those that the config
@@ -38,7 +40,8 @@ def read_model(cls: type[Model], config: Path, weights: Path) -> Model:
         raise UserError(f"{weights} {mistaken}")
     with torch.device("meta"):
         wanted = {name: tuple(tensor.shape) for name, tensor in cls(cfg).state_dict().items()}
-    compare(wanted, read_header(weights), weights)
+    renamed: Callable[[str], str] = getattr(cls, "current_key", str)
+    compare(wanted, {renamed(name): tensor for name, tensor in read_header(weights).items()}, weights)
     model = cls(cfg)
     try:
         state = load_file(weights)

@@ -32,7 +32,7 @@ def _seed() -> None:
 
 def test_a_decoder_that_reads_its_input_alone_has_no_benefit_and_no_gradient() -> None:
     model = DiffMAViL(tiny("cross"))
-    for block in model.audio_decoder.blocks:
+    for block in model.tower("audio").decoder.blocks:
         torch.nn.init.zeros_(block.cross_attn.proj.weight)
     worth = measure(model, random_batch(model.cfg), "audio", levels_of(model, "audio", 4), 0.75)
     assert worth.own_NK.shape == (4, 4)
