@@ -14,6 +14,8 @@ from avpretrain.config.scaling import LayerSizes, StackConfig
 
 Side = Literal["audio", "video"]
 SIDES: tuple[Side, Side] = ("audio", "video")
+CHANNELS: dict[Side, int] = {"audio": 1, "video": 3}
+"""Of a spectrogram, of a frame."""
 
 
 def require(ok: bool, message: str) -> None:
@@ -325,6 +327,31 @@ class TowerSpec:
     shift: float
     """Of the diffusion process (see `DiffusionConfig.audio_shift`)."""
     decoder: DecoderConfig
+
+    @property
+    def patches(self) -> int:
+        """L, patches of a whole clip."""
+        return math.prod(self.grid)
+
+    @property
+    def patch_values(self) -> int:
+        """P, values in one patch."""
+        return math.prod(self.patch) * CHANNELS[self.side]
+
+    @property
+    def predicted_values(self) -> int:
+        """Q, values that the decoder predicts of each hidden patch."""
+        return self.width if self.predicts_features else self.patch_values
+
+    @property
+    def noised_values(self) -> int:
+        """Values of each diffused patch."""
+        return self.patch_values if self.diffusion.noise_on == "pixel" else self.predicted_values
+
+    def decoded(self, hidden: int) -> int:
+        """How many of so many hidden patches the decoder predicts."""
+        ratio = self.decoder.decode_ratio
+        return hidden if ratio == 1 else max(1, round(hidden * ratio))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

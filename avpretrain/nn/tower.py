@@ -40,11 +40,10 @@ class Tower(nn.Module):
             learned_positions=spec.learned_positions,
             final_norm=spec.final_norm,
         )
-        predicted = spec.width if spec.predicts_features else self.patches.values
         self.decoder = Decoder(
             spec.decoder,
-            input_values=self.patches.values if spec.diffusion.noise_on == "pixel" else predicted,
-            output_values=predicted,
+            input_values=spec.noised_values,
+            output_values=spec.predicted_values,
             encoder_width=spec.width,
             grid=spec.grid,
             time_conditioning=spec.diffusion.time_conditioning,

@@ -60,7 +60,7 @@ def test_a_denoiser_that_is_shown_nothing_is_measured_as_mavil() -> None:
     ours = DiffMAViL(tiny(diffusion=NOTHING_SHOWN))
     weights = mavil.state_dict()
     for side in SIDES:
-        weights[f"{side}_decoder.patch_embed.bias"] = weights.pop(f"{side}_decoder.mask_token").flatten()
+        weights[f"towers.{side}.decoder.patch_embed.bias"] = weights.pop(f"towers.{side}.decoder.mask_token").flatten()
     ours.load_state_dict(weights, strict=False)
     batch = random_batch(ours.cfg)
     levels = levels_of(ours, "video", 3)
