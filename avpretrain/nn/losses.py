@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 
 import torch
@@ -23,9 +24,10 @@ def contrastive_loss(first_BD: Tensor, second_BD: Tensor, temperature: float, va
     """
     first_GD = all_gather_with_grad(F.normalize(first_BD.float(), dim=-1))
     second_GD = all_gather_with_grad(F.normalize(second_BD.float(), dim=-1))
-    with torch.autocast(
-        first_GD.device.type, enabled=False
-    ):  # bf16 similarities would be off by 1% of a logit and more
+    device = first_GD.device.type
+    known = torch.amp.is_autocast_available(device)  # not on the meta device, where steps are counted
+    # bf16 similarities would be off by 1% of a logit and more
+    with torch.autocast(device, enabled=False) if known else contextlib.nullcontext():
         logits_GG = first_GD @ second_GD.T / temperature
     target_G = torch.arange(len(logits_GG), device=logits_GG.device)
     if valid_B is None:

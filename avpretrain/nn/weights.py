@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -30,7 +31,8 @@ def read_model(cls: type[Model], config: Path, weights: Path) -> Model:
     """The model in a `config.json` and a `model.safetensors`, on the CPU.
 
     Args:
-        cls: is built from a `ModelConfig`.
+        cls: is built from a `ModelConfig`. Where it has a `current_key`, that says what a weight is called now that an
+            earlier version saved under another name; its `load_state_dict` takes both.
 
     Raises:
         UserError: a file is missing or damaged, names, shapes or types of the weights are not those that the config
@@ -44,7 +46,8 @@ def read_model(cls: type[Model], config: Path, weights: Path) -> Model:
         raise UserError(f"{weights} does not fit its config: {len(header)} tensors are too few for {layers} layers")
     with torch.device("meta"):
         wanted = {name: tuple(tensor.shape) for name, tensor in cls(cfg).state_dict().items()}
-    compare(wanted, header, weights)
+    renamed: Callable[[str], str] = getattr(cls, "current_key", str)
+    compare(wanted, {renamed(name): tensor for name, tensor in header.items()}, weights)
     size = 4 * sum(math.prod(shape) for shape in wanted.values())
     if size > _machine_memory():  # a file with holes claims any size and takes no room on a disk
         raise UserError(f"{weights} needs {size / 1e9:.0f} GB of memory, more than this machine has")

@@ -13,6 +13,7 @@ import os
 import shutil
 import stat
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -293,11 +294,13 @@ def fault_of(checkpoint: Path, model: Any) -> str | None:
 def restore(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
     """Loads weights and optimiser state in place; every rank must call it."""
     options = StateDictOptions(full_state_dict=True)
-    set_model_state_dict(model, dict(load_file(checkpoint / WEIGHTS)), options=options)
+    renamed: Callable[[str], str] = getattr(getattr(model, "module", model), "current_key", str)
+    weights: dict[str, Any] = {renamed(name): tensor for name, tensor in load_file(checkpoint / WEIGHTS).items()}
+    set_model_state_dict(model, weights, options=options)
     slots: dict[str, dict[str, Tensor]] = {}
     for name, tensor in load_file(checkpoint / OPTIMIZER).items():
         parameter, _, key = name.rpartition(".")
-        slots.setdefault(parameter, {})[key] = tensor
+        slots.setdefault(renamed(parameter), {})[key] = tensor
     groups = get_optimizer_state_dict(model, optimizer, options=options)["param_groups"]
     state: Any = {"state": slots, "param_groups": groups}
     rates = [group["lr"] for group in optimizer.param_groups]

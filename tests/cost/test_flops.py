@@ -26,10 +26,9 @@ from avpretrain.config.model import (
 )
 from avpretrain.config.reader import load_config
 from avpretrain.config.train import BatchConfig, RatioConfig, ScheduleConfig, TrainConfig
-from avpretrain.cost.clip import COMPONENTS, clip_flops, cost_of
+from avpretrain.cost.clip import COMPONENTS, clip_flops, cost_of, visible_tokens
 from avpretrain.cost.memory import activation_bytes
 from avpretrain.cost.run import mavil_of, run_cost
-from avpretrain.cost.sizes import visible_tokens
 from avpretrain.data.batch import AVBatch
 from avpretrain.measures.numbers import duration, flops, percent, si, significant
 from avpretrain.methods.diffmavil.model import DiffMAViL
@@ -160,9 +159,10 @@ def test_components_are_those_of_the_modules() -> None:
     by_module = {name.removeprefix("DiffMAViL."): sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
     ours = {name: part.forward for name, part in clip_flops(cfg, 0.8, 0.8).components.items()}
     assert list(ours) == list(COMPONENTS)
+    by_module |= {f"{side}_{part}": by_module[f"towers.{side}.{part}"] for side in SIDES for part in ("encoder", "decoder")}
     for name in ("fusion", "audio_decoder", "video_decoder"):
         assert ours[name] == by_module[name]
-    patch_embed = by_module["audio_encoder.patch_embed"] + by_module["video_encoder.patch_embed"]
+    patch_embed = sum(by_module[f"towers.{side}.encoder.patch_embed"] for side in SIDES)
     assert ours["patch_embed"] == patch_embed
     encoders = by_module["audio_encoder"] + by_module["video_encoder"]
     assert ours["audio_encoder"] + ours["video_encoder"] == encoders - patch_embed

@@ -34,7 +34,6 @@ from avpretrain.measures.intervals import Floats, Statistic, estimate
 from avpretrain.methods.diffmavil.model import DiffMAViL
 from avpretrain.methods.load import load_model
 from avpretrain.nn.masking import gather_patches
-from avpretrain.nn.patches import unpatchify_audio
 from avpretrain.nn.reconstruction import fill_hidden
 
 METHODS = ("one_step", "sampled")
@@ -62,7 +61,7 @@ def energies(model: DiffMAViL, batch: AVBatch, how: InpaintConfig) -> dict[str, 
 
     def by_mel(values_BHP: Tensor) -> Floats:
         whole_BLP = fill_hidden(torch.zeros_like(view.patches_BLP), values_BHP, view.mask.ids_hidden_BN)
-        whole_BFM = unpatchify_audio(whole_BLP, model.cfg.audio_grid, model.cfg.audio.patch)
+        whole_BFM = model.tower("audio").patches.join(whole_BLP)
         return whole_BFM[batch.has_audio_B].double().square().sum(dim=1).cpu().numpy()
 
     true_BM = by_mel(_detail(truth_BHP))

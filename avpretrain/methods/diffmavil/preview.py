@@ -16,7 +16,7 @@ from avpretrain.data.batch import AVBatch
 from avpretrain.data.features import IMAGENET_MEAN, IMAGENET_STD, Features
 from avpretrain.data.read.dataset import ClipSet, eval_loader
 from avpretrain.data.splits import split_text
-from avpretrain.methods.diffmavil.model import DiffMAViL
+from avpretrain.methods.diffmavil.model import SIDES, DiffMAViL
 from avpretrain.nn.reconstruction import Reconstruction
 from avpretrain.training.method import Preview
 
@@ -56,8 +56,8 @@ class Previewer:
         """
         batch = self.batch(next(model.parameters()).device)
         picture = model.reconstruct(batch, ratios.audio, ratios.video)
-        audio_BD = model.audio_encoder.pool(model.encode_audio(batch.audio_BFM))
-        video_BD = model.video_encoder.pool(model.encode_video(batch.video_BTCHW))
+        towers = {side: model.tower(side) for side in SIDES}
+        audio_BD, video_BD = (tower.encoder.pool(tower.encode(batch.clips[side])) for side, tower in towers.items())
         path = self.cfg.run_dir / "reconstructions" / f"{seen:012d}.png"
         hidden = f"{ratios.audio:.0%}/{ratios.video:.0%} hidden"
         title = f"{self.cfg.name}, {seen} clips seen, {self.split} clips, {hidden}"

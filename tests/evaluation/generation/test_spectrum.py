@@ -45,7 +45,7 @@ def test_known_reconstructions_have_known_shares(keep_low: float, keep_high: flo
     def knowing(context: Tensor, keep: Tensor, hidden: Tensor) -> Tensor:
         return mean_BN1 + keep_BN1 * (truth_BNP - mean_BN1)
 
-    model.audio_decoder.forward = knowing
+    model.tower("audio").decoder.forward = knowing
     found = energies(model, batch, HOW)
     assert list(found) == ["one_step"]
     e = found["one_step"]
