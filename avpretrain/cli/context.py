@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from avpretrain.cli.shared.places import require_file
+from avpretrain.cli.shared.places import require_file, require_inputs
 from avpretrain.cli.shared.tables import show_table
 from avpretrain.core.errors import UsageError
 from avpretrain.core.files import write_json
@@ -43,6 +43,7 @@ def main(
         if number < least:
             raise UsageError(f"--{name} must be at least {least}, got {number}")
     require_file(out)
+    require_inputs(ckpt, data)
     from avpretrain.evaluation.generation.context import run_context
     from avpretrain.evaluation.results import result_path
 

@@ -9,7 +9,7 @@ from typing import Annotated
 from rich.progress import track
 from tyro.conf import Positional, arg
 
-from avpretrain.cli.shared.places import require_file
+from avpretrain.cli.shared.places import require_file, require_inputs
 from avpretrain.core.errors import UsageError, UserError
 from avpretrain.core.terminal import Console, plain_line
 from avpretrain.evaluation.settings import Modality, Per
@@ -39,6 +39,7 @@ def main(
     if not files:
         raise UsageError("no files to embed; name them after the checkpoint")
     require_file(out, suffixes=(".npz", ".parquet"))
+    require_inputs(ckpt)
     files = listed(files)
     from accelerate import PartialState
     from accelerate.utils import gather_object

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from avpretrain.cli.shared.places import require_file
+from avpretrain.cli.shared.places import require_file, require_inputs
 from avpretrain.cli.shared.results import against
 from avpretrain.cli.shared.tables import show_table
 from avpretrain.core.terminal import Console, say
@@ -53,6 +53,7 @@ def main(
         json: Print the result as JSON.
     """
     require_file(out)
+    require_inputs(ckpt, data)
     if compare is not None:
         require_score(compare)
     from accelerate import PartialState

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from avpretrain.cli.shared.places import require_file
+from avpretrain.cli.shared.places import require_file, require_inputs
 from avpretrain.cli.shared.tables import show_table
 from avpretrain.core.errors import UsageError
 from avpretrain.core.files import write_json
@@ -44,6 +44,7 @@ def main(
         if number < 1:
             raise UsageError(f"--{name} must be at least 1, got {number}")
     require_file(out)
+    require_inputs(ckpt, data)
     from avpretrain.evaluation.generation.spectrum import run_spectrum
     from avpretrain.evaluation.results import result_path
 

@@ -25,11 +25,10 @@ import pyarrow.compute as pc
 from avpretrain.core.errors import UserError
 from avpretrain.core.files import open_descriptor, parse_json, read_bytes
 from avpretrain.core.terminal import brief
+from avpretrain.data.place import DATASET_NAME, MANIFEST_NAME, why_no_data_set
 from avpretrain.data.rows import MAX_BAD_ROWS, SHA256, bad_rows, repaired
 from avpretrain.data.splits import chosen_splits, split_text
 
-MANIFEST_NAME = "manifest.arrow"
-DATASET_NAME = "dataset.json"
 FORMAT = 1
 
 SCHEMA = pa.schema(
@@ -195,7 +194,7 @@ class Manifest:
             summary = parse_json(read_bytes(self.root / DATASET_NAME))
             buffer = _mapped(self.root / MANIFEST_NAME)
         except FileNotFoundError:
-            raise UserError(_no_data_set(self.root)) from None
+            raise UserError(why_no_data_set(self.root)) from None
         except NotADirectoryError:
             raise UserError(f"{root} is a file; name the folder that avpretrain shards wrote") from None
         except ValueError as error:
@@ -356,20 +355,6 @@ def _is_compressed(metadata: bytes) -> bool:
 
     header = field(below(0), 2)
     return header == 0 or field(below(header), 3) != 0
-
-
-def _no_data_set(root: Path) -> str:
-    """Why a folder can't be opened; what has media in it is meant as the source of one."""
-    if not root.exists():
-        return f"there is no {root}; name a folder that avpretrain shards wrote"
-    if (root / DATASET_NAME).is_file():
-        return f"{root}: {MANIFEST_NAME} is missing; fetch it again, or run avpretrain shards again"
-    if (root / MANIFEST_NAME).is_file():
-        return f"{root}: {DATASET_NAME} is missing; fetch it again, or run avpretrain shards again"
-    return (
-        f"{root} is not a sharded data set (it has no {DATASET_NAME}); "
-        f"make one of a folder of videos with: avpretrain shards VIDEOS SHARDS, and name SHARDS here"
-    )
 
 
 def write_manifest(path: Path, clips: Sequence[Clip]) -> None:

@@ -14,7 +14,8 @@ from avpretrain.data.read.clips import ClipSet
 from avpretrain.evaluation.predictions import Scored, difference, load_scored, matched
 from avpretrain.measures.scores import require_score
 from avpretrain.methods.diffmavil.model import DiffMAViL
-from avpretrain.training.checkpoint import STATE, WEIGHTS, file_sha256, find_weights
+from avpretrain.training.checkpoint import file_sha256
+from avpretrain.training.folders import STATE, WEIGHTS, find_weights
 
 FORMAT = 1
 

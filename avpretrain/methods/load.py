@@ -40,7 +40,7 @@ def load_model(path: str | Path) -> DiffMAViL:
         UserError: there are no weights, they do not fit their config, one is not finite, or their method is not
             registered.
     """
-    from avpretrain.training.checkpoint import CONFIG, find_weights
+    from avpretrain.training.folders import CONFIG, find_weights
 
     folder = find_weights(path)
     values = read_json(folder / CONFIG, "model config")

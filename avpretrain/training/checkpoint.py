@@ -32,9 +32,8 @@ from torch.distributed.checkpoint.state_dict import (
 from avpretrain.config.reader import from_dict, to_dict
 from avpretrain.core.errors import UserError
 from avpretrain.core.files import atomic_path, open_file, write_json
-from avpretrain.data.manifest import DATASET_NAME
+from avpretrain.training.folders import CONFIG, OPTIMIZER, STATE, WEIGHTS, list_checkpoints
 
-WEIGHTS, CONFIG, OPTIMIZER, STATE = "model.safetensors", "config.json", "optimizer.safetensors", "state.json"
 Better = Literal["min", "max"]
 """Which value of a measure is the better one."""
 
@@ -179,16 +178,6 @@ class CheckpointWriter:
             ) from error
 
 
-def list_checkpoints(root: Path) -> list[Path]:
-    """Complete checkpoints, oldest first."""
-    return [p for p in checkpoint_folders(root) if (p / STATE).is_file()]
-
-
-def checkpoint_folders(root: Path) -> list[Path]:
-    """All that is named as a checkpoint is, complete or not, oldest first."""
-    return sorted(p for p in root.glob("[0-9]*") if p.name.isdigit()) if root.is_dir() else []
-
-
 def best_checkpoint(root: Path, measure: str, better: Better) -> Path | None:
     """The checkpoint with the best value of a measure, the later of equals; none where none has it.
 
@@ -308,25 +297,3 @@ def restore(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = rate  # torch puts a tensor on the CPU in its place, which a CUDA graph would read too late
     return Progress(**read_state(checkpoint)["progress"])
-
-
-def find_weights(path: str | Path) -> Path:
-    """The folder with `model.safetensors` that `path` means: itself, a run's final model, or its newest checkpoint.
-
-    Raises:
-        UserError: there are no weights.
-    """
-    path = Path(path)
-    newest = list_checkpoints(path / "checkpoints")[-1:]
-    for folder in (path, path / "model", *newest):
-        if (folder / WEIGHTS).is_file() and (folder / CONFIG).is_file():
-            return folder
-    wanted = f"a run folder, a checkpoint, or a folder with {WEIGHTS} and {CONFIG}"
-    if path.is_file():
-        hint = "; turn another project's weights into one with: avpretrain import" if path.name != WEIGHTS else ""
-        raise UserError(f"{path} is a file; give {wanted}{hint}")
-    if not path.exists():
-        raise UserError(f"there is no {path}; give {wanted}")
-    if (path / DATASET_NAME).is_file():
-        raise UserError(f"{path} is a sharded data set; give {wanted} (the checkpoint comes first, then the data)")
-    raise UserError(f"no weights in {path}; give {wanted}")

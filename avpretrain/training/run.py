@@ -18,7 +18,8 @@ from avpretrain.core.files import atomic_path, clear_leftovers, read_json, read_
 from avpretrain.core.locks import LOCK_NAME
 from avpretrain.core.provenance import environment
 from avpretrain.core.terminal import say
-from avpretrain.training.checkpoint import Snapshot, checkpoint_folders, fault_of, fault_of_state, write_snapshot
+from avpretrain.training.checkpoint import Snapshot, fault_of, fault_of_state, write_snapshot
+from avpretrain.training.folders import checkpoint_folders
 from avpretrain.training.method import Data
 from avpretrain.training.metrics import METRICS_NAME
 

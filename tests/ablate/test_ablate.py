@@ -25,7 +25,7 @@ from avpretrain.core.errors import UsageError
 from avpretrain.cost.clip import clip_flops
 from avpretrain.cost.run import run_cost
 from avpretrain.measures.numbers import percent
-from avpretrain.training.checkpoint import list_checkpoints
+from avpretrain.training.folders import list_checkpoints
 from tests.cost.test_flops import counted
 from tests.support.tiny_datasets import Spec, make_dataset
 from tests.support.tiny_runs import CONFIG

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from avpretrain.api import train
-from avpretrain.training.checkpoint import Better, CheckpointWriter, Progress, Snapshot, list_checkpoints
+from avpretrain.training.checkpoint import Better, CheckpointWriter, Progress, Snapshot
+from avpretrain.training.folders import list_checkpoints
 from tests.support.tiny_models import tiny
 from tests.support.tiny_runs import tiny_config, tiny_data
 

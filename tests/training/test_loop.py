@@ -23,7 +23,8 @@ from avpretrain.config.train import TrainConfig
 from avpretrain.core.errors import UsageError, UserError
 from avpretrain.methods.diffmavil.model import DiffMAViL
 from avpretrain.methods.load import load_model
-from avpretrain.training.checkpoint import CheckpointWriter, find_weights, list_checkpoints
+from avpretrain.training.checkpoint import CheckpointWriter
+from avpretrain.training.folders import find_weights, list_checkpoints
 from avpretrain.training.guards import Preemption, sparing_children
 from avpretrain.training.metrics import read_metrics
 from tests.support.forks import forker

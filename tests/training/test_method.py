@@ -20,7 +20,7 @@ from avpretrain.cli.main import main
 from avpretrain.core.errors import UsageError, UserError
 from avpretrain.measures.runs import read_run
 from avpretrain.methods.load import config_of, load_config, load_model, make_method
-from avpretrain.training.checkpoint import list_checkpoints
+from avpretrain.training.folders import list_checkpoints
 from avpretrain.training.metrics import read_metrics
 from tests.support.tiny_runs import final_state, same_bits
 from tests.support.toy import Half, Regression

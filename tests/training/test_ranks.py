@@ -20,7 +20,7 @@ from avpretrain.config.train import TrainConfig
 from avpretrain.core.errors import UsageError
 from avpretrain.methods.load import make_method
 from avpretrain.training.build import check_ranks, make_accelerator
-from avpretrain.training.checkpoint import list_checkpoints
+from avpretrain.training.folders import list_checkpoints
 from avpretrain.training.loop import Trainer
 from avpretrain.training.memory_probe import measured_memory
 from avpretrain.training.metrics import read_metrics

@@ -21,7 +21,7 @@ from avpretrain.api import train
 from avpretrain.config.train import TrainConfig
 from avpretrain.core.errors import UsageError, UserError
 from avpretrain.core.locks import LOCK_NAME, locked
-from avpretrain.training.checkpoint import list_checkpoints
+from avpretrain.training.folders import list_checkpoints
 from avpretrain.training.metrics import MetricsLog, read_metrics
 from tests.support.tiny_datasets import Spec, make_dataset
 from tests.support.tiny_runs import tiny_config, tiny_data

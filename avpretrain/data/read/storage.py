@@ -19,7 +19,8 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 from avpretrain.core.errors import PROGRAM_ERRORS, UserError
 from avpretrain.core.files import atomic_path, open_descriptor
 from avpretrain.core.terminal import plain
-from avpretrain.data.manifest import DATASET_NAME, MANIFEST_NAME, is_shard_name
+from avpretrain.data.manifest import is_shard_name
+from avpretrain.data.place import DATASET_NAME, MANIFEST_NAME
 
 T = TypeVar("T")
 

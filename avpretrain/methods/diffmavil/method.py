@@ -28,8 +28,8 @@ from avpretrain.methods.diffmavil.example import random_batch
 from avpretrain.methods.diffmavil.model import DiffMAViL
 from avpretrain.methods.diffmavil.preview import Previewer
 from avpretrain.nn.weights import read_model_config
-from avpretrain.training.checkpoint import CONFIG as WEIGHTS_CONFIG
-from avpretrain.training.checkpoint import find_weights
+from avpretrain.training.folders import CONFIG as WEIGHTS_CONFIG
+from avpretrain.training.folders import find_weights
 from avpretrain.training.method import Method, Preview
 from avpretrain.training.run import CONFIG_NAME, run_config
 

@@ -17,7 +17,8 @@ from avpretrain.config.train import OptimConfig
 from avpretrain.core.errors import UserError
 from avpretrain.methods.diffmavil.model import DiffMAViL
 from avpretrain.training.build import make_optimizer
-from avpretrain.training.checkpoint import OPTIMIZER, WEIGHTS, Progress, restore, take_snapshot, write_snapshot
+from avpretrain.training.checkpoint import Progress, restore, take_snapshot, write_snapshot
+from avpretrain.training.folders import OPTIMIZER, WEIGHTS
 from tests.support.tiny_models import random_batch, tiny
 
 GROWING = StackConfig(alpha=(0.5, 1.0), beta=(0.5, 4.0), divisor=8)
