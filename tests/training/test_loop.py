@@ -114,7 +114,7 @@ def test_sigkill_at_twenty_random_moments(data: Path, straight: Path, tmp_path: 
     checkpoints = cfg.run_dir / "checkpoints"
     rng = random.Random(0)
     kills = halfway = 0
-    with forker(tmp_path, "avpretrain.cli.train", "avpretrain.training.loop") as forks:
+    with forker(tmp_path, "avpretrain.cli.train", "tests.support.preload") as forks:
         while kills < 20:
             if forks.start("train", config).kill_after(checkpoints, rng.randint(1, 20)):
                 kills += 1
