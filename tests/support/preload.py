@@ -5,7 +5,6 @@ torch imports `torch._dynamo` when the first optimizer is made, in seconds, whic
 
 import contextlib
 
-import einops._torch_specific
 import torch._dynamo
 import torch.distributed.checkpoint.state_dict
 import torch.distributed.fsdp
