@@ -258,7 +258,7 @@ def _check_done_cell(out: Path) -> None:
 def test_sigterm_leaves_a_checkpoint_and_no_process(tmp_path: Path, shards: str) -> None:
     matrix = write_matrix(tmp_path, {"mavil": {}}, seeds=[0], retrieval=False, spectrum=False)
     out = tmp_path / "out"
-    overrides = ["--schedule.samples", "40000", "--run.log-every", "1"]
+    overrides = ["--schedule.samples", "10000", "--run.log-every", "1"]
     command = [sys.executable, "-m", "avpretrain", "ablate", str(matrix), "--data.shards", shards, "--out", str(out)]
     process = psutil.Popen([*command, *overrides], stderr=subprocess.PIPE)
     try:

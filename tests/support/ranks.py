@@ -26,14 +26,6 @@ FSDP = {
 accelerate shards on accelerators only and falls back to DDP on CPUs, so ranks with these pass for GPUs (see `_rank`).
 """
 
-PRELOAD = [
-    "tests.support.ranks",
-    "tests.support.tiny_runs",
-    "avpretrain.training.loop",
-    "avpretrain.methods.diffmavil.method",
-    "torch._dynamo",  # every optimiser imports it
-]
-
 
 def run_ranks(
     folder: Path, target: Callable[..., None], *args: Any, ranks: int = 2, env: dict[str, str] | None = None
@@ -41,7 +33,7 @@ def run_ranks(
     """Calls `target(*args)` on every rank and returns their exit codes; what they print goes to `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
+    context.set_forkserver_preload(["tests.support.ranks", "tests.support.preload", "tests.support.tiny_runs"])
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
