@@ -81,7 +81,7 @@ def _tower_flops(spec: TowerSpec, ratio: float) -> tuple[Flops, Flops, Flops]:
     encoder, decoder = _tower(spec).encoder, _tower(spec).decoder
     visible = kept(spec.patches, ratio)
     hidden = spec.decoded(spec.patches - visible)
-    with META:
+    with META, torch.enable_grad():
         ids_BK, ids_BN = torch.empty(1, visible, dtype=torch.int64), torch.empty(1, hidden, dtype=torch.int64)
         visible_BKP = torch.empty(1, visible, spec.patch_values)
         context_BCD = torch.empty(1, visible + encoder.prefix, spec.width, requires_grad=True)
@@ -129,7 +129,8 @@ def _contrast_flops(width: int) -> Flops:
 
     clips = 2
     pooled = [torch.empty(clips, width, device=META, requires_grad=True) for _ in range(2)]
-    return count(nn.Identity(), lambda: similarity(pooled[0], pooled[1], 1.0)) * (1 / clips**2)
+    with torch.enable_grad():
+        return count(nn.Identity(), lambda: similarity(pooled[0], pooled[1], 1.0)) * (1 / clips**2)
 
 
 @functools.lru_cache
