@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, cast
 from avpretrain.config.curriculum import MaskRatios, phase_at
 from avpretrain.config.model import SIDES, FusionConfig, ModelConfig, TowerSpec
 from avpretrain.config.scaling import LayerSizes
-from avpretrain.config.schedules import Cost, Phase, Step, cost_by_rule, plan
+from avpretrain.config.schedules import Cost, Phase, Step, cost_by_rule, kept, plan
 from avpretrain.config.train import TrainConfig
 from avpretrain.cost.flops import FlopCount, Flops
 from avpretrain.cost.memory import activation_bytes, tokens
@@ -34,6 +34,7 @@ COMPONENTS = (
 """Where a clip's FLOPs go, in the order of the forward pass."""
 
 
+@functools.lru_cache(maxsize=4096)
 def clip_flops(cfg: ModelConfig, audio_ratio: float, video_ratio: float, batch_size: int = 1) -> FlopCount:
     """FLOPs of one clip in one training step.
 
@@ -76,23 +77,24 @@ def _tower_flops(spec: TowerSpec, ratio: float) -> tuple[Flops, Flops, Flops]:
     import torch
 
     from avpretrain.cost.count import META, count
-    from avpretrain.nn.reconstruction import MaskedView
 
-    tower = _tower(spec)
-    encoder = tower.encoder
-    with META:
-        seed_B = torch.empty(1, dtype=torch.int64)
-        patches_BLP = torch.empty(1, spec.patches, encoder.patches.values)
-        features_BLD = torch.empty(1, spec.patches, spec.width) if spec.predicts_features else None
-        masks = tower.masks(seed_B, ratio, views=1)
-        kept = masks[0].ids_keep_BK.shape[1]
-        visible_BKP = torch.empty(1, kept, encoder.patches.values)
-        context_BCD = torch.empty(1, kept + encoder.prefix, spec.width, requires_grad=True)
-        view = MaskedView(patches_BLP, masks[0], context_BCD, dict.fromkeys(spec.decoder.levels, context_BCD))
+    encoder, decoder = _tower(spec).encoder, _tower(spec).decoder
+    visible = kept(spec.patches, ratio)
+    hidden = spec.decoded(spec.patches - visible)
+    with META, torch.enable_grad():
+        ids_BK, ids_BN = torch.empty(1, visible, dtype=torch.int64), torch.empty(1, hidden, dtype=torch.int64)
+        visible_BKP = torch.empty(1, visible, spec.patch_values)
+        context_BCD = torch.empty(1, visible + encoder.prefix, spec.width, requires_grad=True)
+        diffused = {}
+        if spec.decoder.input == "diffused":
+            timesteps = (1, hidden) if spec.diffusion.noise_level == "patch" else (1,)
+            diffused["noisy_BNP"] = torch.empty(1, hidden, spec.noised_values)
+            diffused["timestep_B"] = torch.empty(timesteps, dtype=torch.int64)
+        levels = dict.fromkeys(spec.decoder.levels, context_BCD)
         embed = count(encoder, lambda: encoder.patch_embed(visible_BKP))
-        whole = count(tower, lambda: tower.encode_views(patches_BLP, masks)[0])
-        decoder = count(tower, lambda: tower.denoise(view, seed_B, 0, features_BLD).prediction_BNQ)
-    return embed, whole - embed, decoder
+        whole = count(encoder, lambda: encoder(visible_BKP, ids_BK))
+        decoded = count(decoder, lambda: decoder(context_BCD, ids_BK, ids_BN, **diffused, levels=levels))
+    return embed, whole - embed, decoded
 
 
 def _fusion_of(cfg: ModelConfig) -> tuple[FusionConfig, int, LayerSizes, int]:
@@ -123,11 +125,12 @@ def _contrast_flops(width: int) -> Flops:
     from torch import nn
 
     from avpretrain.cost.count import META, count
-    from avpretrain.nn.losses import contrastive_loss
+    from avpretrain.nn.losses import similarity
 
     clips = 2
     pooled = [torch.empty(clips, width, device=META, requires_grad=True) for _ in range(2)]
-    return count(nn.Identity(), lambda: contrastive_loss(pooled[0], pooled[1], 1.0)) * (1 / clips**2)
+    with torch.enable_grad():
+        return count(nn.Identity(), lambda: similarity(pooled[0], pooled[1], 1.0)) * (1 / clips**2)
 
 
 @functools.lru_cache
@@ -144,7 +147,7 @@ def _teacher_flops(cfg: ModelConfig) -> Flops:
         tower = _tower(cfg.tower(side))
         patches_BLP = torch.empty(1, tower.spec.patches, tower.patches.values, device=META)
         with META, torch.no_grad():
-            total += count(tower, lambda tower=tower, x_BLP=patches_BLP: tower.encoder(x_BLP))
+            total += count(tower, functools.partial(tower.encoder, patches_BLP))
         lengths.append(tower.spec.patches + tower.encoder.prefix)
     return total + _fusion_flops(*_fusion_of(cfg), lengths[0], lengths[1], False)
 

@@ -107,7 +107,8 @@ class TimestepEmbedding(nn.Module):
         self.fc1 = nn.Linear(sinusoids, width)
         self.fc2 = nn.Linear(width, width)
         half = sinusoids // 2
-        frequencies = torch.exp(-math.log(10_000) * torch.arange(half) / half)
+        with torch.device("cpu"):  # where the model has no memory (meta), torch would import its compiler for this
+            frequencies = torch.exp(-math.log(10_000) * torch.arange(half) / half)
         self.register_buffer("frequencies", frequencies, persistent=False)
 
     def forward(self, timestep_B: Int[Tensor, b * n]) -> Float[Tensor, "b *n d"]:
