@@ -19,7 +19,8 @@ from avpretrain.cli.shared import arguments
 
 HEAVY = ("torch", "diffusers", "accelerate", "scipy", "torchaudio", "torchvision", "pandas", "av", "decord")
 HELP = [[verb] for verb in cli.VERBS if verb != "bench"] + [["bench"]] + [["bench", subject] for subject in SUBJECTS]
-FULL = [["train", "tiny_mavil"], ["flops", "tiny_mavil"], ["bench", "loader", "tiny_mavil"], ["ablate", "ablation"]]
+FULL = [[verb, "tiny_mavil"] for verb in ("train", "flops", "ledger")]
+FULL += [["bench", "loader", "tiny_mavil"], ["ablate", "ablation"]]
 SHORT = [["bench"], *(line[:-1] for line in FULL)]
 """Verbs whose help lists only a part of what `FULL` does, or no argument."""
 SCRIPT = """

@@ -339,7 +339,7 @@ def test_ledger_counts_every_variant_under_every_accounting() -> None:
 
 def test_ledger_command_writes_what_it_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "ledger.json"
-    cli.main(["ledger", "--config", "tiny_mavil", "--clips", "64", "--out", str(out), "--json"])
+    cli.main(["ledger", "tiny_mavil", "--clips", "64", "--out", str(out), "--json"])
     assert json.loads(out.read_text()) == json.loads(capsys.readouterr().out)
 
 

@@ -112,7 +112,7 @@ def test_a_key_of_another_method_is_said() -> None:
 
 
 def test_verbs_that_take_encoders_refuse_its_weights(straight: Path) -> None:
-    with pytest.raises(UserError, match="method tests"):
+    with pytest.raises(UserError, match="method 'tests"):
         load_model(straight)
 
 
@@ -124,11 +124,9 @@ def test_defaults_of_the_protocol(straight: Path) -> None:
         method.cost("memory")
 
 
-@pytest.mark.parametrize("verb", [["flops"], ["ledger", "--config"]], ids=" ".join)
-def test_verbs_that_know_diffmavil_alone_say_so(
-    config: Path, verb: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.parametrize("verb", ["flops", "ledger"])
+def test_verbs_that_know_diffmavil_alone_say_so(config: Path, verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
-        main([*verb, str(config)])
+        main([verb, str(config)])
     assert stop.value.code == 2
     assert "is a config of method tests.support.toy.Regression" in capsys.readouterr().err
