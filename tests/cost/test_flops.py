@@ -186,7 +186,9 @@ def test_components_are_those_of_the_modules() -> None:
 def test_counting_imports_no_compiler() -> None:
     """Which would cost as much as torch itself; a curriculum of base size is counted in the time of an import."""
     code = (
-        "import sys; from avpretrain.config.reader import load_config; from avpretrain.cost.run import run_cost\n"
+        "import sys\n"
+        "from avpretrain.config.reader import load_config\n"
+        "from avpretrain.cost.run import run_cost\n"
         "run_cost(load_config('base_diffmavil'))\n"
         "print(*[name for name in ('torch._dynamo', 'sympy') if name in sys.modules])"
     )
