@@ -27,13 +27,15 @@ def require(ok: bool, message: str) -> None:
 LIMITS: dict[str, tuple[float, float]] = {
     "sample_rate": (1000, 384_000), "audio_frames": (1, 1_000_000), "mels": (1, 1024), "audio_mean": (-1e4, 1e4),
     "audio_std": (1e-9, 1e4), "video_frames": (1, 4096), "video_fps": (1e-3, 1000), "video_size": (1, 4096),
-    "width": (1, 65_536), "depth": (0, 256), "heads": (1, 4096), "mlp_ratio": (1 / 64, 64), "decode_ratio": (0, 1),
+    "width": (1, 65_536), "depth": (0, 128), "heads": (1, 4096), "mlp_ratio": (1 / 64, 64), "decode_ratio": (0, 1),
     "bottleneck_tokens": (1, 65_536), "num_train_timesteps": (1, 4000), "rho": (0, 10),
     "reconstruction": (0, 1e6), "inter": (0, 1e6), "intra": (0, 1e6),
     "temperature_inter": (1e-6, 1e6), "temperature_intra": (1e-6, 1e6), "audio_shift": (1e-4, 1e4),
     "video_shift": (1e-4, 1e4), "logit_mean": (-100, 100), "logit_std": (1e-6, 100), "sigma_data": (1e-4, 1e4),
 }  # fmt: skip
 """What no model is outside of; a config of a stranger's may say anything, and sizes become memory."""
+MAX_CONFIG_BYTES = 1 << 20
+"""Largest `config.json` of a model; one of ours has three kilobytes."""
 MAX_POSITIONS = 1 << 25
 """Largest product of width and patches: its table of positions takes four bytes each."""
 

@@ -7,6 +7,7 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from avpretrain.config.model import MAX_CONFIG_BYTES
 from avpretrain.config.reader import find_config, from_dict, read_yaml
 from avpretrain.core.errors import UsageError, UserError
 from avpretrain.core.files import read_json
@@ -43,7 +44,7 @@ def load_model(path: str | Path) -> DiffMAViL:
     from avpretrain.training.folders import CONFIG, find_weights
 
     folder = find_weights(path)
-    values = read_json(folder / CONFIG, "model config")
+    values = read_json(folder / CONFIG, "model config", MAX_CONFIG_BYTES)
     method = values.get("method", "diffmavil") if isinstance(values, dict) else "diffmavil"
     if not isinstance(method, str) or method not in MODELS:
         raise UserError(

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from avpretrain.config.model import ModelConfig
+from avpretrain.config.model import MAX_CONFIG_BYTES, ModelConfig
 from avpretrain.config.reader import from_dict
 from avpretrain.core.errors import UserError
 from avpretrain.core.files import mistaken_for, open_file, read_head, read_json
@@ -92,7 +92,7 @@ def read_model_config(path: Path) -> ModelConfig:
     Raises:
         UserError: there is none, or it is impossible.
     """
-    values = read_json(path, "model config")
+    values = read_json(path, "model config", MAX_CONFIG_BYTES)
     if not isinstance(values, dict) or not isinstance(values.get("config"), dict):
         raise UserError(f"model config {path} holds no 'config'; it is not one of this package's models")
     try:

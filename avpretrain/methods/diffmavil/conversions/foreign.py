@@ -30,7 +30,7 @@ from avpretrain.nn.weights import check_finite, read_header
 
 MAX_WRAPPERS = 8
 """Most mappings around a checkpoint's weights."""
-MAX_TENSORS = 20_000
+MAX_TENSORS = 6000
 
 AUDIOSET_STATS = (-4.2677393, 4.5689974)
 """Mean and standard deviation of AudioMAE's and MAViL's log-mel; they divide by twice the latter, as we do."""

@@ -64,12 +64,21 @@ def import_checkpoint(
     """
     taker = Taker(read_weights(path), str(path))
     try:
-        foreign = READERS[format](taker)
-        chosen = _chosen(foreign, into, format)
-        cfg = _config(foreign, chosen, base, heads)
+        return _imported(taker, format, base, into, heads)
+    except UserError as error:
+        said = str(error)
+        raise type(error)(said if said.startswith(str(path)) else f"{path}: {said}") from None
     except (RuntimeError, IndexError, ZeroDivisionError) as error:  # arithmetic on tensors of unfitting shapes
         reason = " ".join(str(error).split())[:150]
         raise UserError(f"{path} is no checkpoint of format {format}: {reason}; is --format right?") from None
+
+
+def _imported(
+    taker: Taker, format: Format, base: ModelConfig, into: Into, heads: int | None
+) -> tuple[DiffMAViL, ImportReport]:
+    foreign = READERS[format](taker)
+    chosen = _chosen(foreign, into, format)
+    cfg = _config(foreign, chosen, base, heads)
     report = ImportReport(format, unused=sorted(taker.unused), adapted=list(foreign.notes))
     model = DiffMAViL(cfg)
     for side, vit in chosen.items():

@@ -16,7 +16,8 @@ from avpretrain.core.files import open_file
 
 MAX_PICKLE_BYTES = 64 << 20
 """Largest pickle inside a checkpoint; weights lie beside it."""
-MAX_OPCODES = 1_000_000
+MAX_OPCODES = 300_000
+"""Thirty make a tensor; checking and reading so many takes four seconds."""
 MAX_UNFOLDED = 1 << 25
 """Most objects, each counted as often as it is reached; to hash so many takes two seconds."""
 OLD_PARTS = 5
