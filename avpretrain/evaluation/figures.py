@@ -20,9 +20,8 @@ from avpretrain.core.files import atomic_path
 from avpretrain.data.features import IMAGENET_MEAN, IMAGENET_STD
 from avpretrain.evaluation.extract import Reading, clip_batches
 from avpretrain.evaluation.frozen import ClipBatch, input_for
-from avpretrain.evaluation.predictions import Predictions
+from avpretrain.evaluation.predictions import Predictions, class_values
 from avpretrain.evaluation.retrieval.run import Retrieved
-from avpretrain.measures.metrics import average_precision, by_class
 
 INK, BAR, FAINT = "#22262e", "#3b6ea8", "#d5dae1"
 GOOD, BAD = "#2f8f5b", "#b9bec7"
@@ -82,16 +81,8 @@ def confusion_matrix(predictions: Predictions, title: str) -> Figure:
 def class_bars(predictions: Predictions, title: str) -> Figure:
     """Accuracy of each class's clips (or its average precision), best first, with the number of clips."""
     names = np.array(predictions.classes)
-    if predictions.target.ndim == 1:
-        count_C = np.bincount(predictions.target.astype(np.int64), minlength=len(names))
-        right_N = predictions.scores_NC.argmax(axis=1) == predictions.target
-        value_C = np.bincount(predictions.target.astype(np.int64), right_N, len(names)) / np.maximum(count_C, 1)
-        what = "accuracy"
-    else:
-        once = np.ones((1, len(predictions.target)))
-        count_C = predictions.target.astype(bool).sum(axis=0)
-        value_C = by_class(average_precision, predictions.scores_NC, predictions.target, once)[0]
-        what = "average precision"
+    value_C, count_C = class_values(predictions)
+    what = "accuracy" if predictions.target.ndim == 1 else "average precision"
     shown = [c for c in np.argsort(-np.nan_to_num(value_C), kind="stable") if count_C[c]]
     figure = Figure(figsize=(7, 1.0 + 0.24 * len(shown)))
     axis = figure.add_subplot()
