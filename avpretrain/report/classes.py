@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
 from avpretrain.core.errors import UserError
@@ -12,7 +14,7 @@ from avpretrain.report.groups import Group
 from avpretrain.report.page import EMPTY, Cell, Section, Table
 
 OPEN = 30
-"""Classes up to which a table is open; longer ones are folded."""
+"""Classes up to which the only table is open; others are folded."""
 Values = dict[str, tuple[float, int]]
 """Class -> accuracy or average precision, and test clips."""
 
@@ -22,6 +24,8 @@ def class_table(comparison: Comparison) -> Section | None:
     tables = [table for task in comparison.tasks() if (table := _table(comparison, task)) is not None]
     if not tables:
         return None
+    if len(tables) == 1 and len(tables[0].rows) <= OPEN:
+        tables = [dataclasses.replace(tables[0], folded="")]
     note = (
         "Accuracy on each class's test clips; where clips have several labels, average precision. Few clips tell "
         "little. Means over seeds."
@@ -46,7 +50,7 @@ def _table(comparison: Comparison, task: str) -> Table | None:
     if two:
         headings.append("second less first")
     label = f"{task}, {len(rows)} classes"
-    return Table(label, headings, rows, folded=label if len(rows) > OPEN or len(comparison.tasks()) > 1 else "")
+    return Table(label, headings, rows, folded=label)
 
 
 def _gain(first: tuple[float, int] | None, second: tuple[float, int] | None) -> Cell:

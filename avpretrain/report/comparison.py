@@ -98,7 +98,7 @@ def sentences(comparison: Comparison) -> list[str]:
             if ours is not None and theirs is not None:
                 parts.append(f"{task}: {score(ours)} {ours.metric} against {score(theirs)}")
                 if (paired := comparison.paired(task, group)) is not None:
-                    parts[-1] += f" ({paired.words})"
+                    parts[-1] += f", {paired.words}"
         said.append("; ".join(parts) + ".")
     return said
 
