@@ -144,13 +144,11 @@ def palette(classes: int) -> list[tuple[tuple[float, float, float], str]]:
 
     More than ten hues can't be told apart.
     """
-    colours = [tuple(map(float, colour)) for colour in colormaps["tab10"].colors]
     found = []
     for c in range(classes):
-        r, g, b = colours[c % len(colours)]
-        round_ = c // len(colours)
-        shade = 1.0 if round_ < len(MARKERS) else 0.85 ** (round_ // len(MARKERS))
-        found.append(((r * shade, g * shade, b * shade), MARKERS[round_ % len(MARKERS)]))
+        turn, shade = c // 10, 0.85 ** (c // (10 * len(MARKERS)))
+        r, g, b, _ = colormaps["tab10"](c % 10)
+        found.append(((r * shade, g * shade, b * shade), MARKERS[turn % len(MARKERS)]))
     return found
 
 
@@ -176,7 +174,7 @@ def retrieval_strips(found: Retrieved, path: Path, queries: int = 4, shown: int 
     columns, rows = 2 + min(shown, count), 2 * len(picked)
     figure = Figure(figsize=(1.5 * columns, 1.5 * rows + 0.7))
     grid = figure.add_gridspec(rows, columns, wspace=0.08, hspace=0.4)
-    figure.subplots_adjust(top=1 - 0.75 / figure.get_figheight(), bottom=0.02, left=0.02, right=0.98)
+    figure.subplots_adjust(top=1 - 0.75 / figure.get_figheight(), bottom=0.02, left=0.03, right=0.98)
     sample_rate = found.model.cfg.input.sample_rate
 
     def cell(row: int, column: int, clip: int, audio: bool, words: str, own: bool, query: bool = False) -> None:
@@ -184,12 +182,13 @@ def retrieval_strips(found: Retrieved, path: Path, queries: int = 4, shown: int 
         if audio:
             mel_FM = media[clip][0]
             limits = (float(np.quantile(mel_FM, 0.01)), float(np.quantile(mel_FM, 0.995)))
-            draw_spectrogram(axis, mel_FM, len(mel_FM), limits, sample_rate, apart=1.0)
+            draw_spectrogram(axis, mel_FM, len(mel_FM), limits, sample_rate, 0.2 if column < 2 else 1.0, size=5.0)
+            axis.set_xticks([])
         else:
             axis.imshow(media[clip][1])
-        axis.set(xticks=[], yticks=[])
+            axis.set(xticks=[], yticks=[])
         name = f"{words}{': ' if words and label[clip] else ''}{label[clip]}"
-        axis.set_title(name if len(name) <= 24 else f"{name[:23]}\N{HORIZONTAL ELLIPSIS}", fontsize=7, pad=2,
+        axis.set_title(name if len(name) <= 24 else f"{name[:23]}\N{HORIZONTAL ELLIPSIS}", fontsize=7, pad=4,
                        color=GOOD if own and not query else INK)  # fmt: skip
         axis.spines[:].set(color=GOOD if own and not query else BAD, linewidth=3.5 if own and not query else 0.8)
 

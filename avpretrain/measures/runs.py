@@ -64,7 +64,7 @@ class Run:
     results: tuple[Path, ...] = ()
     """Pictures that evaluations drew (--pictures), in order of their names."""
     previews: tuple[Line, ...] = ()
-    """What previews during training measured on held-out clips, in order of clips seen: `seen`, then names and numbers."""
+    """What previews during training measured on held-out clips, in order of `seen`."""
 
     @property
     def last(self) -> Line:
@@ -174,16 +174,16 @@ def _lines(path: Path) -> tuple[Line, ...]:
         raise UserError(f"no metrics at {path}; has the run logged its first step yet?")
     lines: list[Line] = []
     texts = read_text(path, MAX_LOG_BYTES, errors="replace").splitlines()
-    for number, text in enumerate(texts, 1):
+    for place, text in enumerate(texts, 1):
         try:
             line = json.loads(text)
         except json.JSONDecodeError:
-            if number == len(texts):
+            if place == len(texts):
                 break
-            raise UserError(f"{path} line {number} is not valid JSON") from None
+            raise UserError(f"{path} line {place} is not valid JSON") from None
         missing = [k for k in NEEDED if not isinstance(line.get(k), int | float)] if isinstance(line, dict) else NEEDED
         if missing:
-            raise UserError(f"{path} line {number} lacks a number for '{missing[0]}'")
+            raise UserError(f"{path} line {place} lacks a number for '{missing[0]}'")
         lines.append(line)
     if not lines:
         raise UserError(f"{path} is empty; has the run logged its first step yet?")

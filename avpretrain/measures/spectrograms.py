@@ -66,7 +66,8 @@ def draw_spectrogram(
     if frames < length:
         start, end = frames * SECONDS, length * SECONDS
         axis.axvspan(start, end, facecolor="white", edgecolor=PADDING, hatch="////", linewidth=0)
-        if frames < 0.85 * length:
+        inches = (1 - frames / length) * axis.get_position().width * axis.figure.get_figwidth()
+        if inches > 0.07 * size:  # the word fits
             box = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
             axis.text((start + end) / 2, mels / 2, "padding", ha="center", va="center", fontsize=size, bbox=box)
     places, labels = hz_ticks(mels, sample_rate, apart) if apart < 1 else ([], [])

@@ -12,7 +12,7 @@ from avpretrain.measures.numbers import flops, percent, signed_percent
 from avpretrain.measures.runs import LOSSES, Line, Probe
 from avpretrain.report.comparison import Comparison, score, shown
 from avpretrain.report.groups import Group
-from avpretrain.report.page import Block, Figure, Figures, Legend, Section
+from avpretrain.report.page import Figure, Figures, Legend, Section
 from avpretrain.report.saving import split_saving
 from avpretrain.report.svg import Bar, BarChart, Chart, Segment, Series, chart, tick_labels
 
@@ -66,11 +66,13 @@ def _axes(comparison: Comparison) -> tuple[Axis, Axis, Axis]:
 
 
 def series(comparison: Comparison, x: Callable[[Line], float], key: str, previews: bool = False) -> list[Series]:
-    """A line for each run that has the column, coloured by its group; of its metrics or of what its previews measured."""
+    """A line for each run that has the column, in its metrics or in its previews; coloured by its group."""
     found = []
     for i, group in enumerate(comparison.groups):
         for run in group.runs:
-            lines = [line for line in (run.previews if previews else run.lines) if isinstance(line.get(key), int | float)]
+            lines = [
+                line for line in (run.previews if previews else run.lines) if isinstance(line.get(key), int | float)
+            ]
             xs, ys = [x(line) for line in lines], [float(line[key]) for line in lines]
             if xs:
                 found.append(Series(run.name, xs, ys, i % COLOURS, dashed=i >= COLOURS))
@@ -210,8 +212,7 @@ def where_flops_go(comparison: Comparison) -> Section | None:
         "Counted from the configs: matrix products, forward and backward, mean over the whole schedule. Changes are "
         "applied in the order shown; another order would share out the same total differently."
     )
-    blocks: list[Block] = [Figures(items, "bars")]
-    return Section("flops", "Where the FLOPs go", blocks, note)
+    return Section("flops", "Where the FLOPs go", [Figures(items, "bars")], note)
 
 
 def _waterfall(base: Group, group: Group) -> Figure | None:

@@ -72,7 +72,7 @@ def _of_group(group: Group, task: str) -> Values:
 
 
 def by_class(run: Run, task: str) -> Values:
-    """Of a run's last result of a task; empty without scores of single clips, and for retrieval, which has no classes."""
+    """Of a run's last result of a task; empty without scores of clips, and of retrieval, which has no classes."""
     from avpretrain.evaluation.predictions import Predictions, class_values, load_scored
     from avpretrain.evaluation.results import predictions_path
 

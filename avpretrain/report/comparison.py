@@ -168,7 +168,14 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
         "baseline": comparison.baseline.name if several else None,
         "runs": rows,
         "differences": [
-            {"task": task, "group": group.name, "difference": d.value, "ci": d.interval, "pairs": d.pairs, "why": d.reason}
+            {
+                "task": task,
+                "group": group.name,
+                "difference": d.value,
+                "ci": d.interval,
+                "pairs": d.pairs,
+                "why": d.reason,
+            }
             for group in comparison.others
             for task in group.tasks()
             if (d := comparison.paired(task, group)) is not None

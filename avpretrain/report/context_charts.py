@@ -12,7 +12,7 @@ from avpretrain.measures.runs import Run
 from avpretrain.report.charts import COLOURS
 from avpretrain.report.comparison import Comparison
 from avpretrain.report.groups import Group
-from avpretrain.report.page import Figure, Figures, Legend, Section
+from avpretrain.report.page import Block, Figure, Figures, Legend, Section
 from avpretrain.report.svg import Bar, BarChart, Segment, Series, chart
 
 SIDES = ("audio", "video")
@@ -58,7 +58,7 @@ def contexts(comparison: Comparison) -> Section | None:
         "line. The mean over draws is what a training sees. Means over seeds."
     )
     colours = [(f"c{i % COLOURS}", group.name) for i, group, _ in measured]
-    blocks = [Legend(colours), Figures(lines), Figures(rows, "bars")]
+    blocks: list[Block] = [Legend(colours), Figures(lines), Figures(rows, "bars")]
     return Section("context", "What context is worth", blocks, note)
 
 

@@ -63,5 +63,7 @@ def _sound(path: Path) -> str:
         samples, rate = soundfile.read(io.BytesIO(read_bytes(path)), dtype="int16")
         soundfile.write(packed, samples, rate, format="FLAC", subtype="PCM_16")
     except (soundfile.LibsndfileError, RuntimeError, ValueError) as error:
-        raise UserError(f"{path} is no audio that can be read ({error}); write it anew with: avpretrain inpaint") from None
+        raise UserError(
+            f"{path} is no audio that can be read ({error}); write it anew with: avpretrain inpaint"
+        ) from None
     return data_uri(packed.getvalue(), "audio/flac")

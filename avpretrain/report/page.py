@@ -13,7 +13,7 @@ import mimetypes
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -27,12 +27,14 @@ QUALITY = 85
 """Of pictures in the page, as WebP."""
 
 
+@runtime_checkable
 class Block(Protocol):
     """A part of a section; its template finds it as `block`."""
 
     template: ClassVar[str]
 
 
+@runtime_checkable
 class Drawing(Protocol):
     """What a figure shows; its template finds it as `drawing`."""
 

@@ -52,11 +52,12 @@ def paired_difference(task: str, ours: Group, theirs: Group) -> Paired:
     pairs = [(a[seed], b[seed]) for seed in a if seed in b]
     if len(a) == len(b) == 1:
         pairs = list(zip(a.values(), b.values(), strict=True))
-    every = [_of_two(*pair) for pair in pairs]
-    values = [one.value for one in every if one.value is not None]
+    every = [_of_two(*pair) for pair in pairs] or [Paired(None, reason="no seed in common")]
+    known = [one for one in every if one.value is not None] or every
+    values = [one.value for one in known if one.value is not None]
     if len(values) < 2:
-        return next((one for one in every if one.value is not None), every[0] if every else Paired(None, reason="no seed in common"))
-    return Paired(statistics.fmean(values), (min(values), max(values)), every[0].clips, len(values))
+        return known[0]
+    return Paired(statistics.fmean(values), (min(values), max(values)), known[0].clips, len(values))
 
 
 def _of_two(a: Path, b: Path) -> Paired:

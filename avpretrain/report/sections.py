@@ -117,7 +117,7 @@ def reconstructions(comparison: Comparison) -> Section | None:
             items.append(Figure(group.name, PictureSequence(shown_pictures), paths[-1][1] if len(paths) == 1 else ""))
     if not items:
         return None
-    note = "What went in, what the encoder saw of it, and what the decoders made of the rest; the newest of each run first."
+    note = "What went in, what the encoder saw of it, and what the decoders made of the rest."
     return Section("pictures", "Reconstructions", [Figures(items, "pictures")], note)
 
 

@@ -13,7 +13,7 @@ from avpretrain.measures.scores import bounds
 from avpretrain.report.charts import COLOURS, percents
 from avpretrain.report.comparison import Comparison
 from avpretrain.report.groups import Group
-from avpretrain.report.page import Figure, Figures, Legend, Section
+from avpretrain.report.page import Block, Figure, Figures, Legend, Section
 from avpretrain.report.svg import Bar, BarChart, Segment, Series, chart
 
 METHODS = {"one_step": "one step", "sampled": "sampled"}
@@ -64,7 +64,7 @@ def spectra(comparison: Comparison) -> Section | None:
         "Means over seeds."
     )
     colours = [(f"c{i % COLOURS}", group.name) for i, group, _ in measured]
-    blocks = [Legend(colours), Figures(items), Figures([upper], "bars")]
+    blocks: list[Block] = [Legend(colours), Figures(items), Figures([upper], "bars")]
     return Section("spectra", "Spectrograms by frequency", blocks, note)
 
 
