@@ -173,8 +173,8 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
                 "group": group.name,
                 "difference": d.value,
                 "ci": d.interval,
-                "pairs": d.pairs,
-                "why": d.reason,
+                "seeds": d.pairs,
+                "reason": d.reason,
             }
             for group in comparison.others
             for task in group.tasks()

@@ -10,7 +10,9 @@ from typing import Any
 
 from avpretrain.report.comparison import Comparison, as_json
 from avpretrain.report.page import Downloads
-from avpretrain.report.svg import thinned
+
+ROWS, ALL_ROWS = 200, 2000
+"""Of curves, for a run and for all of them together; longer logs are averaged, so that the page stays small."""
 
 
 def downloads(comparison: Comparison) -> Downloads:
@@ -61,11 +63,18 @@ def _evaluations(found: dict[str, Any]) -> Iterable[Sequence[Any]]:
 
 
 def _curves(comparison: Comparison) -> Iterable[Sequence[Any]]:
-    """A row a point, as the charts draw them: long logs are averaged over neighbouring lines."""
-    yield ["run", "column", "clips", "value"]
+    """A row a line of metrics, or the mean of neighbouring lines of a long log; previews are rows of their own."""
+    every = [lines for run in comparison.runs for lines in (run.lines, run.previews)]
+    columns = list(dict.fromkeys(key for lines in every for line in lines[-1:] for key in line))
+    yield ["run", *columns]
+    rows = min(ROWS, max(20, ALL_ROWS // len(comparison.runs)))
     for run in comparison.runs:
         for lines in (run.lines, run.previews):
-            for key in dict.fromkeys(key for line in lines for key in line if key not in ("seen", "samples_total")):
-                own = [line for line in lines if isinstance(line.get(key), int | float)]
-                for seen, value in thinned([float(line["seen"]) for line in own], [float(line[key]) for line in own]):
-                    yield [run.name, key, f"{seen:.10g}", f"{value:.6g}"]
+            size = -(-len(lines) // rows) or 1
+            for i in range(0, len(lines), size):
+                yield [run.name, *(_mean(line.get(column) for line in lines[i : i + size]) for column in columns)]
+
+
+def _mean(values: Iterable[Any]) -> str:
+    numbers = [value for value in values if isinstance(value, int | float)]
+    return f"{sum(numbers) / len(numbers):.6g}" if numbers else ""
