@@ -152,8 +152,13 @@ def palette(classes: int) -> list[tuple[tuple[float, float, float], str]]:
     return found
 
 
+def retrieval_strips(found: Retrieved, path: Path) -> None:
+    """Writes `retrieval_figure`."""
+    save(retrieval_figure(found), path)
+
+
 @rc_context({"text.parse_math": False})  # names may hold dollar signs
-def retrieval_strips(found: Retrieved, path: Path, queries: int = 4, shown: int = 5) -> None:
+def retrieval_figure(found: Retrieved, queries: int = 4, shown: int = 5) -> Figure:
     """Both directions, a row a query: the query with its class, then what it found first, with rank and class.
 
     The query's own counterpart has a thick green frame; if it is not among the first, it stands last with its rank.
@@ -204,7 +209,7 @@ def retrieval_strips(found: Retrieved, path: Path, queries: int = 4, shown: int 
     recalls = [f"{way} finds {other}: R@1 {np.mean(rank_N <= 1):.0%}"
                for (way, _, _, rank_N), other in zip(ways, ("video", "audio"), strict=True)]  # fmt: skip
     figure.suptitle(f"among {count} clips; {'; '.join(recalls)}. Green: the query's own", fontsize=10, color=INK)
-    save(figure, path)
+    return figure
 
 
 def _classes(found: Retrieved) -> dict[int, str]:
