@@ -20,11 +20,13 @@ if TYPE_CHECKING:
 CONFIGS = {
     "diffmavil": "avpretrain.config.train.TrainConfig",
     "self_training": "avpretrain.config.train.TrainConfig",
+    "openelm": "avpretrain.methods.openelm.config.OpenELMConfig",
 }
 """Schema of a registered method's config; reading one imports no torch."""
 METHODS = {
     "diffmavil": "avpretrain.methods.diffmavil.method.DiffMAViLMethod",
     "self_training": "avpretrain.methods.diffmavil.self_training.SelfTraining",
+    "openelm": "avpretrain.methods.openelm.method.OpenELM",
 }
 MODELS = {
     "diffmavil": "avpretrain.methods.diffmavil.model.DiffMAViL",
