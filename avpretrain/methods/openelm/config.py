@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 from avpretrain.config.model import require
 from avpretrain.config.scaling import LayerScaling, LayerSizes
+from avpretrain.config.text import PackConfig
 from avpretrain.config.train import MECHANICS, EngineConfig, LengthConfig, OptimConfig, RunConfig, mechanics
 
 MAX_VOCABULARY = 1 << 22
@@ -117,46 +117,25 @@ class LanguageModelConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TextConfig:
-    """Where the text comes from."""
+class TextConfig(PackConfig):
+    """Where the text comes from, and how it is packed if it is not yet."""
 
     shards: tuple[str, ...] = mechanics(())
-    """Folders of packed tokens (see `avpretrain tokens`); or text files and folders of them (.txt, .md, .py, .jsonl,
-    also with .gz), which are packed first, into RUN.tokens."""
+    """Folders of packed tokens (see `avpretrain tokens`); or text files and folders of them, which are packed first,
+    into RUN.tokens. What counts is what they hold."""
     split: str = "train"
     """Which split to train on."""
-    held_out: str = "val"
-    """Split whose perplexity is measured at checkpoints; empty = none is."""
+    held_out: str = mechanics("val")
+    """Split whose perplexity is measured at checkpoints, where the data have it; empty = none is."""
     held_out_windows: int = mechanics(256)
     """Windows of it, from its beginning, that are measured at checkpoints; 0 = all."""
-    tokenizer: str = mechanics("")
-    """tokenizer.json, or a folder with one, for text that is packed first; empty = a BPE is trained on the text."""
-    vocabulary: int = mechanics(4096)
-    """Size of the BPE that is trained."""
-    documents: Literal["file", "blank_line", "line"] = mechanics("file")
-    """What a document is in text that is packed first: a file, a stretch between blank lines, or a line; in .jsonl
-    files it is always a line."""
-    val_share: float = mechanics(0.05)
-    """Share of the documents (of few documents: of each one's text, at its end) that is held out as 'val', where no
-    file or folder is named so."""
-    min_characters: int = mechanics(0)
-    """Shorter documents are left out when text is packed."""
-    min_tokens: int = mechanics(0)
-    """Documents of fewer tokens are left out when text is packed."""
     mask_documents: bool = False
     """A token sees tokens of its own document alone; false = all before it in its window."""
 
     def __post_init__(self) -> None:
+        PackConfig.__post_init__(self)
         require(bool(self.split), "split must name a split")
-        require(
-            self.vocabulary >= 257, f"vocabulary must be at least 257 (256 bytes and a mark), got {self.vocabulary}"
-        )
-        require(
-            self.vocabulary <= MAX_VOCABULARY, f"vocabulary must be at most {MAX_VOCABULARY}, got {self.vocabulary}"
-        )
-        require(0 <= self.val_share < 1, f"val_share must lie in [0, 1), got {self.val_share}")
-        for name in ("held_out_windows", "min_characters", "min_tokens"):
-            require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
+        require(self.held_out_windows >= 0, f"held_out_windows must not be negative, got {self.held_out_windows}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
