@@ -11,6 +11,7 @@ from avpretrain.report.charts import COLOURS, cost_curves, losses, probes, sched
 from avpretrain.report.comparison import Comparison, shown
 from avpretrain.report.context_charts import contexts
 from avpretrain.report.groups import Group
+from avpretrain.report.language import held_out
 from avpretrain.report.page import Cell, Section, figure, figures, picture, table
 from avpretrain.report.saving import config_differences
 from avpretrain.report.spectrum_charts import spectra
@@ -168,6 +169,7 @@ SECTIONS: tuple[Callable[[Comparison], Section | None], ...] = (
     probes,
     where_flops_go,
     losses,
+    held_out,
     schedules,
     reconstructions,
     results,

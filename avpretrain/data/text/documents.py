@@ -61,7 +61,9 @@ def find_texts(sources: Sequence[str | Path]) -> list[TextFile]:
         for path in paths:
             found.setdefault(path.resolve(), TextFile(path, _split_of(path, source)))
         if not paths:
-            raise UserError(f"{source} holds no text files; they are known by their names: {' '.join(EXTENSIONS)} (.gz)")
+            raise UserError(
+                f"{source} holds no text files; they are known by their names: {' '.join(EXTENSIONS)} (.gz)"
+            )
     if not found:
         raise UserError("no text: name text files or folders of them")
     return list(found.values())

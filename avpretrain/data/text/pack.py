@@ -68,7 +68,7 @@ def pack(
         splits = {split: values for split, values in splits.items() if values["documents"]}
         if not splits:
             raise UserError("no document is left to train on: lower min_characters or min_tokens, or name more text")
-        (folder / TOKENIZER_NAME).write_text(tokenizer.text)
+        tokenizer.save(folder)
         said = {"splits": splits, "tokenizer": tokenizer.sha256, "separator": tokenizer.separator}
         index = {
             "format": FORMAT,

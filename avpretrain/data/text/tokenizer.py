@@ -6,17 +6,20 @@ Special tokens that a text spells out are text: nothing that is read can forge t
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from avpretrain.core.errors import UsageError, UserError
-from avpretrain.core.files import mistaken_for, read_head, read_text
+from avpretrain.core.files import atomic_path, mistaken_for, read_head, read_json, read_text
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
 
 TOKENIZER_NAME = "tokenizer.json"
+SETTINGS_NAME = "tokenizer_config.json"
+"""Beside it, as transformers reads it: which token begins a text."""
 END_OF_TEXT = "<|endoftext|>"
 SEPARATORS = (END_OF_TEXT, "<|begin_of_text|>", "<s>", "<bos>", "</s>", "<eos>")
 """Tokens that may begin a document, the usual ones first."""
@@ -80,6 +83,14 @@ class Tokenizer:
             if piece:
                 yield piece
 
+    def save(self, folder: Path) -> None:
+        """Writes `tokenizer.json`, and which token begins a text, into a folder that is there."""
+        mark = self.separator_name
+        settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": mark, "eos_token": mark}
+        for name, text in ((TOKENIZER_NAME, self.text), (SETTINGS_NAME, json.dumps(settings, indent=2) + "\n")):
+            with atomic_path(folder / name) as temporary:
+                temporary.write_text(text)
+
     def check_fits(self, vocabulary: int, where: str) -> None:
         """Refuses a tokenizer with tokens that a model does not know.
 
@@ -106,6 +117,9 @@ def load_tokenizer(path: str | Path, separator: str = "") -> Tokenizer:
 
     path = Path(path)
     path = path / TOKENIZER_NAME if path.is_dir() else path
+    settings = path.with_name(SETTINGS_NAME)
+    if not separator and settings.is_file():
+        separator = _begins_texts(read_json(settings, "tokenizer settings"))
     if path.suffix == ".model":
         raise UserError(
             f"{path} is a sentencepiece model, which is not read here; its {TOKENIZER_NAME} is (transformers writes one: "
@@ -122,7 +136,9 @@ def load_tokenizer(path: str | Path, separator: str = "") -> Tokenizer:
     try:
         backend = Backend.from_str(text)
     except Exception as error:  # the library raises nothing more specific
-        why = mistaken_for(read_head(path)) or f"is no {TOKENIZER_NAME} of Hugging Face's tokenizers: {str(error)[:100]}"
+        why = (
+            mistaken_for(read_head(path)) or f"is no {TOKENIZER_NAME} of Hugging Face's tokenizers: {str(error)[:100]}"
+        )
         raise UserError(f"{path} {why}") from None
     return Tokenizer(backend, separator, str(path))
 
@@ -147,3 +163,10 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Tokenizer:
     )
     backend.train_from_iterator(iter(texts), trainer)
     return Tokenizer(backend)
+
+
+def _begins_texts(settings: object) -> str:
+    """The token that begins a text by a `tokenizer_config.json`; empty where it does not say."""
+    token = settings.get("bos_token") if isinstance(settings, dict) else None
+    token = token.get("content") if isinstance(token, dict) else token
+    return token if isinstance(token, str) else ""

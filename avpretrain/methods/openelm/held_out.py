@@ -80,4 +80,6 @@ def measure(
             total += float(model(tokens_BT)["nll"]) * predicted
             count += predicted
     whole = len(chosen) == len(starts)
-    return HeldOut(nll=total / count, tokens=count, text_bytes=stream.text_bytes * count / (len(stream) - 1), whole=whole)
+    return HeldOut(
+        nll=total / count, tokens=count, text_bytes=stream.text_bytes * count / (len(stream) - 1), whole=whole
+    )

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -19,20 +17,17 @@ from torch import Tensor, nn
 
 from avpretrain.config.schedules import Phase, Step
 from avpretrain.core.errors import UsageError
-from avpretrain.core.files import atomic_path
 from avpretrain.core.terminal import say
 from avpretrain.data.text.order import WindowOrder
 from avpretrain.data.text.pack import packed
-from avpretrain.data.text.tokenizer import TOKENIZER_NAME
+from avpretrain.data.text.tokenizer import Tokenizer
 from avpretrain.data.text.tokens import TokenStream, is_token_set
 from avpretrain.methods.openelm.config import LanguageModelShape, OpenELMConfig
 from avpretrain.methods.openelm.held_out import measure
+from avpretrain.methods.openelm.held_out_log import read_held_out, write_held_out
 from avpretrain.methods.openelm.model import LanguageModel
 from avpretrain.training.checkpoint import WEIGHTS, find_weights, list_checkpoints
 from avpretrain.training.method import Method, Preview
-
-HELD_OUT_NAME = "held_out.jsonl"
-"""A line for each measurement during training."""
 
 
 class Windows:
@@ -73,6 +68,9 @@ class OpenELM(Method):
     measures: ClassVar[Mapping[str, Literal["min", "max"]]] = {"bits_per_byte": "min", "nll": "min"}
     shown: ClassVar[Mapping[str, str]] = {"nll": "nll"}
     previews = True
+    _tokenizer: Tokenizer | None = None
+    _windows: Windows | None = None
+    _held_out: TokenStream | None = None
 
     # --- before the first step ---------------------------------------------------------------------------------------
 
@@ -80,23 +78,27 @@ class OpenELM(Method):
         """Packs text that is not packed yet, opens it, and fills in the vocabulary."""
         data = self.cfg.data
         if not data.shards:
-            raise UsageError("no data: give --data TEXT (text files or folders of them, or what avpretrain tokens wrote)")
+            raise UsageError(
+                "no data: give --data TEXT (text files or folders of them, or what avpretrain tokens wrote)"
+            )
         sets = [is_token_set(path) for path in data.shards]
         folders = [Path(path) for path in data.shards]
         if not all(sets):
             if any(sets):
-                raise UsageError("data.shards names packed tokens and text; pack the text, too: avpretrain tokens TEXT OUT")
+                raise UsageError(
+                    "data.shards names packed tokens and text; pack the text, too: avpretrain tokens TEXT OUT"
+                )
             out = self.cfg.run_dir.with_name(f"{self.cfg.run_dir.name}.tokens")
             with PartialState().local_main_process_first():
                 packed(data.shards, out, data, say)
             folders = [out]
         stream = TokenStream(folders, data.split)
-        self._tokenizer = stream.sets[0].tokenizer()
+        self._tokenizer = tokenizer = stream.sets[0].tokenizer()
         model = self.cfg.model
         if model.vocabulary == 0:
-            model = dataclasses.replace(model, vocabulary=self._tokenizer.size)
+            model = dataclasses.replace(model, vocabulary=tokenizer.size)
             self.cfg = dataclasses.replace(self.cfg, model=model)
-        self._tokenizer.check_fits(model.vocabulary, "model.vocabulary")
+        tokenizer.check_fits(model.vocabulary, "model.vocabulary")
         self._windows = Windows(stream, model.context, self.cfg.seed) if len(stream) > model.context else None
         if self._windows is None:
             raise UsageError(
@@ -120,7 +122,9 @@ class OpenELM(Method):
     # --- training ----------------------------------------------------------------------------------------------------
 
     def model(self) -> LanguageModel:
-        separator = self.data.stream.separator if self.cfg.data.mask_documents else None
+        """A fresh one; before `open` its vocabulary is that of the tokenizer that would be trained."""
+        separator = None if self._tokenizer is None else self._tokenizer.separator
+        separator = (separator or 0) if self.cfg.data.mask_documents else None
         return LanguageModel(self.model_config, self.cfg.z_loss, separator)
 
     def initialise(self, model: nn.Module) -> None:
@@ -171,19 +175,19 @@ class OpenELM(Method):
 
     def _log_held_out(self, seen: int, found: dict[str, Any]) -> None:
         """Adds a line; those of an attempt that was lost are dropped."""
-        path = self.cfg.run_dir / HELD_OUT_NAME
         kept = [line for line in read_held_out(self.cfg.run_dir) if line["seen"] < seen]
-        with atomic_path(path) as temporary:
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in [*kept, {"seen": seen, **found}]))
-
-    @functools.cached_property
-    def _shape(self) -> LanguageModelShape:
-        return self.cfg.model.shape()
+        write_held_out(self.cfg.run_dir, [*kept, {"seen": seen, **found}])
 
     @property
     def model_config(self) -> LanguageModelShape:
         """The lists that the model is built from."""
-        return self._shape if self.cfg.model.vocabulary else self.cfg.model.shape(self._tokenizer.size)
+        model = self.cfg.model
+        return model.shape(model.vocabulary or self.cfg.data.vocabulary)
+
+    @property
+    def tokens_per_sample(self) -> int:
+        """Tokens that are predicted of a window."""
+        return self.cfg.model.context
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """The mean of the last checkpoints, with the tokenizer beside it."""
@@ -204,8 +208,8 @@ class OpenELM(Method):
             )
 
     def _write_tokenizer(self, folder: Path) -> None:
-        with atomic_path(folder / TOKENIZER_NAME) as temporary:
-            temporary.write_text(self._tokenizer.text)
+        assert self._tokenizer is not None
+        self._tokenizer.save(folder)
 
 
 def mean_weights(paths: Sequence[Path]) -> dict[str, Tensor]:
@@ -215,17 +219,3 @@ def mean_weights(paths: Sequence[Path]) -> dict[str, Tensor]:
         for name, value in load_file(path).items():
             total[name] = total.get(name, torch.zeros((), dtype=torch.float64)) + value.double()
     return {name: (value / len(paths)).float() for name, value in total.items()}
-
-
-def read_held_out(run: Path) -> list[dict[str, Any]]:
-    """Lines of a run's held-out measurements, up to the first that is damaged; none where none was made."""
-    path, found = run / HELD_OUT_NAME, []
-    for text in path.read_text().splitlines() if path.is_file() else []:
-        try:
-            line = json.loads(text)
-        except ValueError:
-            break
-        if not isinstance(line, dict) or not all(isinstance(line.get(k), int | float) for k in ("seen", "bits_per_byte")):
-            break
-        found.append(line)
-    return found

@@ -11,11 +11,13 @@ from safetensors.torch import save_model
 from torch import Tensor, nn
 
 from avpretrain.config.scaling import LayerScaling
+from avpretrain.config.train import RunConfig
 from avpretrain.core.errors import UserError
 from avpretrain.methods.load import load_config
 from avpretrain.methods.openelm.config import LanguageModelConfig, LanguageModelShape
 from avpretrain.methods.openelm.model import LanguageModel, config_json, parameters
 from avpretrain.nn.rms_norm import RMSNorm
+from avpretrain.training.build import prepare_model
 
 TINY = LanguageModelConfig(
     vocabulary=50,
@@ -174,6 +176,14 @@ def test_weights_of_another_alpha_are_refused_in_a_line(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(config_json(other))
     with pytest.raises(UserError, match=r"'blocks.0.attn.qkv.weight' has shape \[64, 64\], the config asks for"):
         LanguageModel.from_pretrained(tmp_path)
+
+
+def test_its_blocks_are_sharded_and_compiled_each_on_its_own() -> None:
+    model = prepare_model(tiny_model(), RunConfig(activation_checkpointing=True))
+    assert model._no_split_modules == ["CausalBlock"], "accelerate refuses names that a model lacks"
+    tokens = torch.arange(10)[None]
+    with torch.no_grad():
+        assert torch.equal(model.logits(tokens), tiny_model().logits(tokens))
 
 
 def test_the_matched_triple_is_matched() -> None:
