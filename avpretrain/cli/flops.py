@@ -50,7 +50,7 @@ def run(args: Sequence[str]) -> None:
     other = load_config(given.against) if given.against else mavil_of(cfg)
     cost, baseline = run_cost(cfg, samples), run_cost(other, samples)
     if given.json:
-        answer = {"config": cfg.name, **as_json(cost, samples is not None)}
+        answer: dict[str, Any] = {"config": cfg.name, **as_json(cost, samples is not None)}
         against = {"config": other.name, **as_json(baseline, samples is not None), "saving": cost.saving(baseline)}
         print(json.dumps({**answer, "baseline": against}, indent=2))
         return
@@ -80,7 +80,7 @@ def _show_method(args: Sequence[str], cfg: EngineConfig) -> None:
     with torch.device("meta"):
         parameters = sum(p.numel() for p in method.model().parameters())
     phases = [{"phase": str(phase), "training": method.flops(phase, 1)} for phase in method.phases()]
-    answer = {"config": cfg.name, "method": cfg.method, "parameters": parameters, "phases": phases}
+    answer: dict[str, Any] = {"config": cfg.name, "method": cfg.method, "parameters": parameters, "phases": phases}
     answer["per_sample"] = phases[-1]["training"]
     tokens = getattr(method, "tokens_per_sample", None)
     if tokens:

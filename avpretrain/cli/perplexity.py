@@ -75,6 +75,6 @@ def main(
         print(json_format.dumps(answer, indent=2))
         return
     say(
-        f"perplexity {found.perplexity:.3f}, {found.bits_per_byte:.4f} bits per byte, {found.nll:.4f} nats a token over "
-        f"{found.tokens:,} tokens of '{chosen}'" + ("" if found.whole else " (a part of it)")
+        f"perplexity {found.perplexity:.3f}, {found.bits_per_byte:.4f} bits per byte, {found.nll:.4f} nats a token "
+        f"over {found.tokens:,} tokens of '{chosen}'" + ("" if found.whole else " (a part of it)")
     )

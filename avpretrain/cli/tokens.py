@@ -21,8 +21,8 @@ def main(
 ) -> None:
     """Turn text into packed token shards, for language models.
 
-    Reads SRC: a text file, or a folder of them (.txt .md .rst .py .jsonl, also with .gz), of which those named train, val
-    or test make up the splits. Writes OUT: SPLIT-000000.tar ..., tokens.json, tokenizer.json. Takes about ten seconds
+    Reads SRC: a text file, or a folder of them (.txt .md .rst .py .jsonl, also with .gz); those named train, val or
+    test make up the splits. Writes OUT: SPLIT-000000.tar ..., tokens.json, tokenizer.json. Takes about ten seconds
     for 10 MB of text on two cores. Started again with the same files and options, it does nothing.
 
     Args:

@@ -22,7 +22,7 @@ class PackConfig:
     """Size of the BPE that is trained; texts that say little give a smaller one."""
     separator: str = mechanics("")
     """The tokenizer's token that begins each document; empty = the first of the usual ones that it has."""
-    documents: DocumentKind = mechanics("file")
+    documents: Literal["file", "blank_line", "line"] = mechanics("file")
     """What a document is: a file, a stretch between blank lines, or a line. In .jsonl files it is always the 'text' of
     a line."""
     val_share: float = mechanics(0.05)

@@ -58,6 +58,18 @@ def load_model(path: str | Path) -> DiffMAViL:
     return model
 
 
+def method_of(path: str | Path) -> str:
+    """The method of the weights of a run folder, a checkpoint or a saved model.
+
+    Raises:
+        UserError: there are no weights, or their config is damaged.
+    """
+    from avpretrain.training.checkpoint import CONFIG, find_weights
+
+    values = read_json(find_weights(path) / CONFIG, "model config")
+    return str(values.get("method", "diffmavil")) if isinstance(values, dict) else "diffmavil"
+
+
 def load_language_model(path: str | Path) -> tuple[LanguageModel, Tokenizer]:
     """The language model of a run folder, a checkpoint or a saved model, on the CPU, and its tokenizer.
 

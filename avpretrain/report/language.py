@@ -39,6 +39,6 @@ def held_out(comparison: Comparison) -> Section | None:
         for _, _, run, lines in found
     ]
     body = table(["run", *(caption for _, caption in MEASURES), "tokens measured"], rows, "Held-out text")
-    note = "Of the last weights at each checkpoint. Perplexities of different tokenizers can't be compared; bits per byte can."
+    note = "By checkpoint. Perplexities of different tokenizers can't be compared; bits per byte can."
     colours = [(f"c{i % COLOURS}", group.name) for i, group in enumerate(comparison.groups)]
     return Section("held-out", "Held-out text", legend(colours) + figures(items) + body, note)

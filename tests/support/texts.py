@@ -9,7 +9,10 @@ from typing import Any
 from avpretrain.methods.load import config_of
 from avpretrain.methods.openelm.config import OpenELMConfig
 
-WORDS = "the a cat dog bird river stone sees hears follows small grey loud under over beside and or été 漢字".split()
+WORDS = (
+    "the", "a", "cat", "dog", "bird", "river", "stone", "sees", "hears", "follows", "small", "grey", "loud", "under",
+    "over", "beside", "and", "or", "été", "漢字",
+)  # fmt: skip
 
 
 def sentences(count: int, seed: int = 0) -> str:

@@ -142,12 +142,10 @@ def _cut(chunks: Iterator[str], end: re.Pattern[str]) -> Iterator[str]:
     kept = ""
     for chunk in chunks:
         kept += chunk
-        last = None
-        for last in end.finditer(kept, max(0, len(kept) - READ)):
-            pass
-        if last is not None and len(kept) >= READ:
-            yield kept[: last.end()]
-            kept = kept[last.end() :]
+        ends = [found.end() for found in end.finditer(kept, max(0, len(kept) - READ))]
+        if ends and len(kept) >= READ:
+            yield kept[: ends[-1]]
+            kept = kept[ends[-1] :]
     if kept:
         yield kept
 

@@ -233,7 +233,7 @@ class _SplitWriter:
     def _member(self, values: NDArray[Any]) -> None:
         number = self.written.tokens // CHUNK
         data, _ = member_bytes(values, f"{self.split}-{number:09d}.npy")
-        self._members.append((data, len(values), zlib.crc32(values)))
+        self._members.append((data, len(values), zlib.crc32(values.data)))
         self.written.tokens += len(values)
         if len(self._members) == self.chunks:
             self._shard()

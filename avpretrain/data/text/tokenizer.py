@@ -54,7 +54,10 @@ class Tokenizer:
             wanted = f"no token {separator!r}" if separator else f"none of {' '.join(SEPARATORS)} to begin documents"
             raise UserError(f"{where} has {wanted}; name one of its tokens with separator")
         self.separator = known[self.separator_name]
-        self.ends = frozenset([self.separator, *(known[name] for name in ENDS if name in known)])
+        ends = [known[name] for name in ENDS if name in known]
+        self.end = ends[0] if ends else self.separator
+        """The token that ends a text for others' programs."""
+        self.ends = frozenset([self.separator, *ends])
 
     @property
     def sha256(self) -> str:
@@ -85,8 +88,8 @@ class Tokenizer:
 
     def save(self, folder: Path) -> None:
         """Writes `tokenizer.json`, and which token begins a text, into a folder that is there."""
-        mark = self.separator_name
-        settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": mark, "eos_token": mark}
+        settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": self.separator_name}
+        settings["eos_token"] = self.backend.id_to_token(self.end)
         for name, text in ((TOKENIZER_NAME, self.text), (SETTINGS_NAME, json.dumps(settings, indent=2) + "\n")):
             with atomic_path(folder / name) as temporary:
                 temporary.write_text(text)
@@ -102,8 +105,8 @@ class Tokenizer:
         """
         if self.size > vocabulary:
             raise UsageError(
-                f"the tokenizer has {self.size:,} tokens, but {where} is {vocabulary:,}; raise that, or give the tokenizer "
-                "that the model was made for"
+                f"the tokenizer has {self.size:,} tokens, but {where} is {vocabulary:,}; raise that, or give the "
+                "tokenizer that the model was made for"
             )
 
 
@@ -122,7 +125,7 @@ def load_tokenizer(path: str | Path, separator: str = "") -> Tokenizer:
         separator = _begins_texts(read_json(settings, "tokenizer settings"))
     if path.suffix == ".model":
         raise UserError(
-            f"{path} is a sentencepiece model, which is not read here; its {TOKENIZER_NAME} is (transformers writes one: "
+            f"{path} is a sentencepiece model, which is not read here; its {TOKENIZER_NAME} is (by transformers: "
             "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(OUT))"
         )
     try:

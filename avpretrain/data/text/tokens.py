@@ -1,8 +1,8 @@
 """Packed tokens: webdataset tars of `.npy` members, with an index, read at any place.
 
-A set is a folder with `SPLIT-000000.tar`, ..., `tokens.json` and `tokenizer.json`. The tokens of a split are one stream:
-each document after its separator, and a separator at the end. A shard holds a stretch of the stream, in members of
-`CHUNK` tokens (uint16 or uint32; the last may be shorter). Windows are cut from the stream when it is read, so that one
+A set is a folder with `SPLIT-000000.tar`, ..., `tokens.json` and `tokenizer.json`. The tokens of a split are one
+stream: each document after its separator, and a separator at the end. A shard holds a stretch of the stream, in members
+of `CHUNK` tokens (uint16 or uint32; the last may be shorter). Windows are cut from the stream when it is read, so that one
 set serves any context.
 """
 
@@ -88,10 +88,8 @@ class TokenIndex:
         values = read_json(self.root / INDEX_NAME, "index of tokens")
         damaged = f"{self.root / INDEX_NAME} is damaged; pack the text again, or fetch the set again"
         if not isinstance(values, dict) or values.get("format") != FORMAT:
-            raise UserError(
-                f"{self.root} has token format {values.get('format') if isinstance(values, dict) else None!r}, this version "
-                f"reads {FORMAT}; pack the text again"
-            )
+            there = values.get("format") if isinstance(values, dict) else None
+            raise UserError(f"{self.root} has token format {there!r}, this version reads {FORMAT}; pack the text again")
         self.values: dict[str, Any] = values
         try:
             self.dtype = np.dtype({"uint16": "<u2", "uint32": "<u4"}[values["dtype"]])
@@ -193,7 +191,7 @@ class TokenStream:
             raise UserError(f"{index.root / shard.name} is cut short; pack the text again, or fetch the shard again")
         values = np.frombuffer(data, index.dtype, length, offset)
         if (number, chunk) not in self._checked:
-            if zlib.crc32(values) != shard.crc32[chunk]:
+            if zlib.crc32(values.data) != shard.crc32[chunk]:
                 raise UserError(f"{index.root / shard.name} is damaged; pack the text again, or fetch the shard again")
             self._checked.add((number, chunk))
         return values

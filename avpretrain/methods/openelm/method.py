@@ -102,8 +102,8 @@ class OpenELM(Method):
         self._windows = Windows(stream, model.context, self.cfg.seed) if len(stream) > model.context else None
         if self._windows is None:
             raise UsageError(
-                f"split '{data.split}' holds {len(stream)} tokens, but a window takes {model.context + 1}; give more text, "
-                "or lower model.context"
+                f"split '{data.split}' holds {len(stream)} tokens, but a window takes {model.context + 1}; give more "
+                "text, or lower model.context"
             )
         has_held_out = data.held_out and all(data.held_out in index.splits for index in stream.sets)
         self._held_out = TokenStream(folders, data.held_out) if has_held_out else None

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_model
 from torch import Tensor, nn
 
 from avpretrain.config.reader import from_dict, to_dict
@@ -156,6 +156,12 @@ def read_shape(path: Path) -> LanguageModelShape:
 def config_json(cfg: LanguageModelShape) -> str:
     """The text of a model's `config.json`."""
     return json.dumps({"method": METHOD, "config": to_dict(cfg)}, indent=2) + "\n"
+
+
+def save_pretrained(model: LanguageModel, folder: Path) -> None:
+    """Writes `model.safetensors` and `config.json` into a folder that is there."""
+    save_model(model, str(folder / "model.safetensors"))
+    (folder / "config.json").write_text(config_json(model.cfg))
 
 
 def parameters(cfg: LanguageModelShape) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 from collections import Counter
 from pathlib import Path
@@ -38,7 +39,7 @@ def decoded(index: TokenIndex, split: str) -> list[str]:
     values = stream.read(0, len(stream))
     assert values[0] == values[-1] == stream.separator
     ends = np.flatnonzero(values == stream.separator)
-    return [tokenizer.decode(values[a + 1 : b].tolist()) for a, b in zip(ends, ends[1:], strict=False)]
+    return [tokenizer.decode(values[a + 1 : b].tolist()) for a, b in itertools.pairwise(ends)]
 
 
 def test_what_is_packed_comes_back(texts: Path, tmp_path: Path) -> None:
@@ -88,7 +89,7 @@ def test_a_damaged_shard_is_said(texts: Path, tmp_path: Path) -> None:
     data = bytearray(shard.read_bytes())
     data[900] ^= 1
     shard.write_bytes(data)
-    with pytest.raises(UserError, match="train-000000.tar is damaged"):
+    with pytest.raises(UserError, match=r"train-000000\.tar is damaged"):
         TokenStream([tmp_path / "out"], "train").read(0, 10)
     shard.write_bytes(data[:700])
     with pytest.raises(UserError, match="is cut short"):
@@ -216,7 +217,7 @@ def test_a_tokenizer_that_is_none_is_one_line(trained: Tokenizer, tmp_path: Path
     assert load_tokenizer(tmp_path).text == trained.text
     with pytest.raises(UserError, match="has no token '<nil>'"):
         load_tokenizer(tmp_path, "<nil>")
-    with pytest.raises(UsageError, match="the tokenizer has 300 tokens, but model.vocabulary is 299"):
+    with pytest.raises(UsageError, match=r"the tokenizer has 300 tokens, but model\.vocabulary is 299"):
         load_tokenizer(tmp_path).check_fits(299, "model.vocabulary")
 
 

@@ -177,7 +177,7 @@ def test_a_start_from_weights_is_a_start_from_them(straight: Path, texts: Path, 
 
 
 def test_a_vocabulary_that_is_too_small_is_said(texts: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="the tokenizer has 300 tokens, but model.vocabulary is 299"):
+    with pytest.raises(UsageError, match=r"the tokenizer has 300 tokens, but model\.vocabulary is 299"):
         api.train(text_config(texts, tmp_path / "run", model={"vocabulary": 299}))
     assert not (tmp_path / "run").exists()
 
