@@ -2,8 +2,8 @@
 
 A set is a folder with `SPLIT-000000.tar`, ..., `tokens.json` and `tokenizer.json`. The tokens of a split are one
 stream: each document after its separator, and a separator at the end. A shard holds a stretch of the stream, in members
-of `CHUNK` tokens (uint16 or uint32; the last may be shorter). Windows are cut from the stream when it is read, so that one
-set serves any context.
+of `CHUNK` tokens (uint16 or uint32; the last may be shorter). Windows are cut from the stream when it is read, so that
+one set serves any context.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ def foreign_names(depth: int) -> dict[str, str]:
 
 
 def shape_of(values: Mapping[str, Any], where: str) -> LanguageModelShape:
-    """What a `config.json` of the layout says; heads and hidden widths by layer as it lists them, or by its multipliers.
+    """What a `config.json` of the layout says: heads and hidden widths by layer, listed or by multipliers.
 
     Raises:
         UserError: it is of another model, lacks something, or asks for what this model does not do.
