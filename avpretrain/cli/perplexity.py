@@ -41,7 +41,7 @@ def main(
         out: JSON file to write.
         json: Print the result as JSON.
     """
-    require_file(out, suffixes=(".json",))
+    require_file(out)
     if context < 0 or windows < 0:
         raise UsageError("--context and --windows must not be negative")
     import torch

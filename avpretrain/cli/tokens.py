@@ -8,8 +8,8 @@ from typing import Annotated
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
+from avpretrain.cli.shared.places import require_folder
 from avpretrain.config.text import PackConfig
-from avpretrain.core.errors import UsageError
 from avpretrain.core.terminal import Console, say
 
 
@@ -31,14 +31,18 @@ def main(
         cfg: how.
         json_: print the summary as JSON.
     """
-    if out.is_file():
-        raise UsageError(f"{out} is a file; name a folder")
+    require_folder(out, "OUT")
     from avpretrain.core.locks import locked
     from avpretrain.data.text.pack import packed
 
     console = Console(stderr=True)
+
+    def show(line: str) -> None:
+        if console.is_terminal:
+            console.print(line, highlight=False, soft_wrap=True)
+
     with locked(out.with_name(f"{out.name}.lock"), "packing text"):
-        index = packed([src], out, cfg, lambda line: console.print(line, highlight=False, soft_wrap=True))
+        index = packed([src], out, cfg, show)
     facts = {
         "fingerprint": index.fingerprint,
         "vocabulary": index.vocabulary,

@@ -93,7 +93,7 @@ def packed(
         if found.values.get("made_from") == made_from(find_texts(sources), cfg):
             return found
     elif out.exists():
-        raise UserError(f"{out} is something else than packed tokens, which belong there; move it away")
+        raise UserError(f"{out} holds something else than packed tokens; name a new folder")
     return pack(sources, out, cfg, say)
 
 

@@ -140,13 +140,14 @@ def read_shape(path: Path) -> LanguageModelShape:
         UserError: there is none, it is impossible, or it is of another kind of model.
     """
     values = read_json(path, "model config")
-    if not isinstance(values, dict) or not isinstance(values.get("config"), dict) or "method" not in values:
+    if not isinstance(values, dict) or not isinstance(values.get("config"), dict):
         raise UserError(
             f"model config {path} is not of one of this package's models; one in the Hugging Face layout of OpenELM is "
             "taken in by: avpretrain import CKPT OUT --format openelm"
         )
-    if values["method"] != METHOD:
-        raise UserError(f"{path} is of a model of method {str(values['method'])[:60]}, which is no language model")
+    method = str(values.get("method", "diffmavil"))[:60]
+    if method != METHOD:
+        raise UserError(f"{path} is of a model of method {method}, which is no language model; name weights of one")
     try:
         return from_dict(LanguageModelShape, values["config"], "model.")
     except (UserError, TypeError) as error:
