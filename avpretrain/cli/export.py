@@ -28,7 +28,8 @@ def main(
     """Write weights with a model card, ready to publish; or one encoder as ONNX.
 
     Reads a checkpoint. Writes the folder OUT with model.safetensors, config.json and README.md (training data and
-    results of the run it belongs to included), or with --onnx the file OUT, which takes any number of clips at the
+    results of the run it belongs to included); a language model in Hugging Face's layout of OpenELM, with its
+    tokenizer; or with --onnx the file OUT, which takes any number of clips at the
     trained input size and is checked against torch with onnxruntime. Takes seconds; as ONNX up to a minute.
 
     Args:
@@ -44,8 +45,20 @@ def main(
     else:
         require_file(out, "OUT")
     require_inputs(ckpt)
-    from avpretrain.methods.load import load_model
+    from avpretrain.methods.load import load_language_model, load_model, method_of
 
+    if method_of(ckpt) == "openelm":
+        if onnx is not None:
+            raise UsageError("--onnx writes an audio or video encoder; this is a language model")
+        from avpretrain.methods.openelm.conversions.huggingface import to_huggingface
+
+        language_model, tokenizer = load_language_model(ckpt)
+        with atomic_path(out) as folder:
+            folder.mkdir()
+            to_huggingface(language_model, folder, tokenizer.separator, tokenizer.end)
+            tokenizer.save(folder)
+        _say({"written": str(out), "layout": "huggingface"}, json, f"wrote {out}, in Hugging Face's layout of OpenELM")
+        return
     model = load_model(ckpt)
     answer: dict[str, Any] = {"written": str(out)}
     if onnx is not None:
@@ -54,11 +67,15 @@ def main(
         answer["largest_difference"] = export_onnx(model, onnx, out)
     else:
         _write_folder(model, ckpt, out)
+    checked = f", within {answer['largest_difference']:.1e} of torch" if onnx else ""
+    _say(answer, json, f"wrote {out}{checked}")
+
+
+def _say(answer: dict[str, Any], json: bool, line: str) -> None:
     if json:
         print(json_format.dumps(answer, indent=2))
     else:
-        checked = f", within {answer['largest_difference']:.1e} of torch" if onnx else ""
-        Console(highlight=False).print(f"wrote {out}{checked}")
+        Console(highlight=False).print(line)
 
 
 def _write_folder(model: DiffMAViL, ckpt: Path, out: Path) -> None:

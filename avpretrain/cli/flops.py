@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from avpretrain.cli.shared.config_first import ConfigArguments, read
+from avpretrain.cli.shared.arguments import parse
+from avpretrain.cli.shared.config_first import ConfigArguments, arguments_for, read
 from avpretrain.cli.shared.tables import show_table
 from avpretrain.config.reader import load_config
+from avpretrain.config.train import EngineConfig, TrainConfig
 from avpretrain.core.errors import UsageError
 from avpretrain.core.terminal import Console
 from avpretrain.cost.run import RunCost, as_json, mavil_of, run_cost, samples_of
 from avpretrain.measures.numbers import flops, percent
+from avpretrain.methods.load import load_config as load_any_config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +36,11 @@ def run(args: Sequence[str]) -> None:
 
     Reads a config; no data, no weights. Writes nothing. Takes a second.
     """
+    if args and not args[0].startswith("-"):
+        other = load_any_config(args[0])
+        if not isinstance(other, TrainConfig):
+            _show_method(args, other)
+            return
     given = read(Arguments, args, "avpretrain flops", run.__doc__)
     if given is None:
         return
@@ -41,7 +50,7 @@ def run(args: Sequence[str]) -> None:
     other = load_config(given.against) if given.against else mavil_of(cfg)
     cost, baseline = run_cost(cfg, samples), run_cost(other, samples)
     if given.json:
-        answer = {"config": cfg.name, **as_json(cost, samples is not None)}
+        answer: dict[str, Any] = {"config": cfg.name, **as_json(cost, samples is not None)}
         against = {"config": other.name, **as_json(baseline, samples is not None), "saving": cost.saving(baseline)}
         print(json.dumps({**answer, "baseline": against}, indent=2))
         return
@@ -51,6 +60,37 @@ def run(args: Sequence[str]) -> None:
     console.print(
         f"{flops(cost.per_clip)} to train on one clip: {_compared(cost.saving(baseline))} {other.name}"
         + (f"; {flops(cost.total)} for {cost.clips:,} clips in {cost.steps:,} steps" if samples else ""),
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _show_method(args: Sequence[str], cfg: EngineConfig) -> None:
+    """What a method other than DiffMAViL costs, counted on its own model; phases that cost the same are one."""
+    name, *rest = args
+    arguments = arguments_for(Arguments, type(cfg))
+    given: Any = parse(arguments, rest, f"avpretrain flops {name}", arguments(config=cfg), run.__doc__)
+    if given.against or given.clips is not None:
+        raise UsageError(f"--against and --clips are for diffmavil; {name} is a config of method {cfg.method}")
+    import torch
+
+    from avpretrain.methods.load import make_method
+
+    method = make_method(given.config)
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in method.model().parameters())
+    phases = [{"phase": str(phase), "training": method.flops(phase, 1)} for phase in method.phases()]
+    answer: dict[str, Any] = {"config": cfg.name, "method": cfg.method, "parameters": parameters, "phases": phases}
+    answer["per_sample"] = phases[-1]["training"]
+    tokens = getattr(method, "tokens_per_sample", None)
+    if tokens:
+        answer |= {"tokens_per_sample": tokens, "per_token": phases[-1]["training"] / tokens}
+    if given.json:
+        print(json.dumps(answer, indent=2))
+        return
+    each = f", {flops(answer['per_token'])} a token of {tokens:,}" if tokens else ""
+    Console().print(
+        f"{cfg.name}: {parameters:,} parameters; {flops(answer['per_sample'])} to train on one sample{each}",
         highlight=False,
         soft_wrap=True,
     )

@@ -32,14 +32,14 @@ def main(
     audio_stats: tuple[float, float] | None = None,
     json: bool = False,
 ) -> None:
-    """Turn another project's ViT weights into a model of ours.
+    """Turn another project's weights into a model of ours.
 
     Reads a .pth, .bin or .safetensors file; pickles that hold more than weights are refused. Writes a folder with
     model.safetensors, config.json, README.md and import.json, which says what became of every tensor; all commands that
     take a checkpoint take it. Takes seconds.
 
     Args:
-        ckpt: The foreign checkpoint.
+        ckpt: The foreign checkpoint; of OpenELM, the folder in Hugging Face's layout.
         out: Folder for the model.
         format: Whose layout it is.
         config: Config or preset that gives input sizes and decoders; without it, MAViL's.
@@ -50,6 +50,13 @@ def main(
         json: Print the report as JSON.
     """
     require_model_folder(out)
+    if format == "openelm":
+        if config or heads is not None or audio_stats is not None or into != "both":
+            raise UsageError(
+                "--config, --into, --heads and --audio-stats are for ViTs; openelm's folder says all itself"
+            )
+        _import_language_model(ckpt, out, json)
+        return
     if heads is not None and heads < 1:
         raise UsageError(f"--heads must be at least 1, got {heads}")
     base = load_config(config).model if config else ModelConfig()
@@ -68,6 +75,34 @@ def main(
         print(json_format.dumps(dataclasses.asdict(report), indent=2))
     else:
         _show(report, out)
+
+
+def _import_language_model(ckpt: Path, out: Path, json: bool) -> None:
+    from avpretrain.data.text.tokenizer import TOKENIZER_NAME, load_tokenizer
+    from avpretrain.methods.openelm.conversions.huggingface import from_huggingface
+    from avpretrain.methods.openelm.model import save_pretrained
+
+    model = from_huggingface(ckpt)
+    there = (ckpt / TOKENIZER_NAME).is_file()
+    tokenizer = load_tokenizer(ckpt) if there else None
+    if tokenizer is not None:
+        tokenizer.check_fits(model.cfg.vocabulary, f"the vocabulary of {ckpt}")
+    with atomic_path(out) as folder:
+        folder.mkdir()
+        save_pretrained(model, folder)
+        if tokenizer is not None:
+            tokenizer.save(folder)
+    count = sum(p.numel() for p in model.parameters())
+    if json:
+        print(json_format.dumps({"model": str(out), "parameters": count, "tokenizer": there}, indent=2))
+        return
+    console = Console(highlight=False)
+    console.print(f"language model: {count:,} parameters loaded")
+    if not there:
+        console.print(
+            f"{ckpt} holds no {TOKENIZER_NAME}: put the one that it was trained with into {out}", soft_wrap=True
+        )
+    console.print(f"model: {out}", soft_wrap=True)
 
 
 def _show(report: ImportReport, out: Path) -> None:

@@ -11,7 +11,18 @@ from typing import Any
 
 import avpretrain
 
-PACKAGES = ("torch", "torchaudio", "decord", "diffusers", "accelerate", "webdataset", "av", "numpy", "scikit-learn")
+PACKAGES = (
+    "torch",
+    "torchaudio",
+    "decord",
+    "diffusers",
+    "accelerate",
+    "webdataset",
+    "av",
+    "numpy",
+    "scikit-learn",
+    "tokenizers",
+)
 
 
 def versions() -> dict[str, str]:

@@ -15,17 +15,21 @@ from avpretrain.core.terminal import brief
 
 if TYPE_CHECKING:
     from avpretrain.config.train import EngineConfig
+    from avpretrain.data.text.tokenizer import Tokenizer
     from avpretrain.methods.diffmavil.model import DiffMAViL
+    from avpretrain.methods.openelm.model import LanguageModel
     from avpretrain.training.method import Method
 
 CONFIGS = {
     "diffmavil": "avpretrain.config.train.TrainConfig",
     "self_training": "avpretrain.config.train.TrainConfig",
+    "openelm": "avpretrain.methods.openelm.config.OpenELMConfig",
 }
 """Schema of a registered method's config; reading one imports no torch."""
 METHODS = {
     "diffmavil": "avpretrain.methods.diffmavil.method.DiffMAViLMethod",
     "self_training": "avpretrain.methods.diffmavil.self_training.SelfTraining",
+    "openelm": "avpretrain.methods.openelm.method.OpenELM",
 }
 MODELS = {
     "diffmavil": "avpretrain.methods.diffmavil.model.DiffMAViL",
@@ -52,6 +56,41 @@ def load_model(path: str | Path) -> DiffMAViL:
         )
     model: DiffMAViL = _find(MODELS[method]).from_pretrained(folder)
     return model
+
+
+def method_of(path: str | Path) -> str:
+    """The method of the weights of a run folder, a checkpoint or a saved model.
+
+    Raises:
+        UserError: there are no weights, or their config is damaged.
+    """
+    from avpretrain.training.folders import CONFIG, find_weights
+
+    values = read_json(find_weights(path) / CONFIG, "model config")
+    return str(values.get("method", "diffmavil")) if isinstance(values, dict) else "diffmavil"
+
+
+def load_language_model(path: str | Path) -> tuple[LanguageModel, Tokenizer]:
+    """The language model of a run folder, a checkpoint or a saved model, on the CPU, and its tokenizer.
+
+    Raises:
+        UserError: there are no weights, they are of another kind of model, or the tokenizer is missing or does not fit.
+    """
+    from avpretrain.data.text.tokenizer import TOKENIZER_NAME, load_tokenizer
+    from avpretrain.methods.openelm.model import LanguageModel
+    from avpretrain.training.folders import find_weights
+
+    folder = find_weights(path)
+    model = LanguageModel.from_pretrained(folder)
+    places = (folder, folder.parent, folder.parent.parent)  # a checkpoint's is its run's
+    place = next((place for place in places if (place / TOKENIZER_NAME).is_file()), None)
+    if place is None:
+        raise UserError(
+            f"no {TOKENIZER_NAME} in {folder} or its run's folder; put the one that the model was trained with there"
+        )
+    tokenizer = load_tokenizer(place)
+    tokenizer.check_fits(model.cfg.vocabulary, f"the vocabulary of {folder}")
+    return model, tokenizer
 
 
 def load_config(name: str) -> EngineConfig:

@@ -13,6 +13,7 @@ from avpretrain.report.comparison import Comparison, interval_of, score, shown
 from avpretrain.report.context_charts import contexts
 from avpretrain.report.downloads import downloads
 from avpretrain.report.groups import Group
+from avpretrain.report.language import held_out
 from avpretrain.report.listening import listening
 from avpretrain.report.page import EMPTY, Card, Cards, Cell, Figure, Figures, Picture, PictureSequence, Section, Table
 from avpretrain.report.saving import config_differences
@@ -191,6 +192,7 @@ SECTIONS: tuple[Callable[[Comparison], Section | None], ...] = (
     class_table,
     where_flops_go,
     losses,
+    held_out,
     schedules,
     previews,
     reconstructions,

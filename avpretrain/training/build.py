@@ -15,9 +15,13 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from avpretrain.config.train import EngineConfig, OptimConfig, RunConfig
 from avpretrain.core.errors import UsageError
+from avpretrain.nn.causal_block import CausalBlock
 from avpretrain.nn.decoder import DecoderBlock
 from avpretrain.nn.layers import Block
 from avpretrain.training.launch import check_accumulation, check_launched_ranks, check_tracker, choose_precision
+
+UNITS = (Block, DecoderBlock, CausalBlock)
+"""Blocks that are sharded, and compiled, each on its own."""
 
 
 def make_accelerator(cfg: EngineConfig, tracked: bool = True) -> Accelerator:
@@ -124,7 +128,8 @@ def why_uncaptured(cfg: RunConfig, device: torch.device, distributed: Distribute
 
 def prepare_model(model: nn.Module, cfg: RunConfig) -> nn.Module:
     """Applies activation checkpointing and compilation, in place, and names the units in which FSDP shards."""
-    setattr(model, "_no_split_modules", [Block.__name__, DecoderBlock.__name__])  # noqa: B010
+    units = {type(module).__name__ for module in model.modules() if isinstance(module, UNITS)}  # all must be there
+    setattr(model, "_no_split_modules", sorted(units))  # noqa: B010
     if cfg.activation_checkpointing:
         from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
             apply_activation_checkpointing,
@@ -133,7 +138,7 @@ def prepare_model(model: nn.Module, cfg: RunConfig) -> nn.Module:
 
         # blocks draw no random numbers; keeping the generator's state would forbid CUDA graphs
         wrap = partial(checkpoint_wrapper, preserve_rng_state=False)
-        apply_activation_checkpointing(model, wrap, lambda module: isinstance(module, Block))
+        apply_activation_checkpointing(model, wrap, lambda module: isinstance(module, Block | CausalBlock))
     if cfg.compile:
         compile_blocks(model)
     return model
@@ -146,7 +151,7 @@ def compile_blocks(model: nn.Module) -> None:
     """
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 256)
     for module in model.modules():
-        if isinstance(module, Block | DecoderBlock):
+        if isinstance(module, UNITS):
             module.compile(dynamic=False)
     more = getattr(model, "compile_parts", None)
     if more is not None:

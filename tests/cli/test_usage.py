@@ -21,7 +21,10 @@ import pytest
 
 from avpretrain.cli.bench import SUBJECTS
 from avpretrain.cli.main import VERBS, main
+from avpretrain.data.text.tokenizer import train_tokenizer
 from avpretrain.methods.diffmavil.model import DiffMAViL
+from avpretrain.methods.openelm.config import LanguageModelConfig
+from avpretrain.methods.openelm.model import LanguageModel, save_pretrained
 from tests.support.tiny_datasets import Spec, make_dataset
 from tests.support.tiny_models import tiny
 
@@ -48,6 +51,9 @@ COMMANDS = {
     "ledger": "@config --bench @bench --out @out_file",
     "ablate": "@matrix --data.shards @data --out @out_folder --dry-run",
     "report": "@run --out @out_file",
+    "tokens": "@words @new_folder",
+    "generate": "@language_model --tokens 3",
+    "perplexity": "@language_model @words --out @out_file",
     "bench step": "@config --out @out_file",
     "bench loader": "@config --data.shards @data --out @out_file",
     "bench features": "--out @out_file",
@@ -59,6 +65,8 @@ WRONG = {
     "media": ("missing", "text", "empty_folder"),
     "data": ("missing", "text", "empty_folder", "model"),
     "model": ("missing", "text", "empty_folder", "data", "pointer"),
+    "language_model": ("missing", "text", "empty_folder", "data", "model"),
+    "words": ("missing", "empty_folder", "weights"),
     "run": ("missing", "text", "empty_folder", "data"),
     "file": ("missing", "empty_folder"),
     "weights": ("missing", "text", "empty_folder", "pointer"),
@@ -91,6 +99,8 @@ CHOICES = {
     "flops": ("--against tiny_mavli",),
     "import": ("--config tiny_mavli", "--format tmm", "--into ears"),
     "export": ("--onnx ears",),
+    "tokens": ("--documents pages", "--tokenizer nothing", "--val-share 1"),
+    "perplexity": ("--split nothing",),
     "embed": ("--per minute", "--modality smell"),
 }
 """Names of labels, splits, presets and choices that do not exist."""
@@ -136,6 +146,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
              for split in ("train", "val", "test") for label in "ab"]  # fmt: skip
     make_dataset(root / "data", specs)
     DiffMAViL(tiny()).save_pretrained(root / "model")
+    (root / "words").write_text("some words\n" * 40)
+    (root / "language_model").mkdir()
+    train_tokenizer(["some words"], 257).save(root / "language_model")
+    shape = LanguageModelConfig(vocabulary=257, context=16, width=16, depth=1, head_width=4, heads_per_group=1).shape()
+    save_pretrained(LanguageModel(shape), root / "language_model")
     (root / "media").mkdir()
     with (root / "media" / "a.wav").open("wb") as file:
         file.write(b"RIFF")

@@ -11,7 +11,7 @@ import tyro
 
 from avpretrain.cli.shared.arguments import parse
 from avpretrain.config.reader import load_config
-from avpretrain.config.train import TrainConfig
+from avpretrain.config.train import EngineConfig, TrainConfig
 from avpretrain.core.errors import UsageError
 
 A_CONFIG = "A YAML file or the name of a preset."
@@ -59,6 +59,13 @@ def data_as_shards(option: str) -> str:
     """`--data` as the key of the config that it means."""
     name, equals, value = option.partition("=")
     return f"--data.shards{equals}{value}" if name == "--data" else option
+
+
+def arguments_for(target: type[ConfigArguments], schema: type[EngineConfig]) -> type[Any]:
+    """`target` with a config of another method's type, whose fields become options."""
+    config = (Annotated[schema, tyro.conf.arg(name="")], field(default_factory=schema))
+    namespace = {"__annotations__": {"config": config[0]}, "config": config[1], "__module__": target.__module__}
+    return dataclass(frozen=True, kw_only=True)(type(target.__name__, (target,), namespace))
 
 
 def read(target: type[T], args: Sequence[str], prog: str, about: str | None) -> T | None:
