@@ -12,9 +12,9 @@ from avpretrain.data.write.cached import as_shards
 if TYPE_CHECKING:
     from avpretrain.config.train import EngineConfig
     from avpretrain.evaluation.longform import Row
-    from avpretrain.evaluation.probe.run import Outcome as ProbeOutcome
     from avpretrain.evaluation.probe.run import ProbeConfig
     from avpretrain.evaluation.settings import Modality, Per
+    from avpretrain.evaluation.setup import Outcome as ProbeOutcome
     from avpretrain.methods.diffmavil.model import DiffMAViL
     from avpretrain.training.loop import Outcome
 

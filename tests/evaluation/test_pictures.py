@@ -8,8 +8,8 @@ import torch
 from avpretrain.cli.main import run
 from avpretrain.evaluation.figures import class_bars, confusion_matrix, draw_results, palette, retrieval_figure
 from avpretrain.evaluation.predictions import Predictions
-from avpretrain.evaluation.probe.run import random_encoder
 from avpretrain.evaluation.retrieval.run import RetrievalConfig, run_retrieval
+from avpretrain.evaluation.setup import random_encoder
 from tests.support.tiny_datasets import Spec, make_dataset
 from tests.support.tiny_models import tiny
 

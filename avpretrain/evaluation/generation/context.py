@@ -21,16 +21,15 @@ import torch
 from torch import Tensor
 
 from avpretrain.core import draws
-from avpretrain.core.errors import UsageError, UserError
+from avpretrain.core.errors import UserError
 from avpretrain.data.batch import AVBatch
 from avpretrain.data.features import Features
-from avpretrain.data.read.clips import ClipSet
 from avpretrain.data.read.dataset import eval_loader
+from avpretrain.evaluation.generation.held_out import open_held_out
 from avpretrain.evaluation.results import origin
 from avpretrain.evaluation.settings import ContextConfig
 from avpretrain.measures.intervals import Floats, Statistic, estimate
 from avpretrain.methods.diffmavil.model import SIDES, DiffMAViL, Side
-from avpretrain.methods.load import load_model
 from avpretrain.nn.losses import normalise_patches
 from avpretrain.nn.masking import gather_patches
 from avpretrain.nn.reconstruction import MaskedView
@@ -138,14 +137,9 @@ def run_context(checkpoint: Path, shards: Sequence[str], cfg: ContextConfig) -> 
         UserError: no weights, or too few clips.
         UsageError: the model predicts no patches.
     """
-    model = load_model(checkpoint)
-    if model.cfg.objective == "features":
-        raise UsageError(f"{checkpoint} predicts a teacher's features, not patches; measure a model of patches")
-    model.to("cuda" if torch.cuda.is_available() else "cpu").requires_grad_(False)
-    device = model.tower("audio").process.alphas_cumprod_T.device
-    clips = ClipSet(tuple(shards), cfg.split)
-    count = min(cfg.clips, len(clips))
-    rows = [round(i * len(clips) / count) for i in range(count)]
+    model, clips, rows = open_held_out(checkpoint, shards, cfg.split, cfg.clips)
+    model.requires_grad_(False)
+    device = next(model.parameters()).device
     levels = {side: levels_of(model, side, cfg.levels) for side in SIDES}
     features = Features(model.cfg.input).to(device)
     found: dict[Side, list[Worth]] = {side: [] for side in SIDES}

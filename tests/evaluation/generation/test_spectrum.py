@@ -17,7 +17,7 @@ from avpretrain.core.errors import UserError
 from avpretrain.data.features import mel_filters
 from avpretrain.evaluation.generation.filling import InpaintConfig
 from avpretrain.evaluation.generation.spectrum import SpectrumConfig, energies, mel_centres, run_spectrum
-from avpretrain.evaluation.probe.run import random_encoder
+from avpretrain.evaluation.setup import random_encoder
 from avpretrain.methods.diffmavil.model import DiffMAViL
 from avpretrain.report.comparison import Comparison
 from avpretrain.report.write import render

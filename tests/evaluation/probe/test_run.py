@@ -12,8 +12,9 @@ from avpretrain.cli.main import run
 from avpretrain.core.errors import UserError
 from avpretrain.core.provenance import versions
 from avpretrain.data.read.clips import ClipSet
-from avpretrain.evaluation.probe.run import ProbeConfig, random_encoder, run_probe
+from avpretrain.evaluation.probe.run import ProbeConfig, run_probe
 from avpretrain.evaluation.results import compare_results, result_path
+from avpretrain.evaluation.setup import random_encoder
 from tests.support.ranks import run_ranks, said
 from tests.support.tiny_datasets import Spec, make_dataset
 from tests.support.tiny_models import tiny
