@@ -45,8 +45,6 @@ def main(
     for name, number in (("clips", run.clips), ("batch-size", run.batch_size), ("steps", how.steps)):
         if number < 1:
             raise UsageError(f"--{name} must be at least 1, got {number}")
-    require_inputs(ckpt, data)
-    from avpretrain.evaluation.generation.inpaint import run_inpaint
     from avpretrain.evaluation.results import result_path
 
     beside = result_path(ckpt, None, "inpaint")
@@ -54,6 +52,9 @@ def main(
     if folder is None:
         raise UsageError(f"{ckpt} belongs to no run; name a folder for the results with --out")
     require_folder(folder)
+    require_inputs(ckpt, data)
+    from avpretrain.evaluation.generation.inpaint import run_inpaint
+
     result = run_inpaint(ckpt, data, folder, how, run)
     if json:
         print(json_format.dumps(result, indent=2))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from avpretrain.evaluation.predictions import Predictions
 from avpretrain.methods.diffmavil.model import DiffMAViL
 
 
+@runtime_checkable
 class Splits(Protocol):
     """Settings that say which clips are for what."""
 

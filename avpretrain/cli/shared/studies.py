@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from avpretrain.cli.shared.places import require_file, require_inputs
 from avpretrain.core.errors import UsageError
@@ -13,6 +13,7 @@ from avpretrain.core.files import write_json
 from avpretrain.core.terminal import Console
 
 
+@runtime_checkable
 class Settings(Protocol):
     """Settings of a study."""
 
