@@ -78,8 +78,12 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forker]:
     modules = [f"avpretrain.cli.{verb}" for verb in ("train", "probe", "finetune", "retrieve", "embed", "shards")]
-    more = ("avpretrain.training.loop", "avpretrain.methods.diffmavil.method", "avpretrain.evaluation.finetune.run",
-            "torch._dynamo")  # fmt: skip - every optimizer imports it
+    more = (
+        "avpretrain.training.loop",
+        "avpretrain.methods.diffmavil.method",
+        "avpretrain.evaluation.finetune.run",
+        "torch._dynamo",
+    )  # fmt: skip - every optimizer imports it
     with forker(tmp_path_factory.mktemp("said"), *modules, *more) as found:
         yield found
 
