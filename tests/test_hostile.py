@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -17,7 +18,8 @@ from avpretrain.methods.diffmavil.model import DiffMAViL
 from tests.support.hostile import make
 from tests.support.hostile_data import DATA
 from tests.support.hostile_models import FOREIGN, MODELS, REASONS, vit
-from tests.support.runs import write_run
+from tests.support.media_files import write_media
+from tests.support.runs import write_probe, write_run
 from tests.support.tiny_datasets import Spec, make_dataset
 from tests.support.tiny_models import tiny
 
@@ -104,16 +106,20 @@ def test_models(models: dict[str, Any], name: str) -> None:
     assert all(part in found["error"] for part in expected), found
 
 
+NASTY = "\x1b[2J\x1b]0;evil\x07[red]<script>alert(1)</script>\u202e"
+NAME = NASTY.replace("/", "")
+"""The same for a file."""
+
+
 # --- by the command line ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data set whose labels, split and names would write to the terminal and into the page."""
-    nasty = "\x1b[2J\x1b]0;evil\x07[red]<script>alert(1)</script>\u202e"
     numbered = [(split, i) for split in ("train", "test") for i in range(8)]
-    specs = [Spec(seconds=0.5, size=(32, 40), label=f"{nasty}{i % 2}", split=split) for split, i in numbered]
-    return make_dataset(tmp_path_factory.mktemp("labels") / "set", specs, per_shard=8, name=f"set {nasty}")
+    specs = [Spec(seconds=0.5, size=(32, 40), label=f"{NASTY}{i % 2}", split=split) for split, i in numbered]
+    return make_dataset(tmp_path_factory.mktemp("labels") / "set", specs, per_shard=8, name=f"set {NASTY}")
 
 
 def assert_plain(said: str) -> None:
@@ -134,6 +140,60 @@ def test_terminals_get_no_control_characters(
     main([verb, *options[verb]])
     said = capsys.readouterr()
     assert_plain(said.out + said.err)
+
+
+@pytest.fixture(scope="module")
+def nasty_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Videos, labels, runs and weights whose names would write to the terminal: each verb reads one of them."""
+    folder = tmp_path_factory.mktemp("nasty")
+    (folder / "videos").mkdir()
+    for i, split in enumerate(("train", "test")):
+        write_media(folder / "videos" / f"{NAME}{i}.mp4", seconds=1.0)
+    (folder / "videos" / f"{NAME}.wav").write_bytes(b"no audio")
+    rows = [{"path": f"{NAME}{i}.mp4", "split": split, NAME: f"{NAME}{i}"} for i, split in enumerate(("train", "test"))]
+    (folder / "labels.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    for name in ("one", "other"):
+        run = write_run(folder / name, name=f"{name} {NASTY}", pictures=0)
+        write_probe(run, 0.5, label=NAME)
+        facts = json.loads((run / "run.json").read_text())
+        facts["data"].update(clips=3, split=f"[x](http://127.0.0.1) {NASTY}", fingerprint=NASTY)
+        (run / "run.json").write_text(json.dumps(facts))
+        DiffMAViL(tiny()).save_pretrained(run / "model")
+    state = {**vit(), f"head.{NASTY}": torch.zeros(1)}
+    torch.save({"model": state}, folder / f"{NAME}.pth")
+    (folder / "broken.mp4").write_bytes(b"")
+    (folder / "broken.mp4").rename(folder / f"{NAME}.mp4")
+    return folder
+
+
+@pytest.mark.parametrize("verb", ["shards", "compare", "report", "export", "embed", "import"])
+def test_no_verb_prints_control_characters(
+    nasty_files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: str
+) -> None:
+    one, other, videos = nasty_files / "one", nasty_files / "other", nasty_files / "videos"
+    result = f"eval/linear_probe_{NAME}_audio.json"
+    good = f"{NAME}0.mp4"
+    options: dict[str, list[object]] = {
+        "shards": [videos, tmp_path / "set", "--table", nasty_files / "labels.jsonl", "--workers", "1"],
+        "compare": [one / result, other / result],
+        "report": [one, other, "--out", tmp_path / "page.html"],
+        "export": [one, tmp_path / "exported"],
+        "embed": [one / "model", videos / good, nasty_files / f"{NAME}.mp4", "--out", tmp_path / "v.npz"],
+        "import": [nasty_files / f"{NAME}.pth", tmp_path / "model", "--format", "mae", "--into", "video"],
+    }
+    with contextlib.suppress(SystemExit):
+        main([verb, *map(str, options[verb])])
+    said = capsys.readouterr()
+    assert_plain(said.out + said.err)
+    assert "Traceback" not in said.err and "report it" not in said.err, said.err
+    if verb != "compare":  # what the others print names what they read
+        assert "\\x1b[2J" in said.out + said.err or verb in ("report", "export"), said
+    if verb == "export":
+        card = (tmp_path / "exported" / "README.md").read_text()
+        assert_plain(card)
+        assert "<script>" not in card and "[x](" not in card and "\\[x\\](http" in card
+    if verb == "report":
+        assert "<script>alert" not in (tmp_path / "page.html").read_text()
 
 
 def test_refusals_by_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ from tyro.conf import Positional, arg
 from avpretrain.cli.shared.places import require_file, require_inputs, require_model_folder
 from avpretrain.core.errors import UsageError, UserError
 from avpretrain.core.files import atomic_path, read_json
-from avpretrain.core.terminal import Console
+from avpretrain.core.terminal import Console, markdown
 from avpretrain.measures.scores import read_score
 
 if TYPE_CHECKING:
@@ -94,7 +94,8 @@ def _provenance(ckpt: Path) -> str:
     facts = read_json(run / "run.json", "run record")
     try:
         data = facts["data"]
-        parts = [f"Trained on {data['clips']:,} clips (split {data['split']}, fingerprint {data['fingerprint'][:12]})."]
+        parts = [f"Trained on {data['clips']:,} clips (split {markdown(data['split'])}, "
+                 f"fingerprint {markdown(data['fingerprint'][:12])})."]  # fmt: skip
     except (KeyError, TypeError, ValueError):
         raise UserError(
             f"run record {run / 'run.json'} is damaged: it does not say what data the run was trained on; "
@@ -104,5 +105,5 @@ def _provenance(ckpt: Path) -> str:
         score = read_score(path)
         if score is not None:
             interval = "" if score.interval is None else ", 95% interval [{:.3f}, {:.3f}]".format(*score.interval)
-            parts.append(f"{score.words}: {score.metric} {score.value:.3f}{interval}.")
+            parts.append(f"{markdown(score.words)}: {markdown(score.metric)} {score.value:.3f}{interval}.")
     return " ".join(parts)

@@ -59,6 +59,11 @@ def escape(text: object) -> str:
     return html.escape(plain(text))
 
 
+def markdown(text: object) -> str:
+    """The text as it stands on a line of Markdown, without links, code, tables or HTML of its own."""
+    return re.sub(r"([\\`\[\]|])", r"\\\1", html.escape(plain_line(text), quote=False))
+
+
 def styled(text: object, style: str) -> Text:
     """A text for a table or a console, in one of rich's styles."""
     return Text(plain(text), style)

@@ -10,7 +10,6 @@ import io
 import pickletools
 import zipfile
 from pathlib import Path
-from typing import BinaryIO
 
 from avpretrain.core.files import open_file
 
@@ -58,7 +57,7 @@ def check_pickles(path: Path) -> None:
                     check_pickle(io.BytesIO(archive.read(info)))
 
 
-def check_pickle(stream: BinaryIO) -> None:
+def check_pickle(stream: io.BytesIO | io.BufferedReader) -> None:
     """The same for one pickle, which is read to its end.
 
     Raises:
