@@ -2,35 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from avpretrain.config.changes import with_changes
+from avpretrain.data.write.cached import as_shards
 
 if TYPE_CHECKING:
     from avpretrain.config.train import EngineConfig
     from avpretrain.evaluation.longform import Row
-    from avpretrain.evaluation.probe.run import Outcome as ProbeOutcome
     from avpretrain.evaluation.probe.run import ProbeConfig
     from avpretrain.evaluation.settings import Modality, Per
+    from avpretrain.evaluation.setup import Outcome as ProbeOutcome
     from avpretrain.methods.diffmavil.model import DiffMAViL
     from avpretrain.training.loop import Outcome
 
 
-def train(cfg: EngineConfig, stop_at: int | None = None) -> Outcome:
+def train(
+    config: EngineConfig | str,
+    stop_at: int | None = None,
+    *,
+    data: str | Path | Sequence[str | Path] = (),
+    out: str | Path = "",
+    changes: Mapping[str, Any] | None = None,
+) -> Outcome:
     """Trains what a config says, or goes on with the run in its folder, to the bit on the same number of ranks.
 
+        train("small_diffmavil", data="videos/", out="runs/x", changes={"schedule.epochs": 5})
+
     Args:
-        cfg: of a registered method, or of a dotted class of your own (`methods.load.load_config` reads a preset).
+        config: a preset's name, a YAML file, or a config of any method.
         stop_at: ends after the step that reaches this many clips, with a checkpoint.
+        data: sharded data sets, or plain folders of media, which are sharded once into a cache; none = the config's.
+        out: folder of the run; none = the config's.
+        changes: keys of the config, dotted, and their values.
 
     Raises:
-        UsageError: the config does not fit the data, the ranks, or the run that the folder holds.
-        UserError: training failed; the message says what to do.
+        UsageError: a key is wrong, or the config does not fit the data, the ranks, or the run that the folder holds.
+        UserError: no file of a folder is usable, or training failed; the message says what to do.
     """
-    from avpretrain.methods.load import make_method
+    from avpretrain.methods.load import load_config, make_method
     from avpretrain.training import loop
 
-    return loop.train(cfg, make_method, stop_at)
+    cfg = load_config(config) if isinstance(config, str) else config
+    wanted = dict(changes or {})
+    if roots := _sharded(data):
+        wanted["data.shards"] = list(roots)
+    if out:
+        wanted["output_dir"] = str(out)
+    return loop.train(with_changes(cfg, wanted) if wanted else cfg, make_method, stop_at)
+
+
+def _sharded(data: str | Path | Sequence[str | Path]) -> tuple[str, ...]:
+    return as_shards((data,) if isinstance(data, str | Path) else data)
 
 
 def embed(
@@ -54,17 +79,20 @@ def embed(
     return [row for file in files for row in embed_file(loaded, Path(file), modality, per)]
 
 
-def probe(checkpoint: str | Path, shards: str | Sequence[str], cfg: ProbeConfig) -> ProbeOutcome:
+def probe(checkpoint: str | Path, data: str | Path | Sequence[str | Path], settings: ProbeConfig | str) -> ProbeOutcome:
     """Fits a classifier on frozen features; the outcome holds the result, its baselines, and the predictions.
+
+        probe("runs/x", "labelled_videos/", "class").result["accuracy"]
 
     Args:
         checkpoint: a run folder, a checkpoint or a saved model.
-        shards: folders or URLs written by `avpretrain shards`.
-        cfg: `ProbeConfig(label=NAME, ...)`.
+        data: sharded data sets, or plain folders of media with a table of labels, sharded once into a cache.
+        settings: `ProbeConfig(label=NAME, ...)`, or the label's name alone.
 
     Raises:
         UserError: no weights, no such label, no test clips, or too few clips with the modality.
     """
-    from avpretrain.evaluation.probe.run import run_probe
+    from avpretrain.evaluation.probe.run import ProbeConfig, run_probe
 
-    return run_probe(Path(checkpoint), (shards,) if isinstance(shards, str) else tuple(shards), cfg)
+    cfg = ProbeConfig(label=settings) if isinstance(settings, str) else settings
+    return run_probe(Path(checkpoint), _sharded(data), cfg)

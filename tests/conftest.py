@@ -10,6 +10,8 @@ import pytest
 # Before torch is imported, here and in all processes that tests start. The models are tiny, and threads of several test
 # workers on the same few cores spend many times longer waiting for each other than computing.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Processes that tests start import what another has compiled already.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 @pytest.fixture(scope="session")

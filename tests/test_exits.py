@@ -56,10 +56,10 @@ def bad(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config(shards: str | Path, folder: Path, **data: object) -> Path:
-    """The file of a run that would take for ever."""
+    """The file of a run that would take minutes; a longer one is planned for seconds before it begins."""
     model = {"input": {"audio_frames": 64, "mels": 32, "video_frames": 4, "video_fps": 4.0, "video_size": 32,
                        "audio_mean": -6.0, "audio_std": 4.0}}  # fmt: skip
-    cfg = tiny_config(Path("-"), folder / "run", model=model, schedule={"samples": 1_000_000}, data=data)
+    cfg = tiny_config(Path("-"), folder / "run", model=model, schedule={"samples": 50_000}, data=data)
     cfg = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, shards=(str(shards),)))
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(to_dict(cfg)))
@@ -78,7 +78,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forker]:
     modules = [f"avpretrain.cli.{verb}" for verb in ("train", "probe", "finetune", "retrieve", "embed", "shards")]
-    more = ("avpretrain.training.loop", "avpretrain.methods.diffmavil.method", "avpretrain.evaluation.finetune.run")
+    more = ("tests.support.preload", "avpretrain.evaluation.finetune.run", "avpretrain.evaluation.probe.run")
     with forker(tmp_path_factory.mktemp("said"), *modules, *more) as found:
         yield found
 

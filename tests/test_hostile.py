@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from avpretrain.cli.main import main
 from avpretrain.methods.diffmavil.model import DiffMAViL
 from tests.support.hostile import make
 from tests.support.hostile_data import DATA
-from tests.support.hostile_models import FOREIGN, MODELS
+from tests.support.hostile_models import FOREIGN, MODELS, REASONS, vit
 from tests.support.runs import write_run
 from tests.support.tiny_datasets import Spec, make_dataset
 from tests.support.tiny_models import tiny
@@ -60,6 +61,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     make(folder / "good", MODELS, folder)
     for name, write in FOREIGN.items():
         write(folder / name)
+    torch.save({"model": vit()}, folder / "mae good.pth")
     return opened("models", folder, tmp_path_factory.mktemp("own"))
 
 
@@ -76,7 +78,7 @@ def test_there_are_as_many_as_promised() -> None:
 
 def test_good_ones_are_good(data: dict[str, Any], models: dict[str, Any]) -> None:
     assert data["good"]["error"] is None and data["good"]["clips"] == 12 and not data["good"]["bad"]
-    assert models["good"]["error"] is None
+    assert models["good"]["error"] is None and models["mae good.pth"]["error"] is None
 
 
 @pytest.mark.parametrize("name", DATA)
@@ -98,7 +100,8 @@ def test_models(models: dict[str, Any], name: str) -> None:
     found = models[name]
     check_line(name, found)
     assert found["error"] is not None, "it was taken for good"
-    assert MODELS[name][1] in found["error"] if name in MODELS else name in found["error"], found
+    expected = [MODELS[name][1]] if name in MODELS else [name, REASONS.get(name, "")]
+    assert all(part in found["error"] for part in expected), found
 
 
 # --- by the command line ---------------------------------------------------------------------------------------------

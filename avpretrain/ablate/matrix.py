@@ -21,6 +21,7 @@ from avpretrain.config.reader import find_config, from_dict, load_config, read_y
 from avpretrain.config.train import TrainConfig
 from avpretrain.core.errors import UsageError
 from avpretrain.core.files import atomic_path
+from avpretrain.evaluation.settings import PoolingKind
 
 OF_A_CELL = ("name", "output_dir", "seed")
 """Keys that each cell sets for itself."""
@@ -30,10 +31,14 @@ OF_A_CELL = ("name", "output_dir", "seed")
 class ProbeSpec:
     """One probe of every cell."""
 
+    name: str = ""
+    """What the table calls it; needed where label, modality, classifier and pooling do not tell two probes apart."""
     label: str = ""
     """Name of the label."""
     modality: Literal["audio", "video", "both"] = "audio"
     classifier: Literal["linear", "knn"] = "linear"
+    pooling: PoolingKind = "mean"
+    """How the vectors of a clip's patches become one."""
     data: tuple[str, ...] = ()
     """Sharded data sets; none = those of the training."""
     folds: str = ""
@@ -45,8 +50,11 @@ class ProbeSpec:
 
     @property
     def task(self) -> str:
-        """What tells its result from others."""
-        return f"{self.classifier}_probe_{self.label}_{self.modality}"
+        """What tells its result from others; names its file."""
+        if self.name:
+            return re.sub(r"[^A-Za-z0-9]+", "_", self.name).strip("_").lower()
+        pooling = "" if self.pooling == "mean" else f"_{self.pooling}"
+        return f"{self.classifier}_probe_{self.label}_{self.modality}{pooling}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,7 +78,7 @@ class AblationConfig:
         tasks = [probe.task for probe in self.probes]
         for task in tasks:
             if tasks.count(task) > 1:
-                raise ValueError(f"probes {task} appears twice; label, modality and classifier must tell probes apart")
+                raise ValueError(f"probes {task} appears twice; give each a name of its own, such as 'ESC-10, linear'")
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import statistics
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,12 +95,15 @@ def write_failure(cell: Cell, digest: Fingerprint, stage: str, error: str) -> di
     return record
 
 
-def write_record(cell: Cell, digest: Fingerprint, stage_seconds: dict[str, float], jobs: int) -> dict[str, Any]:
+def write_record(
+    cell: Cell, digest: Fingerprint, stage_seconds: dict[str, float], jobs: int, names: Mapping[str, str]
+) -> dict[str, Any]:
     """Gathers what the cell's run folder holds.
 
     Args:
         stage_seconds: wall clock of each process, its start included.
         jobs: cells that ran at a time: speeds of cells that shared a machine say little.
+        names: of probes that have one, by their files without the suffix.
 
     Raises:
         UserError: a file of the run is missing or damaged.
@@ -111,7 +115,11 @@ def write_record(cell: Cell, digest: Fingerprint, stage_seconds: dict[str, float
         "config": learnt_config(run.config),
         "flops": as_json(run_cost(run.config, int(run.last["samples_total"])), known_length=True),
         "training": _training(run),
-        "evaluations": [found for path in sorted((cell.run / "eval").glob("*.json")) if (found := _evaluation(path))],
+        "evaluations": [
+            found
+            for path in sorted((cell.run / "eval").glob("*.json"))
+            if (found := _evaluation(path, names.get(path.stem)))
+        ],
         "stage_seconds": stage_seconds,
         "jobs": jobs,
         "data": run.info["data"],
@@ -137,12 +145,12 @@ def _training(run: Run) -> dict[str, Any]:
     }
 
 
-def _evaluation(path: Path) -> dict[str, Any]:
+def _evaluation(path: Path, name: str | None) -> dict[str, Any]:
     """An evaluation without what the cell says already: origin, settings, lists by class."""
     result = read_json(path, "evaluation result")
     kept = ("task", "label", "modality", "metric", "ci", "gallery", "clips", "mel_hz", "methods", "settings",
             "audio_to_video", "video_to_audio")  # fmt: skip
-    found = {key: result[key] for key in kept if key in result}
+    found = {key: result[key] for key in kept if key in result} | ({"name": name} if name else {})
     score = read_score(path)
     if score is not None:
         found |= {"value": score.value, "ci": score.interval, "baselines": score.baselines}

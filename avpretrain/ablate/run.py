@@ -39,6 +39,7 @@ def stages(cell: Cell, settings: AblationConfig) -> list[tuple[str, list[str]]]:
     for spec in settings.probes:
         named = ["--label", spec.label, "--modality", spec.modality, "--classifier", spec.classifier]
         named += ["--folds", spec.folds] if spec.folds else []
+        named += ["--pooling", spec.pooling] if spec.pooling != "mean" else []
         named += ["--split", settings.split] if settings.split == "val" else []
         result = ["--out", str(cell.run / "eval" / f"{spec.task}.json")]
         found.append((spec.task, ["probe", run, *(spec.data or own.shards), *named, *common, *result]))
@@ -104,7 +105,8 @@ class Runner:
                 seconds[stage] = round(time.perf_counter() - started, 3)
                 if stage == "train" and not read_run(cell.run, config_of).finished:
                     raise UserError("training was stopped before its end")
-            record = write_record(cell, digest, seconds, self.jobs)
+            names = {spec.task: spec.name for spec in self.settings.probes if spec.name}
+            record = write_record(cell, digest, seconds, self.jobs, names)
         except UserError as error:
             if self.stopping.is_set():
                 raise StoppedError from None

@@ -90,7 +90,9 @@ def _values(record: Record) -> dict[str, dict[str, Any]]:
 
 
 def task_of(evaluation: Mapping[str, Any]) -> str:
-    """'class from audio, linear probe', or 'retrieval, test'."""
+    """'class from audio, linear probe', or 'retrieval, test'; a probe's own name where it has one."""
+    if "name" in evaluation:
+        return str(evaluation["name"])
     label, modality, task = (str(evaluation.get(k) or "").replace("_", " ") for k in ("label", "modality", "task"))
     return f"{label} from {modality}, {task}" if modality else f"{task}, {label}"
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from avpretrain.config.curriculum import MaskRatios
 from avpretrain.data.batch import AVBatch
-from avpretrain.methods.diffmavil.model import DiffMAViL
+from avpretrain.methods.diffmavil.model import SIDES, DiffMAViL
 from avpretrain.training.bare_step import BareStep
 
 REST = "masks_noise_losses"
@@ -110,10 +110,8 @@ def watch(module: nn.Module, name: str, marks: Marks) -> AbstractContextManager[
 
 def parts(model: DiffMAViL) -> list[tuple[nn.Module, str]]:
     """Modules of a model with the component that each is charged to."""
-    encoders = [(model.audio_encoder, "audio_encoder"), (model.video_encoder, "video_encoder")]
-    embeds: list[tuple[nn.Module, str]] = [(encoder.patch_embed, "patches") for encoder, _ in encoders]
-    others = [(model.fusion, "fusion"), (model.audio_decoder, "audio_decoder"), (model.video_decoder, "video_decoder")]
-    return [*embeds, *encoders, *others]
+    embeds: list[tuple[nn.Module, str]] = [(model.tower(side).encoder.patch_embed, "patches") for side in SIDES]
+    return [*embeds, *((module, name) for name, module in model.parts().items())]
 
 
 def component_seconds(bare: BareStep, batch: AVBatch, ratios: MaskRatios, repeats: int) -> dict[str, float]:

@@ -16,9 +16,8 @@ from avpretrain.config.schedules import Step
 from avpretrain.config.train import TrainConfig
 from avpretrain.core.files import atomic_path
 from avpretrain.core.provenance import environment
-from avpretrain.cost.clip import plan_of
+from avpretrain.cost.clip import plan_of, visible_tokens
 from avpretrain.cost.run import RunCost, run_cost
-from avpretrain.cost.sizes import visible_tokens
 from avpretrain.methods.diffmavil.example import random_batch
 
 CPU_CLIPS, CPU_SECONDS = 2, 1.0

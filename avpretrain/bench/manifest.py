@@ -12,7 +12,8 @@ import psutil
 import pyarrow as pa
 
 from avpretrain.bench.timing import Stopwatch
-from avpretrain.data.manifest import DATASET_NAME, FORMAT, MANIFEST_NAME, SCHEMA
+from avpretrain.data.manifest import FORMAT, SCHEMA
+from avpretrain.data.place import DATASET_NAME, MANIFEST_NAME
 from avpretrain.data.read.clips import ClipSet
 from avpretrain.data.read.dataset import process_context
 from avpretrain.data.read.sampler import Order

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json as json_format
 from pathlib import Path
 from typing import Annotated, Any
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from avpretrain.cli.shared.places import require_file
+from avpretrain.cli.shared.studies import run_study
 from avpretrain.cli.shared.tables import show_table
-from avpretrain.core.errors import UsageError
-from avpretrain.core.files import write_json
 from avpretrain.core.terminal import Console
 from avpretrain.evaluation.settings import ContextConfig
 
@@ -37,27 +34,17 @@ def main(
         out: File of the result.
         json: Print the result as JSON.
     """
-    if not 0 < how.ratio < 1:
-        raise UsageError(f"--ratio must lie in (0, 1), got {how.ratio}")
-    for name, number, least in (("clips", how.clips, 2), ("levels", how.levels, 1), ("batch-size", how.batch_size, 2)):
-        if number < least:
-            raise UsageError(f"--{name} must be at least {least}, got {number}")
-    require_file(out)
-    from avpretrain.evaluation.generation.context import run_context
-    from avpretrain.evaluation.results import result_path
 
-    result = run_context(ckpt, data, how)
-    path = result_path(ckpt, out, "context", how.split)
-    if path:
-        write_json(path, result)
-    if json:
-        print(json_format.dumps(result, indent=2))
-    else:
-        _show(result, path)
+    def measure() -> dict[str, Any]:
+        from avpretrain.evaluation.generation.context import run_context
+
+        return run_context(ckpt, data, how)
+
+    least = {"clips": 2, "levels": 1, "batch_size": 2}
+    run_study("context", ckpt, data, how, least, out, json, measure, _show)
 
 
-def _show(result: dict[str, Any], path: Path | None) -> None:
-    console = Console()
+def _show(result: dict[str, Any], console: Console) -> None:
     for side, found in result["sides"].items():
         headings = ("timestep", "alpha_bar", "draws", "error", "benefit of context", "encoder gradient")
         names = ("timesteps", "alphas_cumprod", "share", "error_own", "benefit", "gradient")
@@ -70,8 +57,6 @@ def _show(result: dict[str, Any], path: Path | None) -> None:
         drawn, effective = found["benefit_of_draws"], found["effective_share"]
         console.print(f"mean over draws: benefit {_interval(drawn, '.3f')}", highlight=False)
         console.print(f"share of the benefit at the most noise: {_interval(effective, '.0%')}", highlight=False)
-    if path:
-        console.print(f"result: {path}", highlight=False, soft_wrap=True)
 
 
 def _interval(found: dict[str, Any], shape: str) -> str:

@@ -9,9 +9,9 @@ from typing import Annotated
 from rich.progress import track
 from tyro.conf import Positional, arg
 
-from avpretrain.cli.shared.places import require_file
+from avpretrain.cli.shared.places import require_file, require_inputs
 from avpretrain.core.errors import UsageError, UserError
-from avpretrain.core.terminal import Console
+from avpretrain.core.terminal import Console, plain_line
 from avpretrain.evaluation.settings import Modality, Per
 
 
@@ -39,6 +39,7 @@ def main(
     if not files:
         raise UsageError("no files to embed; name them after the checkpoint")
     require_file(out, suffixes=(".npz", ".parquet"))
+    require_inputs(ckpt)
     files = listed(files)
     from accelerate import PartialState
     from accelerate.utils import gather_object
@@ -58,10 +59,12 @@ def main(
             dropped: dict[str, float] = {}
             mine.append((number, embed_file(model, path, modality, per, dropped)))
             for what, amount in sorted(dropped.items()):
-                console.print(f"{path}: {amount:.4g} {what}", highlight=False, soft_wrap=True, markup=False)
+                console.print(f"{plain_line(path)}: {amount:.4g} {what}", highlight=False, soft_wrap=True, markup=False)
         except DecodeError as error:
             mine.append((number, None))
-            console.print(f"left out: {path}: {error}", highlight=False, soft_wrap=True, markup=False)
+            console.print(
+                f"left out: {plain_line(path)}: {plain_line(error)}", highlight=False, soft_wrap=True, markup=False
+            )
     found = dict(gather_object(mine))
     rows = [row for number in sorted(found) for row in found[number] or ()]
     failed = sum(done is None for done in found.values())

@@ -10,7 +10,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from avpretrain.cli.shared.places import require_folder
+from avpretrain.cli.shared.places import require_folder, require_inputs
 from avpretrain.core.errors import UserError
 from avpretrain.core.files import atomic_path, read_json
 from avpretrain.core.terminal import Console, plain
@@ -56,9 +56,7 @@ def main(
         batch_size: Clips at a time; changes nothing but speed, except in fine-tuning, which takes its recipe's.
         num_workers: Processes that decode, for each rank.
     """
-    from avpretrain.training.checkpoint import find_weights
-
-    find_weights(ckpt)
+    require_inputs(ckpt)
     require_folder(shards, "--shards")
     require_folder(out)
     packs = packs or (Path(os.environ[PACKS]) if os.environ.get(PACKS) else None)

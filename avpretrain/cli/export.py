@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from avpretrain.cli.shared.places import require_file, require_model_folder
+from avpretrain.cli.shared.places import require_file, require_inputs, require_model_folder
 from avpretrain.core.errors import UsageError, UserError
 from avpretrain.core.files import atomic_path, read_json
 from avpretrain.core.terminal import Console
@@ -44,6 +44,7 @@ def main(
         raise UsageError(f"{out} is a folder; name a file, such as {out / onnx}.onnx")
     else:
         require_file(out, "OUT")
+    require_inputs(ckpt)
     from avpretrain.methods.load import load_language_model, load_model, method_of
 
     if method_of(ckpt) == "openelm":

@@ -12,7 +12,7 @@ import tyro
 from tyro.conf import arg
 
 from avpretrain.cli.shared.arguments import parse
-from avpretrain.cli.shared.places import require_file
+from avpretrain.cli.shared.places import require_file, require_inputs
 from avpretrain.cli.shared.results import show_result
 from avpretrain.core.errors import UsageError
 from avpretrain.evaluation.finetune.recipes import RECIPES, FinetuneConfig
@@ -58,6 +58,7 @@ def run(args: Sequence[str]) -> None:
     if not data:
         raise UsageError("checkpoint and data come first: avpretrain finetune CKPT DATA --label NAME")
     require_file(given.out)
+    require_inputs(ckpt, data)
     if given.compare is not None:
         require_score(given.compare)
     from accelerate import PartialState

@@ -14,7 +14,7 @@ from avpretrain.config.model import ModelConfig
 from avpretrain.config.reader import load_config
 from avpretrain.core.errors import UsageError
 from avpretrain.core.files import atomic_path, write_json
-from avpretrain.core.terminal import Console, styled
+from avpretrain.core.terminal import LONGEST, Console, styled
 from avpretrain.methods.diffmavil.conversions.choices import Format, Into
 
 if TYPE_CHECKING:
@@ -114,7 +114,8 @@ def _show(report: ImportReport, out: Path) -> None:
     if report.missing:
         console.print(styled("freshly initialised:", "yellow"), ", ".join(report.missing))
     if report.unused:
-        console.print(f"without a place here: {len(report.unused)} tensors, such as {', '.join(report.unused[:5])}")
+        some = ", ".join(name[:LONGEST] for name in report.unused[:5])
+        console.print(f"without a place here: {len(report.unused)} tensors, such as {some}")
     for line in report.warnings:
-        console.print(f"[yellow]mind:[/] {line}", soft_wrap=True)
+        console.print(styled("mind:", "yellow"), line, soft_wrap=True)
     console.print(f"model: {out}", soft_wrap=True)

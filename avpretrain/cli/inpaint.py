@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from avpretrain.cli.shared.places import require_folder
+from avpretrain.cli.shared.places import require_folder, require_inputs
 from avpretrain.cli.shared.tables import show_table
 from avpretrain.core.errors import UsageError
 from avpretrain.core.terminal import Console
@@ -45,6 +45,7 @@ def main(
     for name, number in (("clips", run.clips), ("batch-size", run.batch_size), ("steps", how.steps)):
         if number < 1:
             raise UsageError(f"--{name} must be at least 1, got {number}")
+    require_inputs(ckpt, data)
     from avpretrain.evaluation.generation.inpaint import run_inpaint
     from avpretrain.evaluation.results import result_path
 

@@ -14,7 +14,7 @@ from tyro.conf import Positional, arg
 
 from avpretrain.cli.shared.tables import show_facts
 from avpretrain.core.errors import UserError
-from avpretrain.core.terminal import Console, plain, plain_json
+from avpretrain.core.terminal import Console, plain, plain_json, plain_line, say
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,7 +54,7 @@ def main(
         return
     show_facts(_rows(facts))
     if verify_:
-        print(f"verified: every byte of {len(facts['shards'])} shards is as it was written")
+        say(f"verified: every byte of {len(facts['shards'])} shards is as it was written")
 
 
 def _verified(root: Path) -> list[str]:
@@ -119,22 +119,22 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     def add(name: str, said: str) -> None:
         rows.append((name, said))
 
-    add("data set", str(facts["name"]))
+    add("data set", plain_line(facts["name"]))
     size = f"{facts['bytes'] / 1e6:.1f} MB in {len(facts['shards'])} shards"
     add("clips", f"{facts['clips']} ({facts['hours']:.2f} h, {size})")
     if damaged := facts["damaged_rows"]:
         key, reason = next(iter(damaged.items()))
         add("damaged rows", f"{len(damaged)}, such as {key}: {reason}; in training they count as damaged clips")
-    add("splits", ", ".join(f"{name} {split['clips']}" for name, split in facts["splits"].items()))
+    add("splits", ", ".join(f"{plain_line(name)} {split['clips']}" for name, split in facts["splits"].items()))
     add("with picture", str(facts["with_video"]))
     add("with sound", str(facts["with_audio"]))
     for name, unit in (("duration", "s"), ("fps", ""), ("short_side", "px")):
         if facts[name]:
             add(name.replace("_", " "), "{min:g} to {max:g}, median {median:g} ".format(**facts[name]) + unit)
     for name, counts in facts["labels"].items():
-        add(f"label {name}", label_in_a_line(counts))
+        add(f"label {plain_line(name)}", label_in_a_line(counts))
     for name in facts["free_text"]:
-        add(f"label {name}", "free text: too many values to count")
+        add(f"label {plain_line(name)}", "free text: too many values to count")
     add("licences", label_in_a_line({name or "unknown": count for name, count in facts["licenses"].items()}))
     log_mel = facts["log_mel"]
     add("log-mel", f"mean {log_mel['mean']:.7f}, std {log_mel['std']:.7f} over {log_mel['clips']} clips")
@@ -164,7 +164,7 @@ def label_in_a_line(counts: Mapping[str, int]) -> str:
 
 
 def _short(value: str) -> str:
-    return value if len(value) <= MAX_LETTERS else f"{value[: MAX_LETTERS - 3]}..."
+    return plain_line(value if len(value) <= MAX_LETTERS else f"{value[: MAX_LETTERS - 3]}...")
 
 
 def _number(value: str) -> float | None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import json as json_format
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from avpretrain.cli.shared.config_first import ConfigArguments, read
 from avpretrain.cli.shared.places import require_file
 from avpretrain.cli.shared.tables import show_table
-from avpretrain.config.reader import load_config
 from avpretrain.core.errors import UsageError, UserError
 from avpretrain.core.files import write_json
 from avpretrain.core.provenance import versions
@@ -18,29 +20,39 @@ from avpretrain.report.ledger import ACCOUNTINGS, VARIANTS, Entry, as_json, ledg
 ASSUMPTION = "Hours are of training steps alone: no waiting for data, and no cost of communication between GPUs."
 
 
-def main(
-    config: str = "base_mavil",
-    clips: int = 1_900_000,
-    bench: Path | None = None,
-    out: Path | None = None,
-    json: bool = False,
-) -> None:
+DEFAULT = "base_mavil"
+"""Config of which the variants are counted when none is named."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments(ConfigArguments):
+    """What follows the config's name."""
+
+    clips: int = 1_900_000
+    """In the training split; the default is near AudioSet's. How often they are seen is the config's."""
+    bench: Path | None = None
+    """Step times on one GPU, written by `avpretrain bench step` for the same config and others."""
+    out: Path | None = None
+    """File of the numbers."""
+    json: bool = False
+    """Print the numbers as JSON."""
+
+
+def run(args: Sequence[str]) -> None:
     """Count what whole trainings of MAViL, DiffMAViL and what lies between them would cost, without training.
 
-    Reads a config for size and length; no data, no weights. With --bench also predicts hours: the clips of each phase
-    over the speed measured there. Writes the numbers to --out as JSON, if given. Takes about ten seconds.
-
-    Args:
-        config: A YAML file or the name of a preset.
-        clips: In the training split; the default is near AudioSet's. How often they are seen is the config's.
-        bench: Step times on one GPU, written by `avpretrain bench step` for the same config and others.
-        out: File of the numbers.
-        json: Print the numbers as JSON.
+    Reads a config (base_mavil, if none is named) for size and length; no data, no weights. With --bench also predicts
+    hours: the clips of each phase over the speed measured there. Writes the numbers to --out as JSON, if given. Takes
+    about ten seconds.
     """
+    named = args and (not args[0].startswith("-") or args[0] in ("-h", "--help"))
+    given = read(Arguments, args if named else [DEFAULT, *args], "avpretrain ledger", run.__doc__)
+    if given is None:
+        return
+    cfg, clips, bench, out = given.config, given.clips, given.bench, given.out
     if clips < 1:
         raise UsageError(f"--clips must be at least 1, got {clips}")
     require_file(out)
-    cfg = load_config(config)
     measured = read_bench(bench) if bench else None
     entries = ledger(cfg, clips, measured)
     if bench and not any(entry.time for entry in entries):
@@ -52,8 +64,8 @@ def main(
         answer |= {"hours_measured_on": measured.hardware, "hours_assume": ASSUMPTION}
     if out:
         write_json(out, answer)
-    if json:
-        print(json_format.dumps(answer, indent=2))
+    if given.json:
+        print(json.dumps(answer, indent=2))
     else:
         title = f"{cfg.name}, {entries[0].cost.clips:,} clips seen"
         _show(title, entries)

@@ -65,9 +65,8 @@ def one_line_errors(debug: bool) -> Iterator[None]:
             raise
         if is_lost_rank(error):
             rank = os.environ.get("RANK", "0")
-            print(
-                f"avpretrain: rank {rank}: another rank of this run has ended, so this one does, too", file=sys.stderr
-            )
+            said = f"rank {rank}: another rank of this run has ended, so this one does, too"
+            print(plain(f"avpretrain: {said}"), file=sys.stderr)
             sys.exit(1)
         more = f"; {FAULT}" if isinstance(error, (*PROGRAM_ERRORS, LookupError)) else " (--debug shows where)"
         print(plain(f"avpretrain: {describe(error)}{more}"), file=sys.stderr)

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from avpretrain.cli.shared.places import require_file
+from avpretrain.cli.shared.places import require_file, require_inputs
 from avpretrain.cli.shared.results import show_result
 from avpretrain.evaluation.settings import Modality, Pooling, PoolingKind
 from avpretrain.measures.scores import require_score
@@ -69,6 +69,7 @@ def main(
         json: Print the result as JSON.
     """
     require_file(out)
+    require_inputs(ckpt, data)
     if compare is not None:
         require_score(compare)
     from accelerate import PartialState

@@ -8,10 +8,10 @@ from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from avpretrain.cli.shared.places import require_file
+from avpretrain.cli.shared.places import require_file, require_inputs
 from avpretrain.cli.shared.results import against
 from avpretrain.cli.shared.tables import show_table
-from avpretrain.core.terminal import Console
+from avpretrain.core.terminal import Console, say
 from avpretrain.measures.scores import points, require_score
 
 
@@ -53,6 +53,7 @@ def main(
         json: Print the result as JSON.
     """
     require_file(out)
+    require_inputs(ckpt, data)
     if compare is not None:
         require_score(compare)
     from accelerate import PartialState
@@ -80,7 +81,7 @@ def main(
         return
     _show(found.result, path)
     if comparison:
-        print(against(comparison))
+        say(against(comparison))
 
 
 def _show(result: dict[str, Any], path: Path | None) -> None:

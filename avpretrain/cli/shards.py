@@ -39,6 +39,16 @@ def main(
         cfg: how.
         json_: print the summary as JSON.
     """
+    report = shard_with_progress(src, out, cfg)
+    if json_:
+        json.dump(_facts(report), sys.stdout, indent=2)
+        print()
+    else:
+        _say(report, out)
+
+
+def shard_with_progress(src: Path, out: Path, cfg: ShardConfig) -> ShardReport:
+    """As `make_shards`, with a bar on a terminal."""
     from avpretrain.data.write.shards import make_shards
 
     console = Console(stderr=True)
@@ -59,12 +69,7 @@ def main(
                 line, completed=progress.done, total=progress.total, clips=progress.clips, skipped=progress.skipped
             )
 
-        report = make_shards(src, out, cfg, show)
-    if json_:
-        json.dump(_facts(report), sys.stdout, indent=2)
-        print()
-    else:
-        _say(report, out)
+        return make_shards(src, out, cfg, show)
 
 
 def _kind(reason: str) -> str:

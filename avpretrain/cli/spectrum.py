@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json as json_format
 from pathlib import Path
 from typing import Annotated, Any
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from avpretrain.cli.shared.places import require_file
+from avpretrain.cli.shared.studies import run_study
 from avpretrain.cli.shared.tables import show_table
-from avpretrain.core.errors import UsageError
-from avpretrain.core.files import write_json
 from avpretrain.core.terminal import Console
 from avpretrain.evaluation.settings import SpectrumConfig
 from avpretrain.measures.scores import points
@@ -38,29 +35,19 @@ def main(
         out: File of the result.
         json: Print the result as JSON.
     """
-    if not 0 < how.ratio < 1:
-        raise UsageError(f"--ratio must lie in (0, 1), got {how.ratio}")
-    for name, number in (("clips", how.clips), ("steps", how.steps), ("batch-size", how.batch_size)):
-        if number < 1:
-            raise UsageError(f"--{name} must be at least 1, got {number}")
-    require_file(out)
-    from avpretrain.evaluation.generation.spectrum import run_spectrum
-    from avpretrain.evaluation.results import result_path
 
-    result = run_spectrum(ckpt, data, how)
-    path = result_path(ckpt, out, "spectrum", how.split)
-    if path:
-        write_json(path, result)
-    if json:
-        print(json_format.dumps(result, indent=2))
-    else:
-        _show(result, path)
+    def measure() -> dict[str, Any]:
+        from avpretrain.evaluation.generation.spectrum import run_spectrum
+
+        return run_spectrum(ckpt, data, how)
+
+    least = {"clips": 1, "steps": 1, "batch_size": 1}
+    run_study("spectrum", ckpt, data, how, least, out, json, measure, _show)
 
 
-def _show(result: dict[str, Any], path: Path | None) -> None:
+def _show(result: dict[str, Any], console: Console) -> None:
     from avpretrain.evaluation.generation.spectrum import METHODS
 
-    console = Console()
     rows = []
     columns = {f"{name}_{place}": f"{name}, {place}" for name in ("missed", "detail") for place in ("low", "high")}
     for method in METHODS:
@@ -70,5 +57,3 @@ def _show(result: dict[str, Any], path: Path | None) -> None:
     title = f"detail of hidden spectrogram patches in %, {result['clips']} clips (95% interval)"
     show_table(("reconstruction", *columns.values()), rows, title, console=console)
     console.print("Shares of the true detail's energy. Low and high: the halves of the mel bins.", highlight=False)
-    if path:
-        console.print(f"result: {path}", highlight=False, soft_wrap=True)

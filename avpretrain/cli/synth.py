@@ -13,7 +13,7 @@ import tyro
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from avpretrain.cli.shared.places import require_folder
-from avpretrain.core.terminal import Console
+from avpretrain.core.terminal import Console, say
 
 
 def main(
@@ -65,5 +65,5 @@ def main(
         print(json.dumps({"out": str(out), "clips": clips, "splits": splits, "classes": classes, "seconds": took}))
         return
     counts = ", ".join(f"{count} {split}" for split, count in splits.items())
-    print(f"{clips} clips of {seconds:g} s in {len(classes)} classes ({counts}) in {took:.0f} s")
-    print(f"{out / CLIPS_DIR} holds the videos, {out / LABELS_NAME} their labels; next: avpretrain shards {out} SHARDS")
+    say(f"{clips} clips of {seconds:g} s in {len(classes)} classes ({counts}) in {took:.0f} s")
+    say(f"{out / CLIPS_DIR} holds the videos, {out / LABELS_NAME} their labels; next: avpretrain shards {out} SHARDS")

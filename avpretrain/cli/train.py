@@ -12,10 +12,14 @@ from typing import Annotated, Any
 
 import tyro
 
+from avpretrain.cli.shards import shard_with_progress
 from avpretrain.cli.shared.arguments import parse
 from avpretrain.cli.shared.config_first import ConfigArguments, first_and_rest
 from avpretrain.config.train import EngineConfig, TrainConfig
 from avpretrain.core.errors import UsageError
+from avpretrain.core.terminal import say
+from avpretrain.data.write.cached import as_shards
+from avpretrain.data.write.settings import ShardConfig
 from avpretrain.methods.load import load_config
 
 
@@ -46,7 +50,8 @@ def _arguments_for(schema: type[EngineConfig]) -> type[Arguments]:
 def run(args: Sequence[str]) -> None:
     """Pretrain from shards; the same command again resumes an interrupted run.
 
-    Reads the shards that --data.shards names (see `avpretrain shards`). Writes runs/NAME (or --output-dir):
+    Reads what --data names: shards (see `avpretrain shards`), or a plain folder of videos, which is sharded once into a
+    cache (~/.cache/avpretrain, or what AVPRETRAIN_CACHE names). Writes runs/NAME (or --output-dir):
     config.yaml, run.json, metrics.jsonl, checkpoints/, reconstructions/, model/. Takes seconds (tiny, on a CPU) to
     weeks (base, on one GPU); each preset's head says how long. On several GPUs:
     accelerate launch [its options] -m avpretrain.train CONFIG ...
@@ -58,6 +63,8 @@ def run(args: Sequence[str]) -> None:
     cfg = load_config(name)
     arguments: Any = _arguments_for(type(cfg))
     given = parse(arguments, overrides, f"avpretrain train {name}", arguments(config=cfg), run.__doc__)
+    if isinstance(given.config, TrainConfig):
+        given = dataclasses.replace(given, config=with_shards(given.config))
     if given.dry_run:
         if not isinstance(given.config, TrainConfig):
             raise UsageError(f"--dry-run plans diffmavil; method {given.config.method} has no plan to show")
@@ -66,8 +73,21 @@ def run(args: Sequence[str]) -> None:
     if given.json or given.plot or not given.timing:
         raise UsageError("--json, --plot and --no-timing belong to --dry-run; a run writes metrics.jsonl")
     if isinstance(given.config, TrainConfig) and not given.config.data.shards:
-        raise UsageError("no data: give --data.shards FOLDER (made by avpretrain shards)")
+        raise UsageError("no data: give --data FOLDER, of videos or made by avpretrain shards")
     pretrain(given.config)
+
+
+def with_shards(cfg: TrainConfig) -> TrainConfig:
+    """A config in which plain folders of media have become their data sets in the cache; what is made is said."""
+
+    def shard(src: Path, out: Path, how: ShardConfig) -> None:
+        report = shard_with_progress(src, out, how)
+        more = f", {len(report.skipped)} files skipped (see {out / 'skipped.csv'})" if report.skipped else ""
+        say(f"{src}: {report.manifest.info['clips']} clips in {out}; {report.added} files added{more}")
+        if report.changed:
+            say(f"{len(report.changed)} files have changed, e.g. {report.changed[0]}; remove {out} to read them anew")
+
+    return dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, shards=as_shards(cfg.data.shards, shard)))
 
 
 def pretrain(cfg: EngineConfig) -> None:
@@ -81,9 +101,9 @@ def pretrain(cfg: EngineConfig) -> None:
         return
     seen, minutes = outcome.progress.seen, outcome.progress.seconds / 60
     if outcome.finished:
-        print(f"done: {seen} clips in {minutes:.1f} min; model in {cfg.run_dir / 'model'}")
+        say(f"done: {seen} clips in {minutes:.1f} min; model in {cfg.run_dir / 'model'}")
     else:
-        print(f"stopped by {outcome.stopped_by} at {seen} clips; the same command goes on from there")
+        say(f"stopped by {outcome.stopped_by} at {seen} clips; the same command goes on from there")
         sys.exit(0)  # whoever runs this verb among others stops too
 
 

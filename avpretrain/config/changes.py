@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from avpretrain.config.reader import from_dict, to_dict
-from avpretrain.config.train import TrainConfig
+from avpretrain.config.train import EngineConfig
+
+C = TypeVar("C", bound=EngineConfig)
 
 
-def with_changes(cfg: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
+def with_changes(cfg: C, changes: Mapping[str, Any]) -> C:
     """A config with some dotted keys set to other values.
 
     Raises:
         UsageError: a key or a value is wrong, or they do not go together.
     """
-    return from_dict(TrainConfig, nested(flat(to_dict(cfg)) | dict(changes)))
+    return from_dict(type(cfg), nested(flat(to_dict(cfg)) | dict(changes)))
 
 
 def flat(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:

@@ -5,9 +5,17 @@ Nothing here imports torch, so that a wrong config fails at once.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass, field
 from typing import Literal
+
+from avpretrain.config.scaling import LayerSizes, StackConfig
+
+Side = Literal["audio", "video"]
+SIDES: tuple[Side, Side] = ("audio", "video")
+CHANNELS: dict[Side, int] = {"audio": 1, "video": 3}
+"""Of a spectrogram, of a frame."""
 
 
 def require(ok: bool, message: str) -> None:
@@ -19,12 +27,15 @@ def require(ok: bool, message: str) -> None:
 LIMITS: dict[str, tuple[float, float]] = {
     "sample_rate": (1000, 384_000), "audio_frames": (1, 1_000_000), "mels": (1, 1024), "audio_mean": (-1e4, 1e4),
     "audio_std": (1e-9, 1e4), "video_frames": (1, 4096), "video_fps": (1e-3, 1000), "video_size": (1, 4096),
-    "width": (1, 65_536), "depth": (0, 1024), "heads": (1, 4096), "mlp_ratio": (1 / 64, 64), "decode_ratio": (0, 1),
-    "bottleneck_tokens": (1, 65_536), "num_train_timesteps": (1, 1_000_000), "rho": (0, 100),
+    "width": (1, 65_536), "depth": (0, 128), "heads": (1, 4096), "mlp_ratio": (1 / 64, 64), "decode_ratio": (0, 1),
+    "bottleneck_tokens": (1, 65_536), "num_train_timesteps": (1, 4000), "rho": (0, 10),
     "reconstruction": (0, 1e6), "inter": (0, 1e6), "intra": (0, 1e6),
-    "temperature_inter": (1e-6, 1e6), "temperature_intra": (1e-6, 1e6),
+    "temperature_inter": (1e-6, 1e6), "temperature_intra": (1e-6, 1e6), "audio_shift": (1e-4, 1e4),
+    "video_shift": (1e-4, 1e4), "logit_mean": (-100, 100), "logit_std": (1e-6, 100), "sigma_data": (1e-4, 1e4),
 }  # fmt: skip
 """What no model is outside of; a config of a stranger's may say anything, and sizes become memory."""
+MAX_CONFIG_BYTES = 1 << 20
+"""Largest `config.json` of a model; one of ours has three kilobytes."""
 MAX_POSITIONS = 1 << 25
 """Largest product of width and patches: its table of positions takes four bytes each."""
 
@@ -102,6 +113,7 @@ class DecoderConfig:
     """Blocks of the decoder."""
     heads: int = 16
     """Attention heads of the decoder."""
+    layers: StackConfig = field(default_factory=StackConfig)
     decode_ratio: float = 1.0
     """Share of the hidden patches that is decoded and enters the loss (CrossMAE)."""
     window: tuple[int, ...] = ()
@@ -113,6 +125,7 @@ class DecoderConfig:
     def __post_init__(self) -> None:
         check_limits(self, "width", "depth", "heads", "decode_ratio")
         require(self.width % self.heads == 0, f"width {self.width} must be a multiple of heads {self.heads}")
+        self.layers.check(self.depth)
         require(all(size >= 1 for size in self.window), f"window must be positive, got {self.window}")
         require(self.depth >= 1, f"depth must be at least 1, got {self.depth}")
         require(0 < self.decode_ratio <= 1, f"decode_ratio must lie in (0, 1], got {self.decode_ratio}")
@@ -123,6 +136,17 @@ class DecoderConfig:
             require(len(self.levels) == self.depth, f"levels needs one for each of {self.depth} blocks")
             require(0 in self.levels, f"levels must hold 0, the fused tokens, at least once, got {list(self.levels)}")
 
+    @property
+    def sizes(self) -> LayerSizes:
+        """Heads and MLP width of each block."""
+        return self.layers.sizes(self.width, self.depth, self.heads, 4 * self.width)
+
+    @property
+    def written_out(self) -> DecoderConfig:
+        """The same decoder with its lists in place of a formula."""
+        layers = self.layers.written_out(self.width, self.depth, self.heads, 4 * self.width)
+        return dataclasses.replace(self, layers=layers)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AudioTowerConfig:
@@ -132,6 +156,7 @@ class AudioTowerConfig:
     """Patch size: frames, mel bins."""
     depth: int = 12
     """Blocks of the audio encoder."""
+    layers: StackConfig = field(default_factory=StackConfig)
     positions: Literal["fixed", "learned"] = "fixed"
     """fixed: sin-cos (MAE, MAViL); learned: a table trained with the weights (for imported ViTs)."""
     mask: Literal["random", "time", "frequency", "time_frequency"] = "random"
@@ -140,6 +165,7 @@ class AudioTowerConfig:
 
     def __post_init__(self) -> None:
         check_limits(self, "depth")
+        self.layers.check(self.depth)
         require(all(size >= 1 for size in self.patch), f"patch must be positive, got {self.patch}")
 
 
@@ -151,6 +177,7 @@ class VideoTowerConfig:
     """Tubelet size: frames, pixels, pixels."""
     depth: int = 12
     """Blocks of the video encoder."""
+    layers: StackConfig = field(default_factory=StackConfig)
     positions: Literal["fixed", "learned"] = "fixed"
     """fixed: sin-cos (MAE, MAViL); learned: a table trained with the weights (for imported ViTs)."""
     mask: Literal["random", "tube"] = "random"
@@ -159,6 +186,7 @@ class VideoTowerConfig:
 
     def __post_init__(self) -> None:
         check_limits(self, "depth")
+        self.layers.check(self.depth)
         require(all(size >= 1 for size in self.patch), f"patch must be positive, got {self.patch}")
 
 
@@ -170,6 +198,7 @@ class FusionConfig:
     """joint: plain blocks over [audio, video]; bottleneck: exchange through a few shared tokens (MBT)."""
     depth: int = 2
     """Blocks in which audio and video tokens meet."""
+    layers: StackConfig = field(default_factory=StackConfig)
     bottleneck_tokens: int = 4
     """Tokens through which audio and video meet where kind is bottleneck."""
     norm: bool = True
@@ -178,6 +207,7 @@ class FusionConfig:
     def __post_init__(self) -> None:
         require(self.depth >= 0, f"depth must not be negative, got {self.depth}")
         check_limits(self, "depth", "bottleneck_tokens")
+        self.layers.check(self.depth)
         require(self.bottleneck_tokens >= 1, f"bottleneck_tokens must be at least 1, got {self.bottleneck_tokens}")
 
 
@@ -236,7 +266,9 @@ class DiffusionConfig:
         for name in ("rho", "audio_shift", "video_shift", "logit_std", "sigma_data"):
             require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
         require(0 <= self.mask_share <= 1, f"mask_share must lie in [0, 1], got {self.mask_share}")
-        check_limits(self, "num_train_timesteps", "rho")
+        check_limits(
+            self, "num_train_timesteps", "rho", "audio_shift", "video_shift", "logit_mean", "logit_std", "sigma_data"
+        )
         pure = self.zero_terminal_snr or self.mask_share > 0
         require(
             not (pure and self.prediction_type == "epsilon"),
@@ -272,6 +304,59 @@ class LossConfig:
         for name in ("temperature_inter", "temperature_intra"):
             require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
         check_limits(self, "reconstruction", "inter", "intra", "temperature_inter", "temperature_intra")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TowerSpec:
+    """What one modality's tower is built from: `ModelConfig` with everything worked out for that side."""
+
+    side: Side
+    patch: tuple[int, ...]
+    grid: tuple[int, ...]
+    """Patches along each axis."""
+    width: int
+    """Of the encoder."""
+    layers: LayerSizes
+    """Of the encoder."""
+    head_width: int
+    cls_token: bool
+    learned_positions: bool
+    final_norm: bool
+    mask: str
+    """Strategy by which patches are hidden."""
+    predicts_features: bool
+    """Of a teacher, instead of patches."""
+    normalise_target: bool
+    """Each patch of the target within itself."""
+    diffusion: DiffusionConfig
+    shift: float
+    """Of the diffusion process (see `DiffusionConfig.audio_shift`)."""
+    decoder: DecoderConfig
+
+    @property
+    def patches(self) -> int:
+        """L, patches of a whole clip."""
+        return math.prod(self.grid)
+
+    @property
+    def patch_values(self) -> int:
+        """P, values in one patch."""
+        return math.prod(self.patch) * CHANNELS[self.side]
+
+    @property
+    def predicted_values(self) -> int:
+        """Q, values that the decoder predicts of each hidden patch."""
+        return self.width if self.predicts_features else self.patch_values
+
+    @property
+    def noised_values(self) -> int:
+        """Values of each diffused patch."""
+        return self.patch_values if self.diffusion.noise_on == "pixel" else self.predicted_values
+
+    def decoded(self, hidden: int) -> int:
+        """How many of so many hidden patches the decoder predicts."""
+        ratio = self.decoder.decode_ratio
+        return hidden if ratio == 1 else max(1, round(hidden * ratio))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -334,6 +419,46 @@ class ModelConfig:
         for side, parts in {"audio": 4, "video": 16}.items():
             for name, width in (("width", self.width), (f"{side}.decoder.width", getattr(self, side).decoder.width)):
                 require(width % parts == 0, f"{name} must be a multiple of {parts} for {side} positions, got {width}")
+
+    def stack(self, part: AudioTowerConfig | VideoTowerConfig | FusionConfig) -> LayerSizes:
+        """Heads and MLP width of each block of an encoder or of the fusion layers."""
+        return part.layers.sizes(self.width, part.depth, self.heads, int(self.width * self.mlp_ratio))
+
+    @property
+    def written_out(self) -> ModelConfig:
+        """The same model with lists of heads and MLP widths in place of a formula, as weights are saved with."""
+
+        def lists(part: AudioTowerConfig | VideoTowerConfig | FusionConfig) -> StackConfig:
+            return part.layers.written_out(self.width, part.depth, self.heads, int(self.width * self.mlp_ratio))
+
+        audio, video, fusion = self.audio, self.video, self.fusion
+        return dataclasses.replace(
+            self,
+            audio=dataclasses.replace(audio, layers=lists(audio), decoder=audio.decoder.written_out),
+            video=dataclasses.replace(video, layers=lists(video), decoder=video.decoder.written_out),
+            fusion=dataclasses.replace(fusion, layers=lists(fusion)),
+        )
+
+    def tower(self, side: Side) -> TowerSpec:
+        """All that the tower of one modality is built from."""
+        part: AudioTowerConfig | VideoTowerConfig = getattr(self, side)
+        return TowerSpec(
+            side=side,
+            patch=part.patch,
+            grid=getattr(self, f"{side}_grid"),
+            width=self.width,
+            layers=self.stack(part),
+            head_width=self.width // self.heads,
+            cls_token=self.cls_token,
+            learned_positions=part.positions == "learned",
+            final_norm=self.encoder_norm,
+            mask=part.mask,
+            predicts_features=self.objective == "features",
+            normalise_target=self.loss.norm_pix_loss,
+            diffusion=self.diffusion,
+            shift=getattr(self.diffusion, f"{side}_shift"),
+            decoder=part.decoder,
+        )
 
     @property
     def audio_grid(self) -> tuple[int, int]:

@@ -19,6 +19,7 @@ import yaml
 from avpretrain.config.train import MECHANICS, TrainConfig
 from avpretrain.core.errors import UsageError
 from avpretrain.core.files import read_text
+from avpretrain.core.terminal import LONGEST, brief
 
 T = TypeVar("T")
 Schema = Literal["training", "ablations", "suites"]
@@ -36,6 +37,8 @@ MAX_YAML_NODES = 100_000
 """Most keys and values of a YAML file, after its aliases are followed."""
 MAX_EXTENDS = 16
 """Most files that extend one another."""
+MAX_ITEMS = 10_000
+"""Most values of one key."""
 
 
 def from_dict(cls: type[T], values: Any, path: str = "") -> T:
@@ -46,17 +49,23 @@ def from_dict(cls: type[T], values: Any, path: str = "") -> T:
     """
     hints = typing.get_type_hints(cls)
     if not isinstance(values, Mapping):
-        raise UsageError(f"config key '{path.rstrip('.')}' takes a mapping, got {values!r}")
+        raise UsageError(f"config key '{path.rstrip('.')}' takes a mapping, got {brief(values)}")
     for key in values:
         if key not in hints:
-            close = difflib.get_close_matches(str(key), hints, n=1)
-            hint = f"did you mean '{path}{close[0]}'?" if close else f"known: {', '.join(sorted(hints))}"
-            raise UsageError(f"unknown config key '{path}{key}'; {hint}")
+            close = _close(key, list(hints))
+            hint = f"did you mean '{path}{close}'?" if close else f"known: {', '.join(sorted(hints))}"
+            raise UsageError(f"unknown config key '{path}{str(key)[:LONGEST]}'; {hint}")
     fields = {key: _convert(hints[key], value, f"{path}{key}") for key, value in values.items()}
     try:
         return cls(**fields)
     except ValueError as error:
-        raise UsageError(f"config: {path}{error}") from None
+        raise UsageError(f"config: {path}{str(error)[: 2 * LONGEST]}") from None
+
+
+def _close(word: object, known: list[str]) -> str | None:
+    """The known word that was meant; comparing takes time and memory by the length, so long ones mean none."""
+    found = difflib.get_close_matches(word, known, n=1) if isinstance(word, str) and len(word) <= LONGEST else []
+    return found[0] if found else None
 
 
 def _convert(hint: Any, value: Any, path: str) -> Any:
@@ -74,12 +83,14 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     if origin is Literal:
         if value in args and not isinstance(value, bool):
             return value
-        close = difflib.get_close_matches(str(value), [str(a) for a in args], n=1)
-        hint_text = f"did you mean '{close[0]}'?" if close else f"choose from {', '.join(map(str, args))}"
-        raise UsageError(f"config key '{path}' can't be {value!r}; {hint_text}")
+        close = _close(value, [str(a) for a in args])
+        hint_text = f"did you mean '{close}'?" if close else f"choose from {', '.join(map(str, args))}"
+        raise UsageError(f"config key '{path}' can't be {brief(value)}; {hint_text}")
     if origin is tuple and isinstance(value, list | tuple):
+        if len(value) > MAX_ITEMS:
+            raise UsageError(f"config key '{path}' takes at most {MAX_ITEMS} values, got {len(value)}")
         if args[-1] is not Ellipsis and len(value) != len(args):
-            raise UsageError(f"config key '{path}' takes {len(args)} values, got {len(value)}: {value!r}")
+            raise UsageError(f"config key '{path}' takes {len(args)} values, got {len(value)}: {brief(value)}")
         kinds = args[:1] * len(value) if args[-1] is Ellipsis else args
         return tuple(
             _convert(kind, item, f"{path}[{i}]") for i, (kind, item) in enumerate(zip(kinds, value, strict=True))
@@ -90,7 +101,7 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         return value
     name = "a list" if origin is tuple else getattr(hint, "__name__", str(hint))
     extra = "; YAML reads 1e-4 as text, write 1.0e-4" if hint is float and isinstance(value, str) else ""
-    raise UsageError(f"config key '{path}' takes {name}, got {value!r}{extra}")
+    raise UsageError(f"config key '{path}' takes {name}, got {brief(value)}{extra}")
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -68,6 +68,61 @@ class LayerScaling:
         return LayerSizes(tuple(heads), tuple(hidden))
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StackConfig:
+    """Inner sizes of a stack's blocks where they are not all alike: by layer-wise scaling, or written out."""
+
+    alpha: tuple[float, ...] = ()
+    """All heads of a block together over the width, in the first and the last block, e.g. 0.5 1; empty = the same
+    number of heads in all."""
+    beta: tuple[float, ...] = ()
+    """Hidden width of the MLP over the width, in the first and the last block, e.g. 0.5 4; empty = the same in all."""
+    divisor: int = 1
+    """Hidden widths by `beta` are multiples of this."""
+    heads: tuple[int, ...] = ()
+    """Heads of each block, in place of `alpha`; their width is that of a head without scaling."""
+    hidden: tuple[int, ...] = ()
+    """Hidden width of each block's MLP, in place of `beta`."""
+
+    def __post_init__(self) -> None:
+        for name in ("alpha", "beta"):
+            if len(getattr(self, name)) not in (0, 2):
+                raise ValueError(f"{name} takes two values, first and last block, got {getattr(self, name)}")
+        for name, highest in (("heads", 4096), ("hidden", 1 << 22)):
+            if not all(1 <= value <= highest for value in getattr(self, name)):
+                raise ValueError(f"{name} must lie in [1, {highest}], got {getattr(self, name)}")
+        for line, listed in (("alpha", "heads"), ("beta", "hidden")):
+            if getattr(self, line) and getattr(self, listed):
+                raise ValueError(f"{line} and {listed} say the same thing; give one of them")
+        self._scaling()
+
+    def _scaling(self) -> LayerScaling:
+        ends = {name: getattr(self, name) for name in ("alpha", "beta") if getattr(self, name)}
+        return LayerScaling(**ends, divisor=self.divisor)
+
+    def check(self, depth: int) -> None:
+        """Raises a ValueError unless lists have one entry for each of `depth` blocks."""
+        for name in ("heads", "hidden"):
+            if len(getattr(self, name)) not in (0, depth):
+                raise ValueError(f"{name} needs one entry for each of {depth} blocks, got {len(getattr(self, name))}")
+
+    def sizes(self, width: int, depth: int, heads: int, hidden: int) -> LayerSizes:
+        """The lists of a stack whose blocks have `heads` and `hidden` where nothing else is said."""
+        scaled, alike = self._scaling().sizes(width, depth, width // heads), uniform(depth, heads, hidden)
+        return LayerSizes(
+            self.heads or (scaled if self.alpha else alike).heads,
+            self.hidden or (scaled if self.beta else alike).hidden,
+        )
+
+    def written_out(self, width: int, depth: int, heads: int, hidden: int) -> StackConfig:
+        """The same sizes as lists, whatever becomes of the formula; a stack of like blocks stays as it is."""
+        sizes = self.sizes(width, depth, heads, hidden)
+        return StackConfig(
+            heads=sizes.heads if self.alpha or self.heads else (),
+            hidden=sizes.hidden if self.beta or self.hidden else (),
+        )
+
+
 def uniform(depth: int, heads: int, hidden: int) -> LayerSizes:
     """A stack whose blocks are all alike."""
     return LayerSizes((heads,) * depth, (hidden,) * depth)

@@ -24,8 +24,8 @@ MAX_TEXT_BYTES = 64 << 20
 """Largest JSON, YAML or text file that is read whole."""
 MAX_LOG_BYTES = 1 << 30
 """Largest log (metrics.jsonl) that is read."""
-MAX_JSON_VALUES = 8_000_000
-"""Most values in a JSON file: each may take 70 bytes of memory."""
+MAX_JSON_VALUES = 4_000_000
+"""Most values in a JSON file: each may take a hundred bytes of memory."""
 
 
 class NotAFileError(OSError):
@@ -230,14 +230,14 @@ def write_json(path: Path, value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def read_json(path: Path, what: str) -> Any:
-    """Reads JSON; `what` names the file's role in the error.
+def read_json(path: Path, what: str, limit: int = MAX_TEXT_BYTES) -> Any:
+    """Reads JSON of at most `limit` bytes; `what` names the file's role in the error.
 
     Raises:
         UserError: the file is missing, is no ordinary file, is too large, or is not JSON.
     """
     try:
-        return parse_json(read_bytes(path))
+        return parse_json(read_bytes(path, limit))
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"no {what} at {path}; name the file that holds one") from None
     except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are of it

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from avpretrain.core.errors import UserError
+from avpretrain.core.terminal import plain
 
 LOCK_NAME = ".lock"
 """File that holds the lock and names its holder. It may be left behind by a kill, and then holds nothing."""
@@ -71,8 +72,8 @@ def _acquire(path: Path) -> int:
             except OSError as error:
                 if error.errno not in _UNSUPPORTED:
                     raise
-                print(f"avpretrain: {path.parent} can't be locked ({error.strerror}); let no other process write there",
-                      file=sys.stderr)  # fmt: skip
+                said = f"{path.parent} can't be locked ({error.strerror}); let no other process write there"
+                print(plain(f"avpretrain: {said}"), file=sys.stderr)
                 return handle
             # The holder before may have removed the file between our opening and our locking it.
             if path.exists() and os.path.samestat(os.fstat(handle), path.stat()):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import re
+import reprlib
 from typing import Any
 
 import rich.console
@@ -23,6 +24,24 @@ _ACTS = re.compile(
 def plain(text: object) -> str:
     """The text with what a terminal would act on written out, as Python would: ESC becomes \\x1b."""
     return _ACTS.sub(lambda found: ascii(found.group())[1:-1], str(text))
+
+
+LONGEST = 200
+"""Characters of a stranger's text or number that stand in a message."""
+_brief = reprlib.Repr()
+_brief.maxstring = _brief.maxother = _brief.maxlong = LONGEST
+_brief.maxlist = _brief.maxtuple = _brief.maxdict = _brief.maxset = 20
+
+
+def brief(value: object) -> str:
+    """`repr` of a value that a file holds, for a message: whole as a rule, shortened where it would fill a screen."""
+    text = _brief.repr(value)
+    return text if len(text) <= 2 * LONGEST else f"{text[: 2 * LONGEST]}..."
+
+
+def plain_line(text: object) -> str:
+    """The same on one line: a name must not make lines of its own beside ours."""
+    return plain(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
 def plain_json(text: str) -> str:

@@ -10,7 +10,8 @@ from avpretrain.config.curriculum import MaskRatios
 from avpretrain.config.model import DecoderConfig
 from avpretrain.config.schedules import total_samples
 from avpretrain.config.train import RatioConfig, TrainConfig
-from avpretrain.cost.clip import COMPONENTS, FlopCount, Flops, clip_flops, plan_of
+from avpretrain.cost.clip import COMPONENTS, clip_flops, plan_of
+from avpretrain.cost.flops import FlopCount, Flops
 
 NOMINAL_STEPS = 4000
 """Steps of a run whose length is not known: enough for each phase to take its share."""

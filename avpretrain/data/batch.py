@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from avpretrain.config.model import Side
 from avpretrain.core.tensors import map_tensors
 
 
@@ -63,6 +64,16 @@ class AVBatch:
 
     def __len__(self) -> int:
         return len(self.seed_B)
+
+    @property
+    def clips(self) -> dict[Side, Tensor]:
+        """What each modality's encoder takes."""
+        return {"audio": self.audio_BFM, "video": self.video_BTCHW}
+
+    @property
+    def has(self) -> dict[Side, Tensor]:
+        """bool [B] each: which clips have the modality."""
+        return {"audio": self.has_audio_B, "video": self.has_video_B}
 
     def to(self, device: torch.device | str) -> AVBatch:
         moved: AVBatch = map_tensors(self, lambda x: x.to(device, non_blocking=True))

@@ -394,6 +394,11 @@ def decode_audio(data: bytes, sample_rate: int) -> Sound:
         check_sample_rate(rate)
         if file.frames * file.channels > MAX_SAMPLES:
             raise DecodeError(f"claims {file.frames} samples of {file.channels} channels, more than {MAX_SAMPLES}")
+        if (resampled := file.frames * sample_rate / rate) > MAX_SAMPLES:
+            raise DecodeError(
+                f"claims {file.frames / rate:.0f} s, which at {sample_rate} Hz are {resampled:.2g} samples, "
+                f"more than {MAX_SAMPLES}"
+            )
         blocks = file.blocks(max(1, BLOCK_SAMPLES // file.channels), dtype="float32", always_2d=True)
         parts = [_mono(samples_SK) for samples_SK in blocks]
     pcm_S: Sound = parts[0] if len(parts) == 1 else np.concatenate([np.zeros(0, np.int16), *parts])

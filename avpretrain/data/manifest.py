@@ -24,11 +24,11 @@ import pyarrow.compute as pc
 
 from avpretrain.core.errors import UserError
 from avpretrain.core.files import open_descriptor, parse_json, read_bytes
+from avpretrain.core.terminal import brief
+from avpretrain.data.place import DATASET_NAME, MANIFEST_NAME, why_no_data_set
 from avpretrain.data.rows import MAX_BAD_ROWS, SHA256, bad_rows, repaired
 from avpretrain.data.splits import chosen_splits, split_text
 
-MANIFEST_NAME = "manifest.arrow"
-DATASET_NAME = "dataset.json"
 FORMAT = 1
 
 SCHEMA = pa.schema(
@@ -58,6 +58,12 @@ SHARD_NAME = re.compile(r"(?!\.)[^\x00-\x1f\x7f-\x9f/\\:*?\"<>|]{1,240}\.tar")
 """A shard's file name: one component of a path, on every system, not hidden, that ends in .tar."""
 
 
+MAX_NAME = 1000
+"""Characters of a data set's or a label's name."""
+MAX_LOG_MEL = 1e4
+"""Largest mean or standard deviation of a log-mel spectrogram, natural logarithm."""
+
+
 def is_shard_name(name: object) -> bool:
     """Whether a text can name a shard: it never leads out of the data set's folder."""
     return isinstance(name, str) and SHARD_NAME.fullmatch(name) is not None and name.isprintable()
@@ -71,14 +77,23 @@ def check_summary(info: Mapping[str, Any]) -> None:
     """
     count, number = (lambda v: type(v) is int and 0 <= v < 1 << 62), (lambda v: type(v) in (int, float) and _finite(v))
     text = lambda v: isinstance(v, str)  # noqa: E731
+    name = lambda v: text(v) and len(v) <= MAX_NAME  # noqa: E731
+    stat = lambda v: number(v) and abs(v) <= MAX_LOG_MEL  # noqa: E731
     wanted: dict[str, Callable[[Any], bool]] = {
-        "name": text, "clips": count, "hours": number, "bytes": count, "log_mel": lambda v: isinstance(v, dict),
+        "name": name, "clips": count, "hours": number, "bytes": count, "log_mel": lambda v: isinstance(v, dict),
         "fingerprint": lambda v: text(v) and SHA256.fullmatch(v) is not None, "shards": lambda v: isinstance(v, list),
         "created_with": lambda v: isinstance(v, dict),
-        "labels": lambda v: isinstance(v, dict) and all(isinstance(x, list) and all(map(text, x)) for x in v.values()),
+        "labels": lambda v: isinstance(v, dict)
+        and all(name(k) and isinstance(x, list) and all(map(text, x)) for k, x in v.items()),
     }  # fmt: skip
     _check(info, wanted, DATASET_NAME)
-    _check(info["log_mel"], {"mean": number, "std": lambda v: number(v) and v >= 0, "clips": count}, "log_mel")
+    log_mel = info["log_mel"]
+    _check(log_mel, {"mean": stat, "std": lambda v: stat(v) and v >= 0, "clips": count}, "log_mel")
+    sums, splits = log_mel.get("sums", {}), log_mel.get("splits", [])
+    if not (isinstance(sums, dict) and all(_are_sums(v) for v in sums.values())):
+        raise ValueError(f"log_mel: 'sums' can't be {brief(sums)}")
+    if not (isinstance(splits, list) and all(map(text, splits))):
+        raise ValueError(f"log_mel: 'splits' can't be {brief(splits)}")
     of_shard: dict[str, Callable[[Any], bool]] = {
         "name": is_shard_name, "split": lambda v: text(v) and 0 < len(v) <= 240, "clips": count, "bytes": count,
         "sha256": text,
@@ -93,6 +108,16 @@ def check_summary(info: Mapping[str, Any]) -> None:
         raise ValueError(f"{DATASET_NAME}: two shards have the same name")
     if sum(shard["bytes"] for shard in info["shards"]) != info["bytes"]:
         raise ValueError(f"{DATASET_NAME}: 'bytes' is not the sum of its shards'")
+
+
+def _are_sums(value: object) -> bool:
+    """Whether it can be a split's `LogMelSums`."""
+    return (
+        isinstance(value, list)
+        and len(value) == 4
+        and all(type(v) in (int, float) and _finite(v) for v in value)
+        and min(value[:2]) >= 0
+    )
 
 
 def _check(values: Mapping[str, Any], wanted: Mapping[str, Callable[[Any], bool]], where: str) -> None:
@@ -169,7 +194,7 @@ class Manifest:
             summary = parse_json(read_bytes(self.root / DATASET_NAME))
             buffer = _mapped(self.root / MANIFEST_NAME)
         except FileNotFoundError:
-            raise UserError(_no_data_set(self.root)) from None
+            raise UserError(why_no_data_set(self.root)) from None
         except NotADirectoryError:
             raise UserError(f"{root} is a file; name the folder that avpretrain shards wrote") from None
         except ValueError as error:
@@ -183,7 +208,7 @@ class Manifest:
         self.info: dict[str, Any] = summary
         if self.info.get("format") != FORMAT:
             raise UserError(
-                f"{root} has data format {self.info.get('format')!r}, this version reads {FORMAT}; shard it again"
+                f"{root} has data format {brief(self.info.get('format'))}, this version reads {FORMAT}; shard it again"
             )
         try:
             check_summary(self.info)
@@ -277,6 +302,8 @@ def _mapped(path: Path) -> pa.Buffer:
     descriptor = open_descriptor(path)
     try:
         return pa.py_buffer(mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ))
+    except OSError as error:  # it names no file
+        raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
         os.close(descriptor)
 
@@ -328,20 +355,6 @@ def _is_compressed(metadata: bytes) -> bool:
 
     header = field(below(0), 2)
     return header == 0 or field(below(header), 3) != 0
-
-
-def _no_data_set(root: Path) -> str:
-    """Why a folder can't be opened; what has media in it is meant as the source of one."""
-    if not root.exists():
-        return f"there is no {root}; name a folder that avpretrain shards wrote"
-    if (root / DATASET_NAME).is_file():
-        return f"{root}: {MANIFEST_NAME} is missing; fetch it again, or run avpretrain shards again"
-    if (root / MANIFEST_NAME).is_file():
-        return f"{root}: {DATASET_NAME} is missing; fetch it again, or run avpretrain shards again"
-    return (
-        f"{root} is not a sharded data set (it has no {DATASET_NAME}); "
-        f"make one of a folder of videos with: avpretrain shards VIDEOS SHARDS, and name SHARDS here"
-    )
 
 
 def write_manifest(path: Path, clips: Sequence[Clip]) -> None:

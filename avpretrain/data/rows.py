@@ -28,6 +28,9 @@ MAX_SECONDS = 1e6
 MAX_FPS = 1e5
 MAX_SIDE = 1 << 16
 
+MAX_TEXT = {"labels": 1 << 20, "source": 1 << 16, "license": 1 << 16}
+"""Most bytes of a row's texts."""
+
 KEY = re.compile(r"[A-Za-z0-9_-]{1,255}")
 EXTENSION = re.compile(r"[a-z0-9]{1,8}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -92,6 +95,8 @@ def _bad_of_block(batch: pa.RecordBatch, shard_N: NDArray[np.int64], room_N: NDA
          | ~_within(number("height"), 0, MAX_SIDE)),
         ("its key is not of [A-Za-z0-9_-]", ~_match(batch.column("key"), KEY)),
         ("its labels are no JSON object of texts", ~_labels(batch.column("labels"))),
+        *((f"its {name} is longer than {most} bytes", _longer(batch.column(name), most))
+          for name, most in MAX_TEXT.items()),
         ("its sha256 is none", ~_match(batch.column("sha256"), SHA256)),
     ]  # fmt: skip
     wrong = np.logical_or.reduce([mask for _, mask in bad])
@@ -132,6 +137,10 @@ def _all_plain(column: pa.Array, ranges: bytes, shortest: int, longest: int) -> 
     return bool(fits.all())
 
 
+def _longer(column: pa.Array, most: int) -> Bools:
+    return pc.greater(pc.binary_length(column), most).to_numpy(zero_copy_only=False)
+
+
 def _labels(column: pa.Array) -> Bools:
     return _of_distinct(column, lambda distinct: pc.match_substring_regex(distinct, LABELS))
 
@@ -148,8 +157,10 @@ def repaired(row: dict[str, Any], number: int, shard: int) -> dict[str, Any]:
     key, labels = row["key"], row["labels"]
     kept = {
         "key": key if isinstance(key, str) and KEY.fullmatch(key) else f"row-{number}",
-        "labels": labels if isinstance(labels, str) and _is_labels(labels) else "{}",
-        **{name: row[name] or "" for name in ("source", "license")},
+        "labels": labels
+        if isinstance(labels, str) and len(labels) <= MAX_TEXT["labels"] and _is_labels(labels)
+        else "{}",
+        **{name: (row[name] or "")[: MAX_TEXT[name] // 4] for name in ("source", "license")},
     }
     blank = {name: "" if name.endswith("ext") or name == "sha256" else 0 for name in row}
     return {**blank, **kept, "shard": shard}

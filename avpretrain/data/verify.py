@@ -8,7 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from avpretrain.core.files import open_file, read_json
-from avpretrain.data.manifest import DATASET_NAME, MANIFEST_NAME, Clip, Manifest, Shard
+from avpretrain.data.manifest import Clip, Manifest, Shard
+from avpretrain.data.place import DATASET_NAME, MANIFEST_NAME
 from avpretrain.data.summary import checksum, fingerprint
 
 BLOCK = 1 << 22

@@ -11,21 +11,25 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from matplotlib import colormaps
+from matplotlib import colormaps, rc_context
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
 from avpretrain.core.files import atomic_path
+from avpretrain.core.terminal import plain
 from avpretrain.data.features import IMAGENET_MEAN, IMAGENET_STD
 from avpretrain.evaluation.extract import Reading, clip_batches
 from avpretrain.evaluation.frozen import ClipBatch, input_for
-from avpretrain.evaluation.predictions import Predictions
+from avpretrain.evaluation.predictions import Predictions, class_values
 from avpretrain.evaluation.retrieval.run import Retrieved
-from avpretrain.measures.metrics import average_precision, by_class
+from avpretrain.measures.spectrograms import draw_spectrogram
 
 INK, BAR, FAINT = "#22262e", "#3b6ea8", "#d5dae1"
 GOOD, BAD = "#2f8f5b", "#b9bec7"
+MARKERS = "o^sDPXv*<>"
+MOST_NAMED = 54
+"""Classes of a map up to which there is a legend."""
 MOST_POINTS = 3000
 """Clips in a map; of more, every k-th is drawn."""
 
@@ -36,6 +40,7 @@ def save(figure: Figure, path: Path) -> None:
         figure.savefig(temporary, format="png", dpi=130, bbox_inches="tight", facecolor="white")
 
 
+@rc_context({"text.parse_math": False})  # names may hold dollar signs
 def draw_results(predictions: Predictions, features_ND: Tensor | None, title: str, stem: Path) -> list[Path]:
     """Writes STEM-confusion.png (single-label tasks), STEM-classes.png and STEM-map.png.
 
@@ -71,9 +76,13 @@ def confusion_matrix(predictions: Predictions, title: str) -> Figure:
             axis.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=8, color=colour)
     size = max(3.0, min(9.0, 260 / classes))
     axis.set_xticks(range(classes), predictions.classes, rotation=90, fontsize=size)
-    axis.set_yticks(range(classes), predictions.classes, fontsize=size)
+    n_C = count_CC.sum(axis=1).astype(int)
+    names = [f"{name} (n={n})" for name, n in zip(predictions.classes, n_C, strict=True)]
+    axis.set_yticks(range(classes), names, fontsize=size)
     axis.set(xlabel="taken for", ylabel="is")
-    axis.set_title(f"{title}: % of each class's clips", fontsize=10, color=INK)
+    accuracy = np.trace(count_CC) / max(1, count_CC.sum())
+    subtitle = f"accuracy {accuracy:.1%}, n = {n_C.sum()}; cells: % of each class's clips"
+    axis.set_title(f"{title}\n{subtitle}", fontsize=10, color=INK)
     axis.tick_params(length=0)
     axis.spines[:].set_color(FAINT)
     return figure
@@ -82,16 +91,8 @@ def confusion_matrix(predictions: Predictions, title: str) -> Figure:
 def class_bars(predictions: Predictions, title: str) -> Figure:
     """Accuracy of each class's clips (or its average precision), best first, with the number of clips."""
     names = np.array(predictions.classes)
-    if predictions.target.ndim == 1:
-        count_C = np.bincount(predictions.target.astype(np.int64), minlength=len(names))
-        right_N = predictions.scores_NC.argmax(axis=1) == predictions.target
-        value_C = np.bincount(predictions.target.astype(np.int64), right_N, len(names)) / np.maximum(count_C, 1)
-        what = "accuracy"
-    else:
-        once = np.ones((1, len(predictions.target)))
-        count_C = predictions.target.astype(bool).sum(axis=0)
-        value_C = by_class(average_precision, predictions.scores_NC, predictions.target, once)[0]
-        what = "average precision"
+    value_C, count_C = class_values(predictions)
+    what = "accuracy" if predictions.target.ndim == 1 else "average precision"
     shown = [c for c in np.argsort(-np.nan_to_num(value_C), kind="stable") if count_C[c]]
     figure = Figure(figsize=(7, 1.0 + 0.24 * len(shown)))
     axis = figure.add_subplot()
@@ -119,50 +120,106 @@ def embedding_map(x_ND: Tensor, target_N: NDArray[np.int64], classes: tuple[str,
     few_ND = PCA(min(50, *z_ND.shape), random_state=0).fit_transform(z_ND)
     perplexity = max(2.0, min(30.0, (len(z_ND) - 1) / 3))
     maps = {"PCA": few_ND[:, :2], "t-SNE": TSNE(2, perplexity=perplexity, random_state=0).fit_transform(few_ND)}
-    colours = colormaps["tab20" if len(classes) > 10 else "tab10"]
+    styles = palette(len(classes))
+    columns = -(-len(classes) // 18) if len(classes) <= MOST_NAMED else 0
     figure = Figure(figsize=(11, 5))
     for place, (name, xy_N2) in enumerate(maps.items(), start=1):
         axis = figure.add_subplot(1, 2, place)
         for c, label in enumerate(classes):
             mine = xy_N2[target_N == c]
-            axis.scatter(mine[:, 0], mine[:, 1], s=14, color=colours(c % colours.N), label=label, alpha=0.8, lw=0)
+            colour, marker = styles[c]
+            axis.scatter(mine[:, 0], mine[:, 1], s=16, color=[colour], marker=marker, label=label, alpha=0.85, lw=0)
         axis.set(xticks=[], yticks=[])
         axis.set_title(name, fontsize=9, color=INK)
         axis.spines[:].set_color(FAINT)
-    if len(classes) <= 30:
+    if columns:
         figure.legend(*axis.get_legend_handles_labels(), loc="center left", bbox_to_anchor=(0.91, 0.5), fontsize=8,
-                      frameon=False)  # fmt: skip
+                      frameon=False, ncols=columns)  # fmt: skip
     figure.suptitle(f"{title}: frozen features of test clips", fontsize=10, color=INK)
     return figure
 
 
-def retrieval_strips(found: Retrieved, path: Path, queries: int = 6, shown: int = 5) -> None:
-    """A row a query: its sound, its own picture, and the pictures that its sound found first; framed green if right."""
-    picked = [int(i) for i in np.linspace(0, len(found.rows) - 1, min(queries, len(found.rows)))]
+def palette(classes: int) -> list[tuple[tuple[float, float, float], str]]:
+    """Colour (RGB) and marker of each class, all different: ten colours, then the same with another marker, and darker.
+
+    More than ten hues can't be told apart.
+    """
+    found = []
+    for c in range(classes):
+        turn, shade = c // 10, 0.85 ** (c // (10 * len(MARKERS)))
+        r, g, b, _ = colormaps["tab10"](c % 10)
+        found.append(((r * shade, g * shade, b * shade), MARKERS[turn % len(MARKERS)]))
+    return found
+
+
+def retrieval_strips(found: Retrieved, path: Path) -> None:
+    """Writes `retrieval_figure`."""
+    save(retrieval_figure(found), path)
+
+
+@rc_context({"text.parse_math": False})  # names may hold dollar signs
+def retrieval_figure(found: Retrieved, queries: int = 4, shown: int = 5) -> Figure:
+    """Both directions, a row a query: the query with its class, then what it found first, with rank and class.
+
+    The query's own counterpart has a thick green frame; if it is not among the first, it stands last with its rank.
+    """
+    count = len(found.rows)
+    picked = [int(i) for i in np.linspace(0, count - 1, min(queries, count))]
     audio_ND, video_ND = (F.normalize(x.float(), dim=1) for x in (found.audio_ND, found.video_ND))
-    first = (audio_ND[picked] @ video_ND.T).topk(min(shown, len(found.rows)), dim=1).indices.tolist()
-    wanted = sorted({*picked, *(j for row in first for j in row)})
-    media = _thumbnails(found, wanted)
-    columns = 2 + len(first[0])
-    figure = Figure(figsize=(2.2 + 1.25 * (columns - 1), 1.3 * len(picked) + 0.5))
-    grid = figure.add_gridspec(len(picked), columns, width_ratios=[1.9] + [1] * (columns - 1), wspace=0.06, hspace=0.12)
-    figure.subplots_adjust(top=1 - 0.55 / figure.get_figheight())
-    headings = ["sound of the query", "its picture", *(f"found {k}" for k in range(1, columns - 1))]
-    for row, (query, hits) in enumerate(zip(picked, first, strict=True)):
-        for column, heading in enumerate(headings):
-            axis = figure.add_subplot(grid[row, column])
+    ways = (
+        ("audio", audio_ND, video_ND, found.predictions.audio_to_video_N),
+        ("video", video_ND, audio_ND, found.predictions.video_to_audio_N),
+    )
+    hits = {
+        way: (query_ND[picked] @ gallery_ND.T).topk(min(shown, count), dim=1).indices.tolist()
+        for way, query_ND, gallery_ND, _ in ways
+    }
+    media = _thumbnails(found, sorted({*picked, *(j for rows in hits.values() for row in rows for j in row)}))
+    label = _classes(found)
+    columns, rows = 2 + min(shown, count), 2 * len(picked)
+    figure = Figure(figsize=(1.5 * columns, 1.5 * rows + 0.7))
+    grid = figure.add_gridspec(rows, columns, wspace=0.08, hspace=0.4)
+    figure.subplots_adjust(top=1 - 0.75 / figure.get_figheight(), bottom=0.02, left=0.03, right=0.98)
+    sample_rate = found.model.cfg.input.sample_rate
+
+    def cell(row: int, column: int, clip: int, audio: bool, words: str, own: bool, query: bool = False) -> None:
+        axis = figure.add_subplot(grid[row, column])
+        if audio:
+            mel_FM = media[clip][0]
+            limits = (float(np.quantile(mel_FM, 0.01)), float(np.quantile(mel_FM, 0.995)))
+            draw_spectrogram(axis, mel_FM, len(mel_FM), limits, sample_rate, 0.2 if column < 2 else 1.0, size=5.0)
+            axis.set_xticks([])
+        else:
+            axis.imshow(media[clip][1])
             axis.set(xticks=[], yticks=[])
-            if row == 0:
-                axis.set_title(heading, fontsize=8, color=INK)
-            if column == 0:
-                axis.imshow(media[query][0].T, origin="lower", aspect="auto", cmap="magma")
-                continue
-            hit = query if column == 1 else hits[column - 2]
-            axis.imshow(media[hit][1])
-            right = column > 1 and hit == query
-            axis.spines[:].set(color=GOOD if right else BAD, linewidth=3.0 if right else 0.8)
-    figure.suptitle(f"pictures found by sound, among {len(found.rows)} clips", fontsize=10, color=INK)
-    save(figure, path)
+        name = f"{words}{': ' if words and label[clip] else ''}{label[clip]}"
+        axis.set_title(name if len(name) <= 24 else f"{name[:23]}\N{HORIZONTAL ELLIPSIS}", fontsize=7, pad=4,
+                       color=GOOD if own and not query else INK)  # fmt: skip
+        axis.spines[:].set(color=GOOD if own and not query else BAD, linewidth=3.5 if own and not query else 0.8)
+
+    for block, (way, _, _, rank_N) in enumerate(ways):
+        for i, query in enumerate(picked):
+            row, audio = block * len(picked) + i, way == "video"
+            cell(row, 0, query, not audio, f"{way} query", True, query=True)
+            for k, hit in enumerate(hits[way][i], start=1):
+                cell(row, k, hit, audio, f"{k}", hit == query)
+            rank = rank_N[query]
+            if query not in hits[way][i]:
+                cell(row, columns - 1, query, audio, f"own, rank {rank:g}", True)
+    recalls = [f"{way} finds {other}: R@1 {np.mean(rank_N <= 1):.0%}"
+               for (way, _, _, rank_N), other in zip(ways, ("video", "audio"), strict=True)]  # fmt: skip
+    figure.suptitle(f"among {count} clips; {'; '.join(recalls)}. Green: the query's own", fontsize=10, color=INK)
+    return figure
+
+
+def _classes(found: Retrieved) -> dict[int, str]:
+    """Item of the gallery -> its class: the label 'class', else the first that has one text; empty without any."""
+    named = {}
+    for i, row in enumerate(found.rows):
+        labels = found.clips.clip(row).label_dict
+        texts = {name: text for name, text in labels.items() if isinstance(text, str)}
+        named[i] = plain(texts.get("class") or next(iter(texts.values()), ""))
+    return named
 
 
 def _thumbnails(found: Retrieved, wanted: list[int]) -> dict[int, tuple[NDArray[np.float32], NDArray[np.float32]]]:

@@ -24,8 +24,6 @@ from avpretrain.config.model import InputConfig
 from avpretrain.evaluation.settings import Modality, Pooling, Side
 from avpretrain.methods.diffmavil.model import DiffMAViL
 from avpretrain.nn.encoder import Encoder
-from avpretrain.nn.inputs import require_spectrogram, require_video
-from avpretrain.nn.patches import patchify_audio, patchify_video
 
 
 @dataclass(frozen=True)
@@ -38,6 +36,14 @@ class ClipBatch:
     """int64: spectrogram frames of sound; 0 = none."""
     video_frames_B: Tensor
     """int64: frames before the end of the clip; 0 = no picture."""
+
+    def of(self, side: Side) -> tuple[Tensor, Tensor]:
+        """Clips of one modality, and the frames of each that are clip."""
+        sides: dict[Side, tuple[Tensor, Tensor]] = {
+            "audio": (self.audio_BFM, self.audio_frames_B),
+            "video": (self.video_BTCHW, self.video_frames_B),
+        }
+        return sides[side]
 
 
 Embedder = Callable[[ClipBatch], Tensor]
@@ -89,37 +95,28 @@ def encode_steps(model: DiffMAViL, side: Side, x: Tensor, steps: int, layers: in
     Raises:
         ValueError: `x` has another number of mel bins or another size than the model was trained on.
     """
-    encoder: Encoder = model.audio_encoder if side == "audio" else model.video_encoder
-    (require_spectrogram if side == "audio" else require_video)(x, model.cfg)
-    if side == "video" and x.shape[3:] != (model.cfg.input.video_size,) * 2:
+    encoder = model.tower(side).encoder
+    encoder.patches.require(x)
+    (longest, *space), patch = encoder.grid, encoder.patches.size[0]
+    if tuple(space) != encoder.patches.grid_of(x)[1:]:  # of audio, `require` has seen to it
         size = model.cfg.input.video_size
         raise ValueError(f"the model takes videos of {size} x {size} pixels, got {x.shape[3]} x {x.shape[4]}")
-    if side == "audio":
-        patches_BLP = patchify_audio(x[:, : steps * model.cfg.audio.patch[0]], model.cfg.audio.patch)
-    else:
-        patches_BLP = patchify_video(x[:, : steps * model.cfg.video.patch[0]], model.cfg.video.patch)
-    (longest, *space), places = encoder.grid, patches_BLP.shape[1] // steps
+    places = math.prod(space)
     tokens, heads = [], []
     for start, stop in windows(steps, longest):
-        part_BLP = patches_BLP[:, start * places : stop * places]
-        part_BELD = _last_layers(encoder, part_BLP, (stop - start, *space), layers)
+        part_BELD = _last_layers(encoder, x[:, start * patch : stop * patch], layers)
         heads.append(part_BELD[:, :, : encoder.prefix] * (stop - start) / steps)
         tokens.append(rearrange(part_BELD[:, :, encoder.prefix :], "b e (s g) d -> b e s g d", g=places))
     cls_BED = torch.stack(heads).sum(dim=0)[:, :, 0] if encoder.prefix else None
     return torch.cat(tokens, dim=2), cls_BED
 
 
-def _last_layers(encoder: Encoder, patches_BLP: Tensor, grid: tuple[int, ...], layers: int) -> Tensor:
+def _last_layers(encoder: Encoder, x: Tensor, layers: int) -> Tensor:
     """[B, E, prefix + L, D], each layer through the encoder's final norm."""
-    kept: list[Tensor] = []
-    earlier = list(encoder.blocks)[len(encoder.blocks) - layers : -1]
-    hooks = [block.register_forward_hook(lambda _block, _input, out: kept.append(out)) for block in earlier]
-    try:
-        last_BLD = encoder(patches_BLP, grid=grid)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return torch.stack([*(encoder.norm(x_BLD) for x_BLD in kept), last_BLD], dim=1)
+    levels: dict[int, Tensor] = {}
+    last_BLD = encoder.encode(x, levels if layers > 1 else None)
+    earlier = sorted(levels)[len(levels) - layers : -1]
+    return torch.stack([*(encoder.norm(levels[level]) for level in earlier), last_BLD], dim=1)
 
 
 class FrozenEncoder(nn.Module):
@@ -135,12 +132,8 @@ class FrozenEncoder(nn.Module):
         return torch.cat([self._side(side, batch) for side in self.sides], dim=1)
 
     def _side(self, side: Side, batch: ClipBatch) -> Tensor:
-        cfg = self.model.cfg
-        x, frames_B, patch = (
-            (batch.audio_BFM, batch.audio_frames_B, cfg.audio.patch[0])
-            if side == "audio"
-            else (batch.video_BTCHW, batch.video_frames_B, cfg.video.patch[0])
-        )
+        x, frames_B = batch.of(side)
+        patch = self.model.tower(side).patches.size[0]
         rows_by_steps: dict[int, list[int]] = {}
         for row, frames in enumerate(frames_B.tolist()):
             if frames:

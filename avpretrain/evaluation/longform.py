@@ -66,8 +66,8 @@ def step_vectors(model: DiffMAViL, side: Side, x: Tensor, steps: int) -> Tensor:
     Args:
         x: [B, F, M] or [B, T, C, H, W], at least `steps` patches long.
     """
-    encoder = model.audio_encoder if side == "audio" else model.video_encoder
-    patch = (model.cfg.audio if side == "audio" else model.cfg.video).patch[0]
+    encoder = model.tower(side).encoder
+    patch = encoder.patches.size[0]
     out_BSD = x.new_zeros(len(x), steps, model.cfg.width)
     jobs = [(b, start, stop) for b in range(len(x)) for start, stop in windows(steps, encoder.grid[0])]
     for size in sorted({stop - start for _, start, stop in jobs}):

@@ -18,7 +18,15 @@ from numpy.typing import NDArray
 from avpretrain.core.errors import UserError
 from avpretrain.core.files import atomic_path, check_zip
 from avpretrain.measures import intervals
-from avpretrain.measures.metrics import MULTI_LABEL, PROPORTIONS, SINGLE_LABEL, Metric, without_positives
+from avpretrain.measures.metrics import (
+    MULTI_LABEL,
+    PROPORTIONS,
+    SINGLE_LABEL,
+    Metric,
+    average_precision,
+    by_class,
+    without_positives,
+)
 
 MAX_PREDICTIONS_BYTES = 1 << 30
 """Largest file of predictions, unpacked."""
@@ -121,6 +129,18 @@ def summarise(predictions: Predictions, seed: int) -> dict[str, Any]:
     if predictions.target.ndim == 2:
         summary["classes_without_positives"] = [predictions.classes[i] for i in without_positives(predictions.target)]
     return summary
+
+
+def class_values(predictions: Predictions) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Accuracy of each class's clips, or its average precision, and its clips, [C] each; NaN or 0 without clips."""
+    classes, target = len(predictions.classes), predictions.target
+    if target.ndim == 1:
+        target_N = target.astype(np.int64)
+        count_C = np.bincount(target_N, minlength=classes)
+        right_N = predictions.scores_NC.argmax(axis=1) == target_N
+        return np.bincount(target_N, right_N, classes) / np.maximum(count_C, 1), count_C
+    value_C = by_class(average_precision, predictions.scores_NC, target, np.ones((1, len(target))))[0]
+    return value_C, target.astype(bool).sum(axis=0)
 
 
 def difference(a: Scored, b: Scored, seed: int) -> dict[str, Any]:

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from avpretrain.config.reader import to_dict
 from avpretrain.core.errors import UserError
 from avpretrain.core.files import read_json, write_json
 from avpretrain.core.provenance import environment
-from avpretrain.data.read.clips import ClipSet
 from avpretrain.evaluation.predictions import Scored, difference, load_scored, matched
 from avpretrain.measures.scores import require_score
-from avpretrain.methods.diffmavil.model import DiffMAViL
-from avpretrain.training.checkpoint import STATE, WEIGHTS, file_sha256, find_weights
+from avpretrain.training.folders import STATE, WEIGHTS, find_weights
+
+if TYPE_CHECKING:  # comparing saved results needs no torch
+    from avpretrain.data.read.clips import ClipSet
+    from avpretrain.methods.diffmavil.model import DiffMAViL
 
 FORMAT = 1
 
 
 def origin(checkpoint: Path, model: DiffMAViL, clips: ClipSet, shards: tuple[str, ...], seed: int) -> dict[str, Any]:
     """What a result was measured with: weights by hash, data by fingerprint, config, versions, seed."""
+    from avpretrain.training.checkpoint import file_sha256
+
     folder = find_weights(checkpoint)
     weights: dict[str, Any] = {"path": str(folder), "sha256": file_sha256(folder / WEIGHTS)}
     if (folder / STATE).is_file():

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from avpretrain.config.model import Side as Side
+
 Modality = Literal["audio", "video", "both"]
-Side = Literal["audio", "video"]
 PoolingKind = Literal["mean", "cls", "mean_cls", "bands"]
 Per = Literal["file", "window", "step"]
 

@@ -17,7 +17,7 @@ from avpretrain.config.reader import load_yaml
 from avpretrain.config.train import EngineConfig
 from avpretrain.core.errors import UserError
 from avpretrain.core.files import MAX_LOG_BYTES, read_json, read_text
-from avpretrain.measures.scores import Score, read_score
+from avpretrain.measures.scores import SHARES, Score, number, read_score
 
 LOSSES = ("loss", "reconstruction_audio", "reconstruction_video", "inter", "intra_audio", "intra_video")
 
@@ -39,6 +39,13 @@ class Probe:
     baselines: dict[str, float]
     seen: int
     """Clips that the evaluated weights had seen."""
+    path: Path | None = None
+    """The result; the scores of its clips lie next to it."""
+
+    @property
+    def is_share(self) -> bool:
+        """Whether the value lies in [0, 1] and is read as a percentage."""
+        return self.metric.replace(" ", "_") in SHARES
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +63,8 @@ class Run:
     """Reconstructions, in order of clips seen."""
     results: tuple[Path, ...] = ()
     """Pictures that evaluations drew (--pictures), in order of their names."""
+    previews: tuple[Line, ...] = ()
+    """What previews during training measured on held-out clips, in order of `seen`."""
 
     @property
     def last(self) -> Line:
@@ -93,6 +102,10 @@ class Run:
     @property
     def peak_memory(self) -> int:
         return max(int(line.get("peak_memory_bytes") or 0) for line in self.lines)
+
+    def probe(self, task: str) -> Probe | None:
+        """The last probe of a task: of the weights that had seen the most clips."""
+        return max((p for p in self.probes if p.task == task), key=lambda p: p.seen, default=None)
 
     def at(self, seen: int, key: str) -> float:
         """A column of the metrics where `seen` clips had been seen, interpolated between lines."""
@@ -132,7 +145,16 @@ def read_run(path: str | Path, config_of: ConfigOf) -> Run:
         probes=tuple(p for f in sorted((folder / "eval").glob("*.json")) for p in _probe(f, int(lines[-1]["seen"]))),
         pictures=tuple(sorted((folder / "reconstructions").glob("*.png"))),
         results=tuple(sorted((folder / "eval").glob("*.png"))),
+        previews=tuple(_previews(folder / "reconstructions")),
     )
+
+
+def _previews(folder: Path) -> Iterable[Line]:
+    """The numbers that lie next to the pictures of previews; files of another shape are none."""
+    for path in sorted(folder.glob("*.json")):
+        found = read_json(path, "preview")
+        if isinstance(found, dict) and number(found.get("seen")) is not None:
+            yield {key: value for key, value in found.items() if number(value) is not None}
 
 
 def _config(folder: Path, config_of: ConfigOf) -> EngineConfig:
@@ -152,16 +174,16 @@ def _lines(path: Path) -> tuple[Line, ...]:
         raise UserError(f"no metrics at {path}; has the run logged its first step yet?")
     lines: list[Line] = []
     texts = read_text(path, MAX_LOG_BYTES, errors="replace").splitlines()
-    for number, text in enumerate(texts, 1):
+    for place, text in enumerate(texts, 1):
         try:
             line = json.loads(text)
         except json.JSONDecodeError:
-            if number == len(texts):
+            if place == len(texts):
                 break
-            raise UserError(f"{path} line {number} is not valid JSON") from None
+            raise UserError(f"{path} line {place} is not valid JSON") from None
         missing = [k for k in NEEDED if not isinstance(line.get(k), int | float)] if isinstance(line, dict) else NEEDED
         if missing:
-            raise UserError(f"{path} line {number} lacks a number for '{missing[0]}'")
+            raise UserError(f"{path} line {place} lacks a number for '{missing[0]}'")
         lines.append(line)
     if not lines:
         raise UserError(f"{path} is empty; has the run logged its first step yet?")
@@ -180,6 +202,7 @@ def _probe(path: Path, seen: int) -> Iterable[Probe]:
         interval=score.interval,
         baselines={name.replace("_", " "): value for name, value in score.baselines.items()},
         seen=seen if score.seen is None else score.seen,
+        path=path,
     )
 
 

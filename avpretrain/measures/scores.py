@@ -11,6 +11,9 @@ from typing import Any
 from avpretrain.core.errors import UserError
 from avpretrain.core.files import read_json
 
+SHARES = frozenset({"accuracy", "map", "auc", "recall_at_1", "recall_at_5", "recall_at_10"})
+"""Metrics in [0, 1] that are read as percentages, the higher the better; others are shown as they are."""
+
 
 @dataclass(frozen=True, slots=True)
 class Score:

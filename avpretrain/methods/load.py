@@ -7,10 +7,11 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from avpretrain.config.model import MAX_CONFIG_BYTES
 from avpretrain.config.reader import find_config, from_dict, read_yaml
 from avpretrain.core.errors import UsageError, UserError
 from avpretrain.core.files import read_json
-from avpretrain.core.terminal import plain
+from avpretrain.core.terminal import brief
 
 if TYPE_CHECKING:
     from avpretrain.config.train import EngineConfig
@@ -44,15 +45,14 @@ def load_model(path: str | Path) -> DiffMAViL:
         UserError: there are no weights, they do not fit their config, one is not finite, or their method is not
             registered.
     """
-    from avpretrain.training.checkpoint import CONFIG, find_weights
+    from avpretrain.training.folders import CONFIG, find_weights
 
     folder = find_weights(path)
-    values = read_json(folder / CONFIG, "model config")
+    values = read_json(folder / CONFIG, "model config", MAX_CONFIG_BYTES)
     method = values.get("method", "diffmavil") if isinstance(values, dict) else "diffmavil"
     if not isinstance(method, str) or method not in MODELS:
         raise UserError(
-            f"{folder / CONFIG} is of a model of method {plain(str(method))[:60]}; this takes weights of "
-            f"{' and '.join(MODELS)}"
+            f"{folder / CONFIG} is of a model of method {brief(method)}; this takes weights of {' and '.join(MODELS)}"
         )
     model: DiffMAViL = _find(MODELS[method]).from_pretrained(folder)
     return model
@@ -64,7 +64,7 @@ def method_of(path: str | Path) -> str:
     Raises:
         UserError: there are no weights, or their config is damaged.
     """
-    from avpretrain.training.checkpoint import CONFIG, find_weights
+    from avpretrain.training.folders import CONFIG, find_weights
 
     values = read_json(find_weights(path) / CONFIG, "model config")
     return str(values.get("method", "diffmavil")) if isinstance(values, dict) else "diffmavil"
@@ -78,7 +78,7 @@ def load_language_model(path: str | Path) -> tuple[LanguageModel, Tokenizer]:
     """
     from avpretrain.data.text.tokenizer import TOKENIZER_NAME, load_tokenizer
     from avpretrain.methods.openelm.model import LanguageModel
-    from avpretrain.training.checkpoint import find_weights
+    from avpretrain.training.folders import find_weights
 
     folder = find_weights(path)
     model = LanguageModel.from_pretrained(folder)
@@ -111,7 +111,7 @@ def config_of(values: dict[str, Any]) -> EngineConfig:
     """
     method = values.get("method", "diffmavil")
     if not isinstance(method, str):
-        raise UsageError(f"config key 'method' takes a name, got {method!r}")
+        raise UsageError(f"config key 'method' takes a name, got {brief(method)}")
     schema: type[EngineConfig] = _find(CONFIGS[method]) if method in CONFIGS else find_method(method).config
     return from_dict(schema, values)
 

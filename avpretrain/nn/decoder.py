@@ -26,15 +26,18 @@ class DecoderBlock(nn.Module):
 
     joint: self-attention over [visible, hidden]. cross: hidden tokens attend to visible ones. cross_self: both in turn.
     With a timestep vector each branch is scaled, shifted and gated by it (adaLN-Zero, Peebles & Xie 2023).
+
+    Args:
+        layer: which of the decoder's, from 0.
     """
 
-    def __init__(self, cfg: DecoderConfig, adaln: bool) -> None:
+    def __init__(self, cfg: DecoderConfig, adaln: bool, layer: int = 0) -> None:
         super().__init__()
-        d = cfg.width
+        d, heads, head_width = cfg.width, cfg.sizes.heads[layer], cfg.width // cfg.heads
         branches = 3 if cfg.kind == "cross_self" else 2
-        self.cross_attn = CrossAttention(d, cfg.heads) if cfg.kind != "joint" else None
-        self.attn = Attention(d, cfg.heads) if cfg.kind != "cross" else None
-        self.mlp = Mlp(d, 4 * d)
+        self.cross_attn = CrossAttention(d, heads, head_width) if cfg.kind != "joint" else None
+        self.attn = Attention(d, heads, head_width) if cfg.kind != "cross" else None
+        self.mlp = Mlp(d, cfg.sizes.hidden[layer])
         self.norms = nn.ModuleList(nn.LayerNorm(d, NORM_EPS, elementwise_affine=not adaln) for _ in range(branches))
         self.modulation = nn.Linear(d, 3 * branches * d) if adaln else None
 
@@ -99,7 +102,7 @@ class Decoder(nn.Module):
         self.mask_token = None if diffused else nn.Parameter(torch.zeros(1, 1, cfg.width))
         self.time_embed = TimestepEmbedding(cfg.width) if diffused and time_conditioning != "none" else None
         self.register_buffer("position_LD", positions(grid, cfg.width, grid).clone(), persistent=False)
-        self.blocks = nn.ModuleList(DecoderBlock(cfg, self.adaln) for _ in range(cfg.depth))
+        self.blocks = nn.ModuleList(DecoderBlock(cfg, self.adaln, layer) for layer in range(cfg.depth))
         self.level_embeds = nn.ModuleDict(
             {
                 str(level): nn.Sequential(nn.LayerNorm(encoder_width, NORM_EPS), nn.Linear(encoder_width, cfg.width))

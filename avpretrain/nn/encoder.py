@@ -11,16 +11,19 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from avpretrain.config.model import FusionConfig
-from avpretrain.nn.layers import NORM_EPS, Block
-from avpretrain.nn.patches import Grid, positions, resize_positions
+from avpretrain.config.scaling import LayerSizes
+from avpretrain.nn.layers import NORM_EPS, make_stack
+from avpretrain.nn.patches import Grid, Patches, positions, resize_positions
 
 
 class Encoder(nn.Module):
     """Vision Transformer that sees only the patches it is given (MAE, section 3).
 
     Args:
-        patch_values: P, values in one patch.
-        grid: patches along each axis that the model is trained on.
+        patches: how clips are cut, and the grid of patches that the model is trained on.
+        width: of a token.
+        layers: heads and MLP width of each block.
+        head_width: of one head.
         learned_positions: train a table of positions instead of the fixed sin-cos ones (imported ViTs).
         final_norm: end in a norm.
     """
@@ -29,23 +32,23 @@ class Encoder(nn.Module):
 
     def __init__(
         self,
-        patch_values: int,
-        grid: Grid,
+        patches: Patches,
+        *,
         width: int,
-        depth: int,
-        heads: int,
-        mlp_ratio: float,
-        cls_token: bool,
+        layers: LayerSizes,
+        head_width: int,
+        cls_token: bool = True,
         learned_positions: bool = False,
         final_norm: bool = True,
     ) -> None:
         super().__init__()
-        self.grid, self.width = grid, width
-        self.patch_embed = nn.Linear(patch_values, width)
+        self.patches, self.grid, self.width = patches, patches.grid, width
+        grid = patches.grid
+        self.patch_embed = nn.Linear(patches.values, width)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width)) if cls_token else None
         self.position_table = nn.Parameter(positions(grid, width, grid)[None].clone()) if learned_positions else None
         self.register_buffer("position_LD", positions(grid, width, grid).clone(), persistent=False)
-        self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio) for _ in range(depth))
+        self.blocks = make_stack(width, layers, head_width)
         self.norm = nn.LayerNorm(width, eps=NORM_EPS) if final_norm else nn.Identity()
 
     @property
@@ -80,6 +83,19 @@ class Encoder(nn.Module):
                 levels[level] = tokens_BKD
         return self.norm(tokens_BKD)
 
+    def encode(self, x: Tensor, levels: dict[int, Tensor] | None = None) -> Float[Tensor, "b c d"]:
+        """Tokens [B, prefix + L, D] of whole clips, of any size that is a multiple of the patch.
+
+        Args:
+            x: what the encoder's modality has as a clip; see `Patches.split`.
+            levels: see `forward`.
+
+        Raises:
+            ValueError: the shape or type is another; see `Patches.require`.
+        """
+        self.patches.require(x)
+        return self(self.patches.split(x), grid=self.patches.grid_of(x), levels=levels)
+
     def _positions(self, ids_BK: Tensor | None, grid: Grid) -> Tensor:
         """[B, K, D] of the places named, or [L, D] of the whole grid."""
         if self.position_table is not None:
@@ -100,14 +116,16 @@ class Fusion(nn.Module):
 
     `joint` runs plain blocks over both token sequences; `bottleneck` gives each modality its own blocks, which exchange
     only through a few shared tokens, averaged after every layer (Nagrani et al. 2021, section 3.2.3).
+
+    Args:
+        layers: heads and MLP width of each block.
     """
 
-    def __init__(self, cfg: FusionConfig, width: int, heads: int, mlp_ratio: float) -> None:
+    def __init__(self, cfg: FusionConfig, width: int, layers: LayerSizes, head_width: int) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio) for _ in range(cfg.depth))
+        self.blocks = make_stack(width, layers, head_width)
         bottleneck = cfg.kind == "bottleneck"
-        own_depth = cfg.depth if bottleneck else 0
-        self.video_blocks = nn.ModuleList(Block(width, heads, mlp_ratio) for _ in range(own_depth))
+        self.video_blocks = make_stack(width, layers, head_width) if bottleneck else nn.ModuleList()
         self.bottleneck = nn.Parameter(torch.zeros(1, cfg.bottleneck_tokens, width)) if bottleneck else None
         self.norm = nn.LayerNorm(width, eps=NORM_EPS) if cfg.norm else nn.Identity()
 

@@ -7,33 +7,35 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from avpretrain.config.model import ModelConfig
 
-
-def require_spectrogram(audio_BFM: Tensor, cfg: ModelConfig) -> None:
+def require_spectrogram(audio_BFM: Tensor, frames: int, mels: int) -> None:
     """Checks the shape and type of spectrograms.
+
+    Args:
+        frames: of a patch.
+        mels: bins that the model was trained on.
 
     Raises:
         ValueError: they are not floats [B, F, M] with F a multiple of the patch and M the model's mel bins.
     """
-    shape, (frames, _) = tuple(audio_BFM.shape), cfg.audio.patch
+    shape = tuple(audio_BFM.shape)
     _require_floats("spectrograms", audio_BFM)
-    if len(shape) != 3 or shape[2] != cfg.input.mels:
+    if len(shape) != 3 or shape[2] != mels:
         raise ValueError(
-            f"the model takes spectrograms [clips, frames, {cfg.input.mels} mel bins], got shape {shape}; "
-            f"compute them with {cfg.input.mels} mel bins"
+            f"the model takes spectrograms [clips, frames, {mels} mel bins], got shape {shape}; "
+            f"compute them with {mels} mel bins"
         )
     if shape[1] < frames or shape[1] % frames:
         raise ValueError(f"the model takes a multiple of {frames} spectrogram frames, got {shape[1]}; pad or cut them")
 
 
-def require_video(video_BTCHW: Tensor, cfg: ModelConfig) -> None:
+def require_video(video_BTCHW: Tensor, tubelet: tuple[int, ...]) -> None:
     """Checks the shape and type of videos.
 
     Raises:
         ValueError: they are not floats [B, T, 3, H, W] with T, H and W multiples of the tubelet.
     """
-    shape, tubelet = tuple(video_BTCHW.shape), cfg.video.patch
+    shape = tuple(video_BTCHW.shape)
     _require_floats("videos", video_BTCHW)
     if len(shape) != 5 or shape[2] != 3:
         raise ValueError(f"the model takes videos [clips, frames, 3 colours, height, width], got shape {shape}")

@@ -1,6 +1,6 @@
 """Transformer blocks in the ViT convention (pre-norm, keys named as in timm).
 
-B clips, L tokens, C context tokens, D width, N heads, H head width.
+B clips, L tokens, C context tokens, D width, N heads, H head width. Attention is N H wide inside, which need not be D.
 """
 
 from __future__ import annotations
@@ -13,17 +13,23 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from avpretrain.config.scaling import LayerSizes
+
 NORM_EPS = 1e-6
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention, scaled by 1 / sqrt(head width) (Vaswani et al. 2017, section 3.2)."""
+    """Multi-head self-attention, scaled by 1 / sqrt(head width) (Vaswani et al. 2017, section 3.2).
 
-    def __init__(self, width: int, heads: int) -> None:
+    Args:
+        head_width: none = the width divided by the heads.
+    """
+
+    def __init__(self, width: int, heads: int, head_width: int | None = None) -> None:
         super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
+        self.heads, inner = heads, heads * (head_width or width // heads)
+        self.qkv = nn.Linear(width, 3 * inner)
+        self.proj = nn.Linear(inner, width)
 
     def forward(
         self, x_BLD: Float[Tensor, "b l d"], allowed_B1LL: Bool[Tensor, "b 1 l l"] | None = None
@@ -35,14 +41,14 @@ class Attention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Multi-head attention of tokens to a context of the same width."""
+    """Multi-head attention of tokens to a context of the same width; see `Attention`."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, head_width: int | None = None) -> None:
         super().__init__()
-        self.heads = heads
-        self.q = nn.Linear(width, width)
-        self.kv = nn.Linear(width, 2 * width)
-        self.proj = nn.Linear(width, width)
+        self.heads, inner = heads, heads * (head_width or width // heads)
+        self.q = nn.Linear(width, inner)
+        self.kv = nn.Linear(width, 2 * inner)
+        self.proj = nn.Linear(inner, width)
 
     def forward(self, x_BLD: Float[Tensor, "b l d"], context_BCD: Float[Tensor, "b c d"]) -> Float[Tensor, "b l d"]:
         q_BNLH = rearrange(self.q(x_BLD), "b l (n h) -> b n l h", n=self.heads)
@@ -64,18 +70,31 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """ViT block: x + attention(norm(x)), then x + mlp(norm(x))."""
+    """ViT block: x + attention(norm(x)), then x + mlp(norm(x)).
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float = 4.0) -> None:
+    Args:
+        width: of the residual stream, the same in all blocks of a stack.
+        hidden: width of the MLP's hidden layer.
+        head_width: none = the width divided by the heads.
+    """
+
+    def __init__(self, width: int, heads: int, hidden: int, head_width: int | None = None) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=NORM_EPS)
-        self.attn = Attention(width, heads)
+        self.attn = Attention(width, heads, head_width)
         self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
-        self.mlp = Mlp(width, int(width * mlp_ratio))
+        self.mlp = Mlp(width, hidden)
 
     def forward(self, x_BLD: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
         x_BLD = x_BLD + self.attn(self.norm1(x_BLD))
         return x_BLD + self.mlp(self.norm2(x_BLD))
+
+
+def make_stack(width: int, layers: LayerSizes, head_width: int) -> nn.ModuleList:
+    """Blocks of one residual width, each with its own number of heads and MLP width."""
+    return nn.ModuleList(
+        Block(width, heads, hidden, head_width) for heads, hidden in zip(layers.heads, layers.hidden, strict=True)
+    )
 
 
 class TimestepEmbedding(nn.Module):
@@ -88,7 +107,8 @@ class TimestepEmbedding(nn.Module):
         self.fc1 = nn.Linear(sinusoids, width)
         self.fc2 = nn.Linear(width, width)
         half = sinusoids // 2
-        frequencies = torch.exp(-math.log(10_000) * torch.arange(half) / half)
+        with torch.device("cpu"):  # where the model has no memory (meta), torch would import its compiler for this
+            frequencies = torch.exp(-math.log(10_000) * torch.arange(half) / half)
         self.register_buffer("frequencies", frequencies, persistent=False)
 
     def forward(self, timestep_B: Int[Tensor, b * n]) -> Float[Tensor, "b *n d"]:

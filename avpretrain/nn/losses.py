@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 
 import torch
@@ -23,10 +24,7 @@ def contrastive_loss(first_BD: Tensor, second_BD: Tensor, temperature: float, va
     """
     first_GD = all_gather_with_grad(F.normalize(first_BD.float(), dim=-1))
     second_GD = all_gather_with_grad(F.normalize(second_BD.float(), dim=-1))
-    with torch.autocast(
-        first_GD.device.type, enabled=False
-    ):  # bf16 similarities would be off by 1% of a logit and more
-        logits_GG = first_GD @ second_GD.T / temperature
+    logits_GG = similarity(first_GD, second_GD, temperature)
     target_G = torch.arange(len(logits_GG), device=logits_GG.device)
     if valid_B is None:
         return (F.cross_entropy(logits_GG, target_G) + F.cross_entropy(logits_GG.T, target_G)) / 2
@@ -52,6 +50,14 @@ def patch_mse(prediction_BNP: Tensor, target_BNP: Tensor, weight_BX: Tensor, val
     if valid_B is not None:
         weight_BX = weight_BX * valid_B.reshape(-1, *[1] * (weight_BX.ndim - 1))
     return (error_BX * weight_BX).mean()
+
+
+def similarity(first_GD: Tensor, second_GD: Tensor, temperature: float) -> Tensor:
+    """[G, G]: products of each with each, in float32: in bf16 they would be off by 1% of a logit and more."""
+    device = first_GD.device.type
+    known = torch.amp.autocast_mode.is_autocast_available(device)  # not on the meta device, where steps are counted
+    with torch.autocast(device, enabled=False) if known else contextlib.nullcontext():
+        return first_GD @ second_GD.T / temperature
 
 
 @dataclass(frozen=True)

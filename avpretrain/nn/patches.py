@@ -6,12 +6,17 @@ B clips, F spectrogram frames, M mel bins, T video frames, C colours, H height, 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
+
+from avpretrain.config.model import Side
+from avpretrain.nn.inputs import require_spectrogram, require_video
 
 Grid = tuple[int, ...]
 """Patches along each axis: (time, frequency) or (time, height, width)."""
@@ -37,6 +42,83 @@ def unpatchify_video(patches_BLP: Tensor, grid: Grid, patch: tuple[int, int, int
     """The inverse of `patchify_video`: [B, T, C, H, W]."""
     (t, h, w), (u, p, q) = grid, patch
     return rearrange(patches_BLP, "b (t h w) (u p q c) -> b (t u) c (h p) (w q)", t=t, h=h, w=w, u=u, p=p, q=q)
+
+
+@dataclass(frozen=True)
+class Patches(ABC):
+    """How the clips of one modality are cut into patches, and put together again."""
+
+    size: tuple[int, ...]
+    """Of a patch, along each axis of the grid."""
+    grid: Grid
+    """Of the clips that a model is trained on."""
+
+    @property
+    def values(self) -> int:
+        """P, values in one patch."""
+        return math.prod(self.size)
+
+    @abstractmethod
+    def require(self, x: Tensor) -> None:
+        """Raises a ValueError unless `x` are clips that an encoder can take."""
+
+    @abstractmethod
+    def grid_of(self, x: Tensor) -> Grid:
+        """The grid of clips of another size."""
+
+    @abstractmethod
+    def split(self, x: Tensor) -> Tensor:
+        """[B, L, P] of clips whose sizes are multiples of the patch."""
+
+    @abstractmethod
+    def join(self, patches_BLP: Tensor) -> Tensor:
+        """The inverse of `split`, on the trained grid."""
+
+
+@dataclass(frozen=True)
+class AudioPatches(Patches):
+    """Of spectrograms [B, F, M]; the grid is (time, frequency)."""
+
+    def require(self, x: Tensor) -> None:
+        require_spectrogram(x, self.size[0], self.grid[1] * self.size[1])
+
+    def grid_of(self, x: Tensor) -> Grid:
+        return x.shape[1] // self.size[0], x.shape[2] // self.size[1]
+
+    def split(self, x: Tensor) -> Tensor:
+        return patchify_audio(x, (self.size[0], self.size[1]))
+
+    def join(self, patches_BLP: Tensor) -> Tensor:
+        return unpatchify_audio(patches_BLP, self.grid, (self.size[0], self.size[1]))
+
+
+@dataclass(frozen=True)
+class VideoPatches(Patches):
+    """Of videos [B, T, C, H, W]; the grid is (time, height, width)."""
+
+    @property
+    def values(self) -> int:
+        """P, values in one patch, of three colours."""
+        return 3 * math.prod(self.size)
+
+    def require(self, x: Tensor) -> None:
+        require_video(x, self.size)
+
+    def grid_of(self, x: Tensor) -> Grid:
+        (frames, _, height, width), (t, h, w) = x.shape[1:], self.size
+        return frames // t, height // h, width // w
+
+    def split(self, x: Tensor) -> Tensor:
+        t, h, w = self.size
+        return patchify_video(x, (t, h, w))
+
+    def join(self, patches_BLP: Tensor) -> Tensor:
+        t, h, w = self.size
+        return unpatchify_video(patches_BLP, self.grid, (t, h, w))
+
+
+PATCHES: dict[Side, type[Patches]] = {"audio": AudioPatches, "video": VideoPatches}
+"""How each modality is cut."""
 
 
 def _sincos(coordinates: Tensor, width: int) -> Tensor:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from avpretrain.config.model import Side
 from avpretrain.nn.masking import Mask
 
 
@@ -44,6 +45,10 @@ class TeacherFeatures:
 
     audio_BLD: Tensor
     video_BLD: Tensor
+
+    def of(self, side: Side) -> Tensor:
+        """[B, L, D]: those of one modality."""
+        return {"audio": self.audio_BLD, "video": self.video_BLD}[side]
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import os
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -11,10 +14,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from avpretrain.config.model import ModelConfig
+from avpretrain.config.model import MAX_CONFIG_BYTES, ModelConfig
 from avpretrain.config.reader import from_dict
 from avpretrain.core.errors import UserError
 from avpretrain.core.files import mistaken_for, open_file, read_head, read_json
+from avpretrain.core.terminal import brief
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -27,7 +31,8 @@ def read_model(cls: type[Model], config: Path, weights: Path) -> Model:
     """The model in a `config.json` and a `model.safetensors`, on the CPU.
 
     Args:
-        cls: is built from a `ModelConfig`.
+        cls: is built from a `ModelConfig`. Where it has a `current_key`, that says what a weight is called now that an
+            earlier version saved under another name; its `load_state_dict` takes both.
 
     Raises:
         UserError: a file is missing or damaged, names, shapes or types of the weights are not those that the config
@@ -36,17 +41,49 @@ def read_model(cls: type[Model], config: Path, weights: Path) -> Model:
     cfg = read_model_config(config)
     if weights.is_file() and (mistaken := mistaken_for(read_head(weights))):
         raise UserError(f"{weights} {mistaken}")
+    header = read_header(weights)
+    if (layers := _layers(cfg)) > len(header):  # even on the meta device a layer takes milliseconds
+        raise UserError(f"{weights} does not fit its config: {len(header)} tensors are too few for {layers} layers")
     with torch.device("meta"):
         wanted = {name: tuple(tensor.shape) for name, tensor in cls(cfg).state_dict().items()}
-    compare(wanted, read_header(weights), weights)
-    model = cls(cfg)
+    renamed: Callable[[str], str] = getattr(cls, "current_key", str)
+    compare(wanted, {renamed(name): tensor for name, tensor in header.items()}, weights)
+    size = 4 * sum(math.prod(shape) for shape in wanted.values())
+    if size > _machine_memory():  # a file with holes claims any size and takes no room on a disk
+        raise UserError(f"{weights} needs {size / 1e9:.0f} GB of memory, more than this machine has")
     try:
+        model = cls(cfg)
         state = load_file(weights)
+        check_finite(state, weights)
+        model.load_state_dict(state)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{weights} is damaged: {str(error)[:200]}") from None
-    check_finite(state, weights)
-    model.load_state_dict(state)
+    except (MemoryError, RuntimeError) as error:
+        raise_if_no_memory(error, weights)
+        raise
     return model
+
+
+def _layers(cfg: ModelConfig) -> int:
+    towers = sum(tower.depth + tower.decoder.depth for tower in (cfg.audio, cfg.video))
+    return towers + cfg.fusion.depth
+
+
+def _machine_memory() -> float:
+    """Bytes of memory that there are, or that the container may use; infinite where the system does not say."""
+    found = [math.inf]
+    try:
+        found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+        found.append(float(Path("/sys/fs/cgroup/memory.max").read_text()))
+    except (AttributeError, ValueError, OSError):  # no such system, "max" = no limit, no cgroups
+        pass
+    return min(found)
+
+
+def raise_if_no_memory(error: MemoryError | RuntimeError, path: Path) -> None:
+    """Raises a UserError if that is what an error of torch or safetensors means."""
+    if isinstance(error, MemoryError) or "allocate memory" in str(error):
+        raise UserError(f"{path} takes more memory than there is") from None
 
 
 def read_model_config(path: Path) -> ModelConfig:
@@ -55,7 +92,7 @@ def read_model_config(path: Path) -> ModelConfig:
     Raises:
         UserError: there is none, or it is impossible.
     """
-    values = read_json(path, "model config")
+    values = read_json(path, "model config", MAX_CONFIG_BYTES)
     if not isinstance(values, dict) or not isinstance(values.get("config"), dict):
         raise UserError(f"model config {path} holds no 'config'; it is not one of this package's models")
     try:
@@ -88,6 +125,9 @@ def read_header(path: Path) -> Header:
         raise UserError(f"{path} can't be read: {error.strerror}") from None
     except SafetensorError as error:
         raise UserError(f"{path} is damaged or not a readable checkpoint: {str(error)[:200]}") from None
+    except MemoryError as error:  # it is mapped as a whole
+        raise_if_no_memory(error, path)
+        raise
 
 
 def compare(wanted: dict[str, tuple[int, ...]], header: Header, path: Path) -> None:
@@ -99,13 +139,15 @@ def compare(wanted: dict[str, tuple[int, ...]], header: Header, path: Path) -> N
     for name in [*wanted, *header]:
         problem = ""
         if name not in header:
-            problem = f"it lacks '{name}'"
+            problem = f"it lacks {brief(name)}"
         elif name not in wanted:
-            problem = f"the config has no place for '{name}'"
+            problem = f"the config has no place for {brief(name)}"
         elif header[name][1] != wanted[name]:
-            problem = f"'{name}' has shape {list(header[name][1])}, the config asks for {list(wanted[name])}"
+            problem = (
+                f"{brief(name)} has shape {brief(list(header[name][1]))}, the config asks for {list(wanted[name])}"
+            )
         elif header[name][0] not in FLOATS:
-            problem = f"'{name}' is of type {header[name][0]}, not of floating point"
+            problem = f"{brief(name)} is of type {header[name][0]}, not of floating point"
         if problem:
             raise UserError(f"{path} does not fit its config: {problem}")
 
@@ -119,4 +161,4 @@ def check_finite(state: dict[str, Tensor], path: Path) -> None:
     for name, tensor in state.items():
         # A sum is finite only if all its parts are; only where it is not, each value is looked at.
         if not torch.isfinite(tensor.sum(dtype=torch.float64)) and not torch.isfinite(tensor).all():
-            raise UserError(f"{path} holds weights that are not finite ('{name}'); it can't be used")
+            raise UserError(f"{path} holds weights that are not finite ({brief(name)}); it can't be used")

@@ -2,22 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 
 from avpretrain.config.train import TrainConfig
 from avpretrain.cost.clip import COMPONENTS
 from avpretrain.cost.run import run_cost
 from avpretrain.measures.numbers import flops, percent, signed_percent
 from avpretrain.measures.runs import LOSSES, Line, Probe
-from avpretrain.report.comparison import Comparison, shown
+from avpretrain.report.comparison import Comparison, score, shown
 from avpretrain.report.groups import Group
-from avpretrain.report.page import Section, figure, figures, legend
+from avpretrain.report.page import Figure, Figures, Legend, Section
 from avpretrain.report.saving import split_saving
-from avpretrain.report.svg import Bar, Segment, Series, bars, chart
+from avpretrain.report.svg import Bar, BarChart, Chart, Segment, Series, chart, tick_labels
 
 COLOURS = 12
 Axis = tuple[str, str, Callable[[Line], float]]
 """What a chart runs over: its name, its label, and its value on a line of metrics."""
+
+SCHEDULES: Mapping[str, tuple[str, Mapping[str, bool]]] = {
+    "audio_mask_ratio": ("Audio masking ratio", {"steps": True}),
+    "video_mask_ratio": ("Video masking ratio", {"steps": True}),
+    "batch_size": ("Batch size", {"steps": True, "from_zero": True}),
+    "lr": ("Learning rate", {"steps": True, "from_zero": True}),
+    "grad_norm": ("Norm of the gradient", {"from_zero": True}),
+    "clips_per_second": ("Clips a second", {"from_zero": True}),
+    "data_wait_share": ("Share of time waiting for data", {"from_zero": True}),
+}
+"""Columns of metrics that have a chart of their own, with its caption and how it is drawn."""
+
+NOT_DRAWN = {"step", "seen", "samples_total", "seconds", "failed_clips", "flops_per_clip", "flops_total",
+             "peak_memory_bytes"}  # fmt: skip
+PREVIEWS = {
+    "recall": "R@1 of preview clips",
+    "effective_rank_audio": "Effective rank, audio",
+    "effective_rank_video": "Effective rank, video",
+}
+"""What previews measure, in words."""
+
+
+def colours(comparison: Comparison) -> Legend:
+    """Which group has which colour."""
+    return Legend([(f"c{i % COLOURS}", group.name) for i, group in enumerate(comparison.groups)])
+
+
+def words(key: str) -> str:
+    """'Reconstruction audio' of reconstruction_audio."""
+    return (key[:1].upper() + key[1:]).replace("_", " ")
+
+
+def percents(values: Sequence[float]) -> list[str]:
+    """Labels of an axis of shares."""
+    return [f"{label}%" for label in tick_labels([round(100 * v, 9) for v in values])]
 
 
 def _axes(comparison: Comparison) -> tuple[Axis, Axis, Axis]:
@@ -29,30 +65,31 @@ def _axes(comparison: Comparison) -> tuple[Axis, Axis, Axis]:
     )
 
 
-def _colours(comparison: Comparison) -> list[tuple[str, str]]:
-    return [(f"c{i % COLOURS}", group.name) for i, group in enumerate(comparison.groups)]
-
-
-def _lines(comparison: Comparison, x: Callable[[Line], float], key: str) -> list[Series]:
-    """A line for each run, coloured by its group."""
+def series(comparison: Comparison, x: Callable[[Line], float], key: str, previews: bool = False) -> list[Series]:
+    """A line for each run that has the column, in its metrics or in its previews; coloured by its group."""
     found = []
     for i, group in enumerate(comparison.groups):
         for run in group.runs:
-            lines = [line for line in run.lines if isinstance(line.get(key), int | float)]
+            lines = [
+                line for line in (run.previews if previews else run.lines) if isinstance(line.get(key), int | float)
+            ]
             xs, ys = [x(line) for line in lines], [float(line[key]) for line in lines]
-            found.append(Series(run.name, xs, ys, i % COLOURS, dashed=i >= COLOURS))
+            if xs:
+                found.append(Series(run.name, xs, ys, i % COLOURS, dashed=i >= COLOURS))
     return found
 
 
 def _chart(
     comparison: Comparison, key: str, caption: str, axis: int = 0, steps: bool = False, from_zero: bool = False
-) -> str:
+) -> Figure:
     name, label, x = _axes(comparison)[axis]
-    series = _lines(comparison, x, key)
-    note = f"over {name}"
-    return figure(
-        caption, chart(f"{caption} {note}", series, label, steps=steps, from_zero=from_zero), note, readout=True
-    )
+    lines = series(comparison, x, key)
+    drawn = chart(f"{caption} over {name}", lines, label, steps=steps, from_zero=from_zero)
+    return Figure(caption, drawn, f"over {name}", readout=True)
+
+
+def _has(comparison: Comparison, key: str) -> bool:
+    return any(isinstance(line.get(key), int | float) for run in comparison.runs for line in run.lines[-1:])
 
 
 def cost_curves(comparison: Comparison) -> Section:
@@ -60,71 +97,91 @@ def cost_curves(comparison: Comparison) -> Section:
     items = [_chart(comparison, "loss", "Training loss", axis) for axis in range(3)]
     for task in comparison.tasks():
         for name, label, x in _axes(comparison)[1:]:
-            caption = f"{task[:1].upper()}{task[1:]}"
-            items.append(figure(caption, _probe_points(comparison, task, label, x), f"over {name}"))
+            items.append(Figure(words(task), _probe_points(comparison, task, label, x), f"over {name}"))
     note = (
         "Losses of different objectives can't be compared: a diffused patch gives its decoder a hint that a mask token "
         "does not, and a higher masking ratio makes the task harder. Probes can."
     )
-    return Section("cost", "What the cost buys", legend(_colours(comparison)) + figures(items), note)
+    return Section("cost", "What the cost buys", [colours(comparison), Figures(items)], note)
 
 
-def _probe_points(comparison: Comparison, task: str, label: str, x: Callable[[Line], float]) -> str:
-    series = []
+def _probe_points(comparison: Comparison, task: str, label: str, x: Callable[[Line], float]) -> Chart:
+    lines = []
     for i, group in enumerate(comparison.groups):
         for run in group.runs:
-            probes = [p for p in run.probes if p.task == task]
+            probes = sorted((p for p in run.probes if p.task == task), key=lambda p: p.seen)
             xs = [x({k: run.at(p.seen, k) for k in ("seen", "flops_total", "seconds")}) for p in probes]
             intervals = [p.interval for p in probes]
-            series.append(Series(run.name, xs, [p.value for p in probes], i % COLOURS, intervals))
+            lines.append(Series(run.name, xs, [p.value for p in probes], i % COLOURS, intervals))
+    share = all(p.is_share for run in comparison.runs for p in run.probes if p.task == task)
     return chart(
-        f"{task} over {label}", series, label, points=True, y_labels=lambda values: [percent(v, 0) for v in values]
-    )
+        f"{task} over {label}", lines, label, points=True, y_labels=percents if share else tick_labels
+    )  # fmt: skip
 
 
 def losses(comparison: Comparison) -> Section | None:
     """Each part of the loss."""
-    parts = [key for key in LOSSES[1:] if any(key in run.last for run in comparison.runs)]
-    if not parts:
+    items = [_chart(comparison, key, words(key)) for key in LOSSES[1:] if _has(comparison, key)]
+    if not items:
         return None
-    items = [_chart(comparison, key, key.replace("_", " ").capitalize()) for key in parts]
-    note = "Unweighted. Inter: contrast of sound and picture. Intra: contrast of two masked views of one of them."
-    return Section("losses", "Parts of the loss", legend(_colours(comparison)) + figures(items), note)
+    note = "Unweighted. Inter: contrast of audio and video. Intra: contrast of two masked views of one of them."
+    return Section("losses", "Parts of the loss", [colours(comparison), Figures(items)], note)
 
 
 def schedules(comparison: Comparison) -> Section | None:
-    """What moved on the way, and how fast it went."""
-    wanted = (
-        ("audio_mask_ratio", "Audio masking ratio", {"steps": True}),
-        ("video_mask_ratio", "Video masking ratio", {"steps": True}),
-        ("batch_size", "Batch size", {"steps": True, "from_zero": True}),
-        ("lr", "Learning rate", {"steps": True, "from_zero": True}),
-        ("clips_per_second", "Clips a second", {"from_zero": True}),
-        ("data_wait_share", "Share of time waiting for data", {"from_zero": True}),
+    """What changed during training, how fast it went, and whatever else the method logged."""
+    items = [_chart(comparison, k, c, **how) for k, (c, how) in SCHEDULES.items() if _has(comparison, k)]
+    known = {*LOSSES, *SCHEDULES, *NOT_DRAWN}
+    more = dict.fromkeys(key for run in comparison.runs for key in run.last if key not in known)
+    items += [_chart(comparison, key, words(key)) for key in more if _has(comparison, key)]
+    if not items:
+        return None
+    return Section("schedules", "Schedules, gradient and speed", [colours(comparison), Figures(items)])
+
+
+def previews(comparison: Comparison) -> Section | None:
+    """What was measured on held-out clips during training."""
+    name, label, x = _axes(comparison)[0]
+    items = []
+    for key in dict.fromkeys(key for run in comparison.runs for line in run.previews for key in line if key != "seen"):
+        if lines := series(comparison, x, key, previews=True):
+            caption = PREVIEWS.get(key, words(key))
+            drawn = chart(f"{caption} over {name}", lines, label, points=True, from_zero=True)
+            items.append(Figure(caption, drawn, f"over {name}"))
+    if not items:
+        return None
+    note = (
+        "Of the few clips that each preview shows, so a glance and no result. R@1: share of clips whose audio finds "
+        "its own video first among them. Effective rank: how many directions the embeddings spread over; 1 is collapse."
     )
-    items = [
-        _chart(comparison, key, caption, 0, **options)
-        for key, caption, options in wanted
-        if any(key in run.last for run in comparison.runs)
-    ]
-    return Section("schedules", "Schedules and speed", legend(_colours(comparison)) + figures(items)) if items else None
+    return Section("previews", "Measured during training", [colours(comparison), Figures(items)], note)
 
 
 def probes(comparison: Comparison) -> Section | None:
-    """Evaluations with their intervals, beside what needs no pretraining."""
+    """Evaluations with their intervals, next to what needs no pretraining."""
     items = []
     for task in comparison.tasks():
-        found = [(i, g.name, p) for i, g in enumerate(comparison.groups) if (p := g.probe(task)) is not None]
-        rows = [_probe_bar(f"c{i % COLOURS}", name, p) for i, name, p in found]
-        floor: Mapping[str, float] = found[0][2].baselines
-        rows += [Bar(n, percent(v), [Segment(0.0, v, "plain")], muted=True) for n, v in floor.items()]
-        items.append(figure(f"{task[:1].upper()}{task[1:]}", bars(task, rows, 1.0), found[0][2].metric))
+        found = [(i, g, p) for i, g in enumerate(comparison.groups) if (p := g.probe(task)) is not None]
+        rows = [_probe_bar(comparison, task, i, group, p) for i, group, p in found]
+        first = found[0][2]
+        for name, value in first.baselines.items():
+            shown_value = score(dataclasses.replace(first, value=value))
+            rows.append(Bar(name, shown_value, [Segment(0.0, value, "plain")], muted=True))
+        highest = max(segment.end for row in rows for segment in row.segments)
+        items.append(Figure(words(task), BarChart(task, rows, 1.0 if first.is_share else highest), first.metric))
     note = "Brackets: 95% interval over clips, or range over seeds if there are several. Grey: without pretraining."
-    return Section("probes", "Probes", figures(items, "bars"), note) if items else None
+    if comparison.others:
+        note += (
+            f" Below a bar: the difference to {comparison.baseline.name} on the clips both tested, with a paired 95% "
+            "interval, or why there is none."
+        )
+    return Section("probes", "Probes", [Figures(items, "bars")], note) if items else None
 
 
-def _probe_bar(css: str, name: str, probe: Probe) -> Bar:
-    return Bar(name, shown(probe), [Segment(0.0, probe.value, css)], interval=probe.interval)
+def _probe_bar(comparison: Comparison, task: str, index: int, group: Group, probe: Probe) -> Bar:
+    paired = comparison.paired(task, group)
+    segment = Segment(0.0, max(0.0, probe.value), f"c{index % COLOURS}")
+    return Bar(group.name, shown(probe), [segment], probe.interval, remark=paired.words if paired else "")
 
 
 def where_flops_go(comparison: Comparison) -> Section | None:
@@ -147,17 +204,18 @@ def where_flops_go(comparison: Comparison) -> Section | None:
             start += size
             used |= {i} if size else set()
         rows.append(Bar(group.name, flops(cost.per_clip), segments))
-    key = legend([(f"k{i}", name.replace("_", " ")) for i, name in enumerate(COMPONENTS) if i in used])
-    items = [figure("By component", bars("FLOPs of a clip by component", rows, highest) + key, "forward and backward")]
+    key = Legend([(f"k{i}", name.replace("_", " ")) for i, name in enumerate(COMPONENTS) if i in used])
+    drawn = BarChart("FLOPs of a clip by component", rows, highest)
+    items = [Figure("By component", drawn, "forward and backward", key=key)]
     items += [w for group in comparison.others if (w := _waterfall(comparison.baseline, group))]
     note = (
         "Counted from the configs: matrix products, forward and backward, mean over the whole schedule. Changes are "
         "applied in the order shown; another order would share out the same total differently."
     )
-    return Section("flops", "Where the FLOPs go", figures(items, "bars"), note)
+    return Section("flops", "Where the FLOPs go", [Figures(items, "bars")], note)
 
 
-def _waterfall(base: Group, group: Group) -> str | None:
+def _waterfall(base: Group, group: Group) -> Figure | None:
     before, after = base.config, group.config
     if not isinstance(before, TrainConfig) or not isinstance(after, TrainConfig):
         return None
@@ -174,4 +232,4 @@ def _waterfall(base: Group, group: Group) -> str | None:
         rows.append(Bar(change.label, signed_percent(delta / start), [Segment(low, high, css)]))
     rows.append(Bar(group.name, f"{flops(end)}, {signed_percent(end / start - 1)}", [Segment(0.0, end, "plain")]))
     title = f"From {base.name} to {group.name}"
-    return figure(title, bars(title, rows, highest), "FLOPs of a clip")
+    return Figure(title, BarChart(title, rows, highest), "FLOPs of a clip")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ from avpretrain.measures.numbers import duration, flops, percent, significant
 from avpretrain.measures.runs import LOSSES, Probe, Run, read_runs
 from avpretrain.methods.load import config_of
 from avpretrain.report.groups import Group, baseline_of, grouped
+from avpretrain.report.paired import Paired, paired_difference
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Comparison:
     """Runs, grouped by config, and the group that savings are measured against."""
 
@@ -39,6 +41,16 @@ class Comparison:
     def tasks(self) -> list[str]:
         return list(dict.fromkeys(task for group in self.groups for task in group.tasks()))
 
+    @cached_property
+    def _differences(self) -> dict[tuple[str, int], Paired]:
+        """By task and identity of the group."""
+        pairs = [(task, group) for group in self.others for task in group.tasks()]
+        return {(task, id(group)): paired_difference(task, group, self.baseline) for task, group in pairs}
+
+    def paired(self, task: str, group: Group) -> Paired | None:
+        """The paired difference to the baseline; none for the baseline itself, and without a result."""
+        return self._differences.get((task, id(group)))
+
     def flops_saving(self, item: Group | Run) -> float:
         """Share of the baseline's FLOPs per clip that is saved."""
         return 1 - _mean(item, lambda r: r.flops_per_clip) / self.baseline.mean(lambda r: r.flops_per_clip)
@@ -59,9 +71,21 @@ def seconds_per_clip(run: Run) -> float:
 
 def shown(probe: Probe) -> str:
     """A probe's value with its interval."""
+    value, interval = score(probe), interval_of(probe)
+    return f"{value} ({interval})" if interval else value
+
+
+def score(probe: Probe) -> str:
+    """A probe's value: shares in percent, other metrics as they are."""
+    return percent(probe.value) if probe.is_share else significant(probe.value)
+
+
+def interval_of(probe: Probe) -> str:
+    """Its interval, '80.6 to 87.6'; empty where it is unknown."""
     if probe.interval is None:
-        return percent(probe.value)
-    return f"{percent(probe.value)} ({100 * probe.interval[0]:.1f} to {100 * probe.interval[1]:.1f})"
+        return ""
+    low, high = (f"{100 * v:.1f}" if probe.is_share else significant(v) for v in probe.interval)
+    return f"{low} to {high}"
 
 
 def sentences(comparison: Comparison) -> list[str]:
@@ -72,7 +96,9 @@ def sentences(comparison: Comparison) -> list[str]:
         for task in group.tasks():
             ours, theirs = group.probe(task), base.probe(task)
             if ours is not None and theirs is not None:
-                parts.append(f"{task}: {percent(ours.value)} {ours.metric} against {percent(theirs.value)}")
+                parts.append(f"{task}: {score(ours)} {ours.metric} against {score(theirs)}")
+                if (paired := comparison.paired(task, group)) is not None:
+                    parts[-1] += f", {paired.words}"
         said.append("; ".join(parts) + ".")
     return said
 
@@ -106,7 +132,7 @@ def _differs(runs: Sequence[Run], key: str) -> bool:
 def as_json(comparison: Comparison) -> dict[str, Any]:
     """The comparison in plain JSON types."""
     group_of = {run.path: group.name for group in comparison.groups for run in group.runs}
-    rows = []
+    several, rows = bool(comparison.others), []
     for run in comparison.runs:
         rows.append(
             {
@@ -118,20 +144,44 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
                 "steps": run.last.get("step"),
                 "flops_per_clip": run.flops_per_clip,
                 "flops_total": run.flops_total,
-                "flops_saving": comparison.flops_saving(run),
+                "flops_saving": comparison.flops_saving(run) if several else None,
                 "seconds": run.seconds,
-                "seconds_saving": comparison.time_saving(run),
+                "seconds_saving": comparison.time_saving(run) if several else None,
                 "clips_per_second": run.clips_per_second,
                 "peak_memory_bytes": run.peak_memory,
                 "parameters": run.info.get("parameters"),
                 "losses": {name: run.last[name] for name in LOSSES if name in run.last},
                 "probes": [
-                    {"task": p.task, "metric": p.metric, "value": p.value, "ci": p.interval, "baselines": p.baselines}
+                    {
+                        "task": p.task,
+                        "metric": p.metric,
+                        "value": p.value,
+                        "ci": p.interval,
+                        "clips": p.seen,
+                        "baselines": p.baselines,
+                    }
                     for p in run.probes
                 ],
             }
         )
-    return {"baseline": comparison.baseline.name, "runs": rows, "cautions": cautions(comparison)}
+    return {
+        "baseline": comparison.baseline.name if several else None,
+        "runs": rows,
+        "differences": [
+            {
+                "task": task,
+                "group": group.name,
+                "difference": d.value,
+                "ci": d.interval,
+                "seeds": d.pairs,
+                "reason": d.reason,
+            }
+            for group in comparison.others
+            for task in group.tasks()
+            if (d := comparison.paired(task, group)) is not None
+        ],
+        "cautions": cautions(comparison),
+    }
 
 
 def summary_table(paths: Sequence[str | Path]) -> str:

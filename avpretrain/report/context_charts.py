@@ -12,8 +12,8 @@ from avpretrain.measures.runs import Run
 from avpretrain.report.charts import COLOURS
 from avpretrain.report.comparison import Comparison
 from avpretrain.report.groups import Group
-from avpretrain.report.page import Section, figure, figures, legend
-from avpretrain.report.svg import Bar, Segment, Series, bars, chart
+from avpretrain.report.page import Block, Figure, Figures, Legend, Section
+from avpretrain.report.svg import Bar, BarChart, Segment, Series, chart
 
 SIDES = ("audio", "video")
 KEYS = {"timesteps", "benefit", "benefit_of_draws"}
@@ -47,18 +47,19 @@ def contexts(comparison: Comparison) -> Section | None:
         series = [line for i, group, own in heard if (line := _line(i, group, own, last)) is not None]
         if series:
             drawn = chart(f"Benefit of context, {side}", series, "timestep", from_zero=True)
-            lines.append(figure("Benefit of context", drawn, f"{side}, by timestep", readout=True))
+            lines.append(Figure("Benefit of context", drawn, f"{side}, by timestep", readout=True))
         bars_of = [_bar(i, group, own) for i, group, own in heard]
         if bars_of:
             highest = max(segment.end for row in bars_of for segment in row.segments)
-            rows.append(figure("Mean over draws", bars(f"Benefit over draws, {side}", bars_of, highest), side))
+            rows.append(Figure("Mean over draws", BarChart(f"Benefit over draws, {side}", bars_of, highest), side))
     note = (
         "Error of hidden patches with another clip's context less that with their own. Where it is 0 the decoder reads "
         "the diffused patch alone, and the encoder learns nothing from it. Mask tokens are at pure noise: a level "
         "line. The mean over draws is what a training sees. Means over seeds."
     )
     colours = [(f"c{i % COLOURS}", group.name) for i, group, _ in measured]
-    return Section("context", "What context is worth", legend(colours) + figures(lines) + figures(rows, "bars"), note)
+    blocks: list[Block] = [Legend(colours), Figures(lines), Figures(rows, "bars")]
+    return Section("context", "What context is worth", blocks, note)
 
 
 def _line(index: int, group: Group, found: Sequence[dict[str, Any]], last: int) -> Series | None:

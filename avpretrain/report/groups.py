@@ -35,11 +35,7 @@ class Group:
 
     def probe(self, task: str) -> Probe | None:
         """The last probe of a task: of one run as it is, of several their mean and range over seeds."""
-        found = [
-            max((p for p in run.probes if p.task == task), key=lambda p: p.seen)
-            for run in self.runs
-            if any(p.task == task for p in run.probes)
-        ]
+        found = [probe for run in self.runs if (probe := run.probe(task)) is not None]
         if len(found) < 2:
             return found[0] if found else None
         values = [p.value for p in found]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from avpretrain.measures.numbers import significant
 from avpretrain.methods.openelm.held_out_log import read_held_out
-from avpretrain.report.charts import COLOURS
+from avpretrain.report.charts import COLOURS, colours
 from avpretrain.report.comparison import Comparison
-from avpretrain.report.page import Cell, Section, figure, figures, legend, table
+from avpretrain.report.page import EMPTY, Cell, Figure, Figures, Section, Table
 from avpretrain.report.svg import Series, chart
 
 MEASURES = (("bits_per_byte", "Bits per byte"), ("perplexity", "Perplexity"))
@@ -29,16 +29,15 @@ def held_out(comparison: Comparison) -> Section | None:
             for i, _, run, lines in found
             if all(key in line for line in lines)
         ]
-        items.append(figure(caption, chart(f"{caption} of held-out text", series, "windows seen"), readout=True))
+        items.append(Figure(caption, chart(f"{caption} of held-out text", series, "windows seen"), readout=True))
     rows = [
         [
             Cell(run.name),
-            *(Cell(significant(lines[-1][k], 4), lines[-1][k]) if k in lines[-1] else Cell("") for k, _ in MEASURES),
+            *(Cell(significant(lines[-1][k], 4), lines[-1][k]) if k in lines[-1] else EMPTY for k, _ in MEASURES),
             Cell(f"{lines[-1].get('tokens', 0):,}", lines[-1].get("tokens", 0)),
         ]
         for _, _, run, lines in found
     ]
-    body = table(["run", *(caption for _, caption in MEASURES), "tokens measured"], rows, "Held-out text")
+    table = Table("Held-out text", ["run", *(caption for _, caption in MEASURES), "tokens measured"], rows)
     note = "By checkpoint. Perplexities of different tokenizers can't be compared; bits per byte can."
-    colours = [(f"c{i % COLOURS}", group.name) for i, group in enumerate(comparison.groups)]
-    return Section("held-out", "Held-out text", legend(colours) + figures(items) + body, note)
+    return Section("held-out", "Held-out text", [colours(comparison), Figures(items), table], note)

@@ -1,16 +1,44 @@
-"""Pieces of a self-contained HTML page: figures, tables, sections, and the page around them."""
+"""What the page consists of: sections of blocks, each drawn by the template that it names, and the page around them.
+
+Everything a template prints is escaped and loses what a terminal or an editor would act on; only what templates
+themselves made is markup.
+"""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+import functools
+import io
+import mimetypes
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from avpretrain.core.errors import UserError
 from avpretrain.core.files import read_bytes
-from avpretrain.core.terminal import escape
+from avpretrain.core.terminal import plain
 
-STYLE, SCRIPT = "page.css", "page.js"
+TEMPLATES = Path(__file__).parent / "templates"
+QUALITY = 85
+"""Of pictures in the page, as WebP."""
+
+
+@runtime_checkable
+class Block(Protocol):
+    """A part of a section; its template finds it as `block`."""
+
+    template: ClassVar[str]
+
+
+@runtime_checkable
+class Drawing(Protocol):
+    """What a figure shows; its template finds it as `drawing`."""
+
+    template: ClassVar[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,9 +47,44 @@ class Section:
 
     anchor: str
     title: str
-    body: str
+    blocks: Sequence[Block]
     note: str = ""
     """What the reader should know before looking."""
+
+
+# --- blocks ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Legend:
+    """Colour and name of each thing shown."""
+
+    template: ClassVar[str] = "legend.html"
+    items: Sequence[tuple[str, str]]
+    """CSS class and name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A drawing under its caption."""
+
+    caption: str
+    drawing: Drawing
+    note: str = ""
+    """After the caption, less prominent."""
+    readout: bool = False
+    """Leaves a line below, where the page's script writes the values under the pointer."""
+    key: Legend | None = None
+    """Below the drawing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """A grid of figures that takes as many columns as fit."""
+
+    template: ClassVar[str] = "figures.html"
+    items: Sequence[Figure]
+    css: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,79 +93,134 @@ class Cell:
 
     text: str
     value: int | float | None = None
+    copy: bool = False
+    """Shown as code with a button that copies it."""
 
 
-def figure(caption: str, picture: str, note: str = "", readout: bool = False) -> str:
-    """A picture under its caption.
-
-    Args:
-        note: beside the caption, less prominent.
-        readout: leaves a line below, where the page's script writes the values under the pointer.
-    """
-    beside = f" <span>{escape(note)}</span>" if note else ""
-    below = "<output></output>" if readout else ""
-    return f"<figure><figcaption>{escape(caption)}{beside}</figcaption>{picture}{below}</figure>"
+EMPTY = Cell("", -1.0)
+"""Sorted below all numbers."""
 
 
-def figures(items: Sequence[str], css: str = "") -> str:
-    """A grid of figures that takes as many columns as fit."""
-    return f'<div class="figures {css}">{"".join(items)}</div>'
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table whose first column names the rows."""
+
+    template: ClassVar[str] = "table.html"
+    label: str
+    """Its name for readers who can't see it."""
+    headings: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    sortable: bool = True
+    """Numbers that a click on a heading sorts by; otherwise words."""
+    folded: str = ""
+    """Text of a line that opens the table; none = always open."""
 
 
-def picture(path: Path, alternative: str) -> str:
-    """A PNG inside the page; scrolls sideways where the screen is narrow."""
-    data = base64.b64encode(read_bytes(path)).decode()
-    image = f'<img src="data:image/png;base64,{data}" alt="{escape(alternative)}">'
-    return f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(alternative)}">{image}</div>'
+@dataclass(frozen=True, slots=True)
+class Card:
+    """The main numbers of one thing."""
+
+    title: str
+    css: str
+    note: str
+    number: str
+    remark: str
+    rows: Sequence[tuple[str, str, str]]
+    """Name, value, and what is said below the value."""
 
 
-def legend(items: Sequence[tuple[str, str]]) -> str:
-    """Colour and name of each thing shown; items are (CSS class, name)."""
-    rows = "".join(f'<li><span class="swatch {css}"></span>{escape(name)}</li>' for css, name in items)
-    return f'<ul class="legend">{rows}</ul>'
+@dataclass(frozen=True, slots=True)
+class Cards:
+    """Cards side by side."""
+
+    template: ClassVar[str] = "cards.html"
+    items: Sequence[Card]
 
 
-def table(headings: Sequence[str], rows: Sequence[Sequence[Cell]], label: str, sortable: bool = True) -> str:
-    """A table whose first column names the rows.
+@dataclass(frozen=True, slots=True)
+class Downloads:
+    """Files inside the page: name, MIME type and text of each."""
 
-    Args:
-        label: the table's name for readers who can't see it.
-        sortable: numbers that a click on a heading sorts by; otherwise words.
-    """
-    heads = "".join(
-        f'<th scope="col">{f"<button>{escape(h)}</button>" if sortable else escape(h)}</th>' for h in headings
-    )
-    body = []
-    for first, *rest in rows:
-        cells = "".join(f"<td{_sort_key(cell)}>{escape(cell.text)}</td>" for cell in rest)
-        body.append(f'<tr><th scope="row"{_sort_key(first)}>{escape(first.text)}</th>{cells}</tr>')
-    css = "sortable" if sortable else "words"
-    return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(label)}"><table class="{css}">'
-        f"<thead><tr>{heads}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
-    )
+    template: ClassVar[str] = "downloads.html"
+    files: Sequence[tuple[str, str, str]]
 
 
-def _sort_key(cell: Cell) -> str:
-    return "" if cell.value is None else f' data-value="{cell.value!r}"'
+# --- drawings other than charts --------------------------------------------------------------------------------------
 
 
-def _section(section: Section) -> str:
-    note = f"<p>{escape(section.note)}</p>" if section.note else ""
-    return f'<section id="{section.anchor}"><h2>{escape(section.title)}</h2>{note}{section.body}</section>'
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A picture at its natural size where there is room; scrolls sideways where the screen is narrow."""
+
+    template: ClassVar[str] = "picture.html"
+    source: str
+    alternative: str
+    width: int
+    height: int
+    name: str = ""
+    """In a sequence: what tells it from the others."""
+
+    @classmethod
+    def of(cls, path: Path, alternative: str, name: str = "") -> Picture:
+        """Reads a picture; it goes into the page as WebP where that is smaller.
+
+        Raises:
+            UserError: it is none.
+        """
+        from PIL import Image
+
+        data, kind, packed = read_bytes(path), mimetypes.guess_type(path.name)[0] or "image/png", io.BytesIO()
+        try:
+            with Image.open(io.BytesIO(data)) as image:
+                width, height = image.size
+                image.convert("RGB").save(packed, "WEBP", quality=QUALITY, method=2)
+        except (OSError, ValueError, Image.DecompressionBombError) as error:
+            raise UserError(f"{path} is not a picture that can be read ({plain(error)}); remove it") from None
+        if packed.tell() < len(data):
+            data, kind = packed.getvalue(), "image/webp"
+        return cls(data_uri(data, kind), alternative, width, height, name)
 
 
-def page(title: str, subtitle: str, lead: str, sections: Sequence[Section], footer: str) -> str:
-    """The whole page; style and script are inside it, and nothing is loaded from elsewhere."""
-    here = Path(__file__).parent
-    style, script = (here / STYLE).read_text(), (here / SCRIPT).read_text()
-    links = "".join(f'<a href="#{s.anchor}">{escape(s.title)}</a>' for s in sections)
-    parts = "".join(_section(section) for section in sections)
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<link rel="icon" href="data:,">'
-        f"<title>{escape(title)}</title><style>\n{style}</style></head>\n<body>"
-        f"<header><h1>{escape(title)}</h1><p>{escape(subtitle)}</p>{lead}<nav>{links}</nav></header>\n"
-        f"<main>{parts}</main>\n<footer>{escape(footer)}</footer>\n<script>\n{script}</script></body></html>\n"
-    )
+@dataclass(frozen=True, slots=True)
+class PictureSequence:
+    """Pictures of one thing over time; the page's script shows one at a time, the last first."""
+
+    template: ClassVar[str] = "sequence.html"
+    items: Sequence[Picture]
+
+
+@dataclass(frozen=True, slots=True)
+class Players:
+    """Sounds to listen to, under a picture of them: name and source of each."""
+
+    template: ClassVar[str] = "players.html"
+    picture: Picture | None
+    items: Sequence[tuple[str, str]]
+
+
+def data_uri(data: bytes, kind: str) -> str:
+    """The bytes as an address inside the page."""
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+# --- the page --------------------------------------------------------------------------------------------------------
+
+
+def _shown(value: Any) -> Any:
+    return value if isinstance(value, Markup) else plain(value)
+
+
+@functools.cache
+def _environment() -> Environment:
+    made = Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, finalize=_shown,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    made.filters["px"] = lambda value: f"{value:.1f}"
+    made.filters["data_uri"] = lambda text, kind: data_uri(text.encode(), kind)
+    return made
+
+
+def render(template: str, values: Mapping[str, Any]) -> str:
+    """A template with its values as text; the page itself, a block, or a drawing."""
+    return _environment().get_template(template).render(values)

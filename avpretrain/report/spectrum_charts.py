@@ -10,11 +10,11 @@ from avpretrain.core.files import read_json
 from avpretrain.measures.numbers import percent
 from avpretrain.measures.runs import Run
 from avpretrain.measures.scores import bounds
-from avpretrain.report.charts import COLOURS
+from avpretrain.report.charts import COLOURS, percents
 from avpretrain.report.comparison import Comparison
 from avpretrain.report.groups import Group
-from avpretrain.report.page import Section, figure, figures, legend
-from avpretrain.report.svg import Bar, Segment, Series, bars, chart
+from avpretrain.report.page import Block, Figure, Figures, Legend, Section
+from avpretrain.report.svg import Bar, BarChart, Segment, Series, chart
 
 METHODS = {"one_step": "one step", "sampled": "sampled"}
 """Names of reconstructions in results, and in words."""
@@ -47,8 +47,8 @@ def spectra(comparison: Comparison) -> Section | None:
         lines = [_mean_line(i, g, [f[method] for f in found if method in f]) for i, g, found in measured]
         series = [line for line in lines if line is not None]
         if series:
-            drawn = chart(f"Detail missed by mel bin, {words}", series, "mel bin", y_labels=_percents)
-            items.append(figure("Detail missed", drawn, f"{words}, by mel bin", readout=True))
+            drawn = chart(f"Detail missed by mel bin, {words}", series, "mel bin", y_labels=percents)
+            items.append(Figure("Detail missed", drawn, f"{words}, by mel bin", readout=True))
     rows = [
         bar
         for i, group, found in measured
@@ -56,7 +56,7 @@ def spectra(comparison: Comparison) -> Section | None:
         if (bar := _bar(i, group, method, [f[method] for f in found if method in f])) is not None
     ]
     highest = max(segment.end for row in rows for segment in row.segments)
-    upper = figure("High detail missed", bars("High detail missed", rows, highest), "upper half of the mel bins")
+    upper = Figure("High detail missed", BarChart("High detail missed", rows, highest), "upper half of the mel bins")
     note = (
         "Hidden patches of held-out spectrograms, each at its own mean and variance: the share of the energy of their "
         "detail that the reconstruction misses. One step: the decoder's word on pure noise or mask tokens. Sampled: "
@@ -64,13 +64,8 @@ def spectra(comparison: Comparison) -> Section | None:
         "Means over seeds."
     )
     colours = [(f"c{i % COLOURS}", group.name) for i, group, _ in measured]
-    return Section(
-        "spectra", "Spectrograms by frequency", legend(colours) + figures(items) + figures([upper], "bars"), note
-    )
-
-
-def _percents(values: Any) -> list[str]:
-    return [percent(v, 0) for v in values]
+    blocks: list[Block] = [Legend(colours), Figures(items), Figures([upper], "bars")]
+    return Section("spectra", "Spectrograms by frequency", blocks, note)
 
 
 def _mean_line(index: int, group: Group, found: list[dict[str, Any]]) -> Series | None:

@@ -1,7 +1,6 @@
-"""Charts as inline SVG: lines, points with intervals, horizontal bars.
+"""Charts of the page: where lines, points, whiskers and bars lie. The templates chart.svg and bars.svg draw them.
 
-Colours are CSS variables, which the page sets for light and dark. Charts are drawn for a width of 360 px, that of a
-phone, and grow from there without loss.
+Charts are drawn for a width of 360 px, that of a phone, and grow from there without loss. Colours are CSS classes.
 """
 
 from __future__ import annotations
@@ -10,12 +9,12 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-
-from avpretrain.core.terminal import escape
+from typing import ClassVar
 
 WIDTH, HEIGHT = 360, 230
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 36
 MAX_POINTS = 400
+FEWEST_TICKS = 4
 Labels = Callable[[Sequence[float]], list[str]]
 _SCALES = ((1e18, " E"), (1e15, " P"), (1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k"))
 _FIRST_SCALED = 5000.0
@@ -48,23 +47,33 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """One row of a bar chart: its label and its value stand above the bar."""
+    """One row of a bar chart: its label and its value stand above the bar, a remark below it."""
 
     label: str
     value: str
     segments: Sequence[Segment]
     interval: tuple[float, float] | None = None
     muted: bool = False
+    remark: str = ""
 
 
-def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Round values (1, 2 or 5 times a power of ten) that cover [low, high], about `count` of them."""
+# --- axes ------------------------------------------------------------------------------------------------------------
+
+
+def ticks(low: float, high: float, inside: bool = False) -> list[float]:
+    """Round values (1, 2 or 5 times a power of ten) over [low, high], as few as there can be from `FEWEST_TICKS` on.
+
+    Args:
+        inside: none lies above `high`; otherwise they cover it.
+    """
     if high <= low:
         high = low + (abs(low) or 1.0)
-    raw = (high - low) / max(1, count - 1)
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * 0.999)
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    power = 10.0 ** math.ceil(math.log10(high - low))
+    for step in (m * power / 10**i for i in range(4) for m in (5, 2, 1)):
+        first, last = math.floor(low / step + 1e-9), high / step
+        last = math.floor(last + 1e-9) if inside else math.ceil(last - 1e-9)
+        if last - first + 1 >= FEWEST_TICKS:
+            break
     return [round(i * step, 12) for i in range(first, last + 1)]
 
 
@@ -85,40 +94,45 @@ def thinned(xs: Sequence[float], ys: Sequence[float]) -> list[tuple[float, float
     return [(sum(x for x, _ in c) / len(c), sum(y for _, y in c) / len(c)) for c in chunks]
 
 
+# --- lines and points ------------------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True, slots=True)
-class _Axes:
-    """Data to pixels."""
+class Point:
+    """A dot, in pixels, with its whisker from `low` to `high`."""
 
-    x_max: float
-    """The x axis begins at 0."""
-    y_ticks: list[float]
-
-    def x(self, value: float) -> float:
-        return LEFT + (WIDTH - LEFT - RIGHT) * value / self.x_max
-
-    def y(self, value: float) -> float:
-        low, high = self.y_ticks[0], self.y_ticks[-1]
-        return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (value - low) / (high - low)
-
-    def drawn(self, x_label: str, y_labels: Labels) -> str:
-        """Grid, tick labels, and the name of the x axis."""
-        parts = []
-        for value, label in zip(self.y_ticks, y_labels(self.y_ticks), strict=True):
-            y = self.y(value)
-            parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-            parts.append(f'<text x="{LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{label}</text>')
-        x_ticks = [value for value in ticks(0.0, self.x_max) if value <= self.x_max * 1.001]
-        for value, label in zip(x_ticks, tick_labels(x_ticks), strict=True):
-            place = f'x="{self.x(value):.1f}" y="{HEIGHT - BOTTOM + 15}"'
-            parts.append(f'<text {place} text-anchor="middle">{label}</text>')
-        middle = (LEFT + WIDTH - RIGHT) / 2
-        parts.append(f'<text class="axis" x="{middle}" y="{HEIGHT - 4}" text-anchor="middle">{escape(x_label)}</text>')
-        return "".join(parts)
+    x: float
+    y: float
+    low: float | None = None
+    high: float | None = None
 
 
-def _svg(height: int | float, title: str, body: str, data: str = "") -> str:
-    head = f'<svg viewBox="0 0 {WIDTH} {height:g}" role="img" aria-label="{escape(title)}"{data}>'
-    return f"{head}<title>{escape(title)}</title>{body}</svg>"
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A series in pixels: a path through places, and its dots."""
+
+    series: Series
+    path: str
+    width: float
+    dots: Sequence[Point]
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """Lines or points over a number, in pixels."""
+
+    template: ClassVar[str] = "chart.svg"
+    title: str
+    x_label: str
+    x_ticks: Sequence[tuple[float, str]]
+    y_ticks: Sequence[tuple[float, str]]
+    lines: Sequence[Line]
+    points: bool
+    range: str
+    """First and last value of x, then of y, for the page's script."""
+    box: ClassVar[tuple[int, int, int, int]] = (LEFT, WIDTH - RIGHT, HEIGHT - BOTTOM, TOP)
+    width: ClassVar[int] = WIDTH
+    height: ClassVar[int] = HEIGHT
 
 
 def chart(
@@ -130,84 +144,79 @@ def chart(
     steps: bool = False,
     y_labels: Labels = tick_labels,
     from_zero: bool = False,
-) -> str:
-    """Lines or points over a number.
+) -> Chart:
+    """Lines or points over a number; the x axis begins at 0.
 
     Args:
         title: what a reader who can't see the chart is told.
-        points: draws points with intervals instead of lines.
+        points: draws points with intervals, joined by a thin line, instead of lines.
         steps: a value holds back to the one before, and lines may lie on top of each other.
         from_zero: the y axis begins at 0.
     """
-    drawn = [(s, thinned(s.xs, s.ys)) for s in series]
-    xs = [x for _, line in drawn for x, _ in line] or [0.0]
-    ys = [y for _, line in drawn for _, y in line] or [0.0]
+    drawn = [thinned(s.xs, s.ys) for s in series]
+    xs = [x for line in drawn for x, _ in line] or [0.0]
+    ys = [y for line in drawn for _, y in line] or [0.0]
     ys += [v for s in series for interval in s.intervals if interval for v in interval]
-    room = 1.06 if points else 1.0  # a point must not sit on the edge
-    axes = _Axes(room * max(xs) or 1.0, ticks(0.0 if from_zero else min(ys), max(ys)))
-    body = axes.drawn(x_label, y_labels)
-    for i, (s, line) in enumerate(drawn):
+    x_max = (1.06 if points else 1.0) * max(xs) or 1.0  # a point must not sit on the edge
+    y_values, x_values = ticks(0.0 if from_zero else min(ys), max(ys)), ticks(0.0, x_max * 1.001, inside=True)
+    low, high = y_values[0], y_values[-1]
+
+    def px(x: float) -> float:
+        return LEFT + (WIDTH - LEFT - RIGHT) * x / x_max
+
+    def py(y: float) -> float:
+        return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (y - low) / (high - low)
+
+    def line(i: int) -> Line:
+        s = series[i]
+        places = [(px(x), py(y)) for x, y in drawn[i]]
+        intervals = (s.intervals or [None] * len(s.xs)) if points else ()
+        dots = [
+            Point(px(x), py(y), *((py(v) for v in interval) if interval else ()))
+            for x, y, interval in zip(s.xs, s.ys, intervals, strict=True)
+        ] if points else [Point(*place) for place in places[-1:]]  # fmt: skip
+        if steps and places:
+            start = (px(0.0), places[0][1])
+            places = [start] + [p for a, b in pairwise([start, *places]) for p in ((a[0], b[1]), b)]
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
         # Schedules often coincide; wider lines below narrower ones keep all of them visible.
-        width = 1.8 + (2.4 * min(3, len(drawn) - 1 - i) if steps else 0.0)
-        body += _points(s, axes) if points else _line(s, line, axes, steps, width)
-    corners = (0.0, axes.x_max, axes.y_ticks[0], axes.y_ticks[-1])
-    box = (LEFT, WIDTH - RIGHT, HEIGHT - BOTTOM, TOP)
-    data = f' data-range="{_spaced(corners)}" data-box="{_spaced(box)}" data-x="{escape(x_label)}"'
-    return _svg(HEIGHT, title, body, "" if points else data)
+        wider = 2.4 * min(3, len(series) - 1 - i) if steps else 0.0
+        return Line(s, path, 1.0 if points else 1.8 + wider, dots)
 
-
-def _spaced(values: Sequence[int | float]) -> str:
-    return " ".join(f"{v:g}" for v in values)
-
-
-def _line(series: Series, line: Sequence[tuple[float, float]], axes: _Axes, steps: bool, width: float) -> str:
-    if not line:
-        return ""
-    places = [(axes.x(x), axes.y(y)) for x, y in line]
-    if steps:
-        start = (axes.x(0.0), places[0][1])
-        places = [start] + [p for a, b in pairwise([start, *places]) for p in ((a[0], b[1]), b)]
-    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-    dash = ' stroke-dasharray="5 4"' if series.dashed else ""
-    x, y = places[-1]
-    label = escape(series.label)
-    return (
-        f'<polyline class="line c{series.colour}" points="{path}" stroke-width="{width:g}" data-label="{label}"{dash}/>'
-        f'<circle class="dot c{series.colour}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>'
+    return Chart(
+        title,
+        x_label,
+        [(px(v), label) for v, label in zip(x_values, tick_labels(x_values), strict=True)],
+        [(py(v), label) for v, label in zip(y_values, y_labels(y_values), strict=True)],
+        [line(i) for i in range(len(series))],
+        points,
+        f"0 {x_max:g} {low:g} {high:g}",
     )
 
 
-def _points(series: Series, axes: _Axes) -> str:
-    parts = []
-    intervals = series.intervals or [None] * len(series.xs)
-    for x, y, interval in zip(series.xs, series.ys, intervals, strict=True):
-        px, py = axes.x(x), axes.y(y)
-        if interval:
-            low, high = axes.y(interval[0]), axes.y(interval[1])
-            parts.append(f'<path class="whisker c{series.colour}" d="M{px:.1f} {low:.1f}V{high:.1f}"/>')
-        title = f"<title>{escape(series.label)}</title>"
-        parts.append(f'<circle class="dot c{series.colour}" cx="{px:.1f}" cy="{py:.1f}" r="5">{title}</circle>')
-    return "".join(parts)
+# --- bars ------------------------------------------------------------------------------------------------------------
 
 
-def bars(title: str, rows: Sequence[Bar], maximum: float) -> str:
+@dataclass(frozen=True, slots=True)
+class BarChart:
     """Horizontal bars from 0 to `maximum`, each under its label and value."""
-    row_height, thickness, scale = 40, 14, WIDTH / (maximum or 1.0)
-    parts = []
-    for i, row in enumerate(rows):
-        y = i * row_height
-        css = ' class="muted"' if row.muted else ""
-        parts.append(f'<text{css} x="0" y="{y + 13}">{escape(row.label)}</text>')
-        parts.append(f'<text{css} x="{WIDTH}" y="{y + 13}" text-anchor="end">{escape(row.value)}</text>')
-        parts.append(f'<rect class="track" x="0" y="{y + 19}" width="{WIDTH}" height="{thickness}"/>')
-        for segment in row.segments:
-            x, width = segment.start * scale, max(0.0, (segment.end - segment.start) * scale)
-            name = f"<title>{escape(segment.title)}</title>" if segment.title else ""
-            place = f'x="{x:.2f}" y="{y + 19}" width="{width:.2f}" height="{thickness}"'
-            parts.append(f'<rect class="bar {segment.css}" {place}>{name}</rect>')
-        if row.interval:
-            low, high = (v * scale for v in row.interval)
-            middle = y + 19 + thickness / 2
-            ends = f"M{low:.1f} {middle - 4}v8M{high:.1f} {middle - 4}v8"
-            parts.append(f'<path class="interval" d="M{low:.1f} {middle}H{high:.1f}{ends}"/>')
-    return _svg(len(rows) * row_height - (row_height - 19 - thickness), title, "".join(parts))
+
+    template: ClassVar[str] = "bars.svg"
+    title: str
+    rows: Sequence[Bar]
+    maximum: float
+    width: ClassVar[int] = WIDTH
+    thickness: ClassVar[int] = 14
+
+    @property
+    def scale(self) -> float:
+        """Pixels of a unit."""
+        return WIDTH / (self.maximum or 1.0)
+
+    @property
+    def tops(self) -> list[int]:
+        """Where each row begins, and last where the chart ends."""
+        tops = [0]
+        for row in self.rows:
+            tops.append(tops[-1] + (56 if row.remark else 40))
+        return [*tops[:-1], max(0, tops[-1] - 7)]

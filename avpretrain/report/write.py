@@ -8,9 +8,8 @@ from pathlib import Path
 
 import avpretrain
 from avpretrain.core.files import atomic_path
-from avpretrain.core.terminal import escape
+from avpretrain.report import page
 from avpretrain.report.comparison import Comparison, cautions, sentences, summary_table
-from avpretrain.report.page import page
 from avpretrain.report.sections import SECTIONS
 
 __all__ = ["Comparison", "render", "summary_table", "write_report"]
@@ -22,15 +21,16 @@ def render(comparison: Comparison, warnings: Sequence[str] = ()) -> str:
     Args:
         warnings: what keeps the numbers from being read as they stand, beside what the runs themselves tell.
     """
-    names = [group.name for group in comparison.groups]
-    title = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-    runs = f"{len(comparison.runs)} run{'s' if len(comparison.runs) > 1 else ''}"
-    said = "".join(f"<li>{escape(text)}</li>" for text in sentences(comparison))
-    said += "".join(f'<li class="caution">{escape(text)}</li>' for text in (*warnings, *cautions(comparison)))
-    sections = [section for build in SECTIONS if (section := build(comparison)) is not None]
-    made = f"Made on {datetime.now(UTC):%Y-%m-%d} by avpretrain {avpretrain.__version__}"
-    lead = f'<ul class="lead">{said}</ul>' if said else ""
-    return page(title, f"{runs} of audio-visual pretraining, and what they cost", lead, sections, f"{made}.")
+    names, count = [group.name for group in comparison.groups], len(comparison.runs)
+    values = {
+        "title": names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}",
+        "subtitle": f"{count} run{'s' if count > 1 else ''} of pretraining: cost, curves and results",
+        "sentences": sentences(comparison),
+        "cautions": [*warnings, *cautions(comparison)],
+        "sections": [section for build in SECTIONS if (section := build(comparison)) is not None],
+        "footer": f"Made on {datetime.now(UTC):%Y-%m-%d} by avpretrain {avpretrain.__version__}.",
+    }
+    return page.render("page.html", values)
 
 
 def write_report(paths: Sequence[str | Path], out: Path, warnings: Sequence[str] = ()) -> Comparison:

@@ -13,6 +13,7 @@ import os
 import shutil
 import stat
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -31,9 +32,8 @@ from torch.distributed.checkpoint.state_dict import (
 from avpretrain.config.reader import from_dict, to_dict
 from avpretrain.core.errors import UserError
 from avpretrain.core.files import atomic_path, open_file, write_json
-from avpretrain.data.manifest import DATASET_NAME
+from avpretrain.training.folders import CONFIG, OPTIMIZER, STATE, WEIGHTS, list_checkpoints
 
-WEIGHTS, CONFIG, OPTIMIZER, STATE = "model.safetensors", "config.json", "optimizer.safetensors", "state.json"
 Better = Literal["min", "max"]
 """Which value of a measure is the better one."""
 
@@ -178,16 +178,6 @@ class CheckpointWriter:
             ) from error
 
 
-def list_checkpoints(root: Path) -> list[Path]:
-    """Complete checkpoints, oldest first."""
-    return [p for p in checkpoint_folders(root) if (p / STATE).is_file()]
-
-
-def checkpoint_folders(root: Path) -> list[Path]:
-    """All that is named as a checkpoint is, complete or not, oldest first."""
-    return sorted(p for p in root.glob("[0-9]*") if p.name.isdigit()) if root.is_dir() else []
-
-
 def best_checkpoint(root: Path, measure: str, better: Better) -> Path | None:
     """The checkpoint with the best value of a measure, the later of equals; none where none has it.
 
@@ -293,11 +283,13 @@ def fault_of(checkpoint: Path, model: Any) -> str | None:
 def restore(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
     """Loads weights and optimiser state in place; every rank must call it."""
     options = StateDictOptions(full_state_dict=True)
-    set_model_state_dict(model, dict(load_file(checkpoint / WEIGHTS)), options=options)
+    renamed: Callable[[str], str] = getattr(getattr(model, "module", model), "current_key", str)
+    weights: dict[str, Any] = {renamed(name): tensor for name, tensor in load_file(checkpoint / WEIGHTS).items()}
+    set_model_state_dict(model, weights, options=options)
     slots: dict[str, dict[str, Tensor]] = {}
     for name, tensor in load_file(checkpoint / OPTIMIZER).items():
         parameter, _, key = name.rpartition(".")
-        slots.setdefault(parameter, {})[key] = tensor
+        slots.setdefault(renamed(parameter), {})[key] = tensor
     groups = get_optimizer_state_dict(model, optimizer, options=options)["param_groups"]
     state: Any = {"state": slots, "param_groups": groups}
     rates = [group["lr"] for group in optimizer.param_groups]
@@ -305,25 +297,3 @@ def restore(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = rate  # torch puts a tensor on the CPU in its place, which a CUDA graph would read too late
     return Progress(**read_state(checkpoint)["progress"])
-
-
-def find_weights(path: str | Path) -> Path:
-    """The folder with `model.safetensors` that `path` means: itself, a run's final model, or its newest checkpoint.
-
-    Raises:
-        UserError: there are no weights.
-    """
-    path = Path(path)
-    newest = list_checkpoints(path / "checkpoints")[-1:]
-    for folder in (path, path / "model", *newest):
-        if (folder / WEIGHTS).is_file() and (folder / CONFIG).is_file():
-            return folder
-    wanted = f"a run folder, a checkpoint, or a folder with {WEIGHTS} and {CONFIG}"
-    if path.is_file():
-        hint = "; turn another project's weights into one with: avpretrain import" if path.name != WEIGHTS else ""
-        raise UserError(f"{path} is a file; give {wanted}{hint}")
-    if not path.exists():
-        raise UserError(f"there is no {path}; give {wanted}")
-    if (path / DATASET_NAME).is_file():
-        raise UserError(f"{path} is a sharded data set; give {wanted} (the checkpoint comes first, then the data)")
-    raise UserError(f"no weights in {path}; give {wanted}")

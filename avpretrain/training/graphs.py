@@ -18,6 +18,7 @@ from torch import Tensor
 from avpretrain.config.schedules import Phase
 from avpretrain.core.errors import UserError
 from avpretrain.core.tensors import leaves_of, map_tensors, tensors_of
+from avpretrain.core.terminal import plain
 
 Update = Callable[[Any, Phase], dict[str, Tensor]]
 """A whole training step on a batch; what it returns stays on the device."""
@@ -61,11 +62,8 @@ class PhaseGraphs:
             self._drop()
         elif form != self._form and not self._varied:
             new, old = next((new, old) for new, old in zip_longest(form, self._form) if new != old)
-            print(
-                f"avpretrain: batches of one phase differ ({_said(new)} after {_said(old)}); steps are not captured as "
-                "CUDA graphs from here on",
-                file=sys.stderr,
-            )
+            differ = f"batches of one phase differ ({_said(new)} after {_said(old)})"
+            print(plain(f"avpretrain: {differ}; steps are not captured as CUDA graphs from here on"), file=sys.stderr)
             self._varied = True
             self._drop()
         self._steps += 1

@@ -24,6 +24,7 @@ from avpretrain.config.schedules import Phase, Step, cost_by_rule, plan, total_s
 from avpretrain.config.train import EngineConfig
 from avpretrain.core.errors import UsageError, UserError
 from avpretrain.core.locks import locked
+from avpretrain.core.terminal import plain, say
 from avpretrain.data.read.dataset import check_bad_share
 from avpretrain.training.build import (
     check_ranks,
@@ -80,7 +81,7 @@ def _train_round(method: Method, stop_at: int | None) -> Outcome:
     accelerator = make_accelerator(method.cfg)
     for warning in method.open():
         if accelerator.is_main_process:
-            print(f"avpretrain: warning: {warning}", file=sys.stderr)
+            print(plain(f"avpretrain: warning: {warning}"), file=sys.stderr)
     folder = method.cfg.run_dir
     check_ranks(accelerator, method.cfg.schedule.batch.multiple)
     with locked(folder, "training") if accelerator.is_main_process else contextlib.nullcontext():
@@ -148,7 +149,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             checkpoint, said = resume_point(self.cfg, self.method.model_config)
             for line in said:
-                print(f"avpretrain: {line}")
+                say(f"avpretrain: {line}")
         found: Path | None = broadcast_object_list([checkpoint])[0]
         return found
 

@@ -24,7 +24,7 @@ from avpretrain.config.train import EngineConfig
 from avpretrain.core.errors import UsageError
 from avpretrain.core.files import atomic_path
 from avpretrain.cost.count import count_flops
-from avpretrain.training.checkpoint import CONFIG, WEIGHTS
+from avpretrain.training.folders import CONFIG, WEIGHTS
 
 
 @runtime_checkable

@@ -17,7 +17,9 @@ from avpretrain.core.errors import UsageError, UserError
 from avpretrain.core.files import atomic_path, clear_leftovers, read_json, read_text, write_json
 from avpretrain.core.locks import LOCK_NAME
 from avpretrain.core.provenance import environment
-from avpretrain.training.checkpoint import Snapshot, checkpoint_folders, fault_of, fault_of_state, write_snapshot
+from avpretrain.core.terminal import say
+from avpretrain.training.checkpoint import Snapshot, fault_of, fault_of_state, write_snapshot
+from avpretrain.training.folders import checkpoint_folders
 from avpretrain.training.method import Data
 from avpretrain.training.metrics import METRICS_NAME
 
@@ -134,7 +136,7 @@ def _fingerprint_there(folder: Path) -> str | None:
     try:
         found = str(read_json(path, "run description")["data"]["fingerprint"])
     except (UserError, KeyError, TypeError):
-        print(f"avpretrain: {path} is damaged and is written anew; whether the data are the same can't be checked")
+        say(f"avpretrain: {path} is damaged and is written anew; whether the data are the same can't be checked")
         return None
     return found
 

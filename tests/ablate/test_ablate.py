@@ -17,7 +17,7 @@ import yaml
 from scipy import stats
 
 from avpretrain.ablate.matrix import Ablation, cells_of, load_ablation
-from avpretrain.ablate.summary import markdown, summary, table
+from avpretrain.ablate.summary import markdown, summary, table, task_of
 from avpretrain.cli import main as cli
 from avpretrain.config.reader import load_config, to_dict
 from avpretrain.config.train import TrainConfig
@@ -25,7 +25,7 @@ from avpretrain.core.errors import UsageError
 from avpretrain.cost.clip import clip_flops
 from avpretrain.cost.run import run_cost
 from avpretrain.measures.numbers import percent
-from avpretrain.training.checkpoint import list_checkpoints
+from avpretrain.training.folders import list_checkpoints
 from tests.cost.test_flops import counted
 from tests.support.tiny_datasets import Spec, make_dataset
 from tests.support.tiny_runs import CONFIG
@@ -92,6 +92,7 @@ def test_cells_run_seed_by_seed(tmp_path: Path) -> None:
         ({"a": {}}, {"seeds": [1, 1]}, "seeds must be different"),
         ({"a": {}}, {"probes": [{"modality": "audio"}]}, "label must name a label"),
         ({"a": {}}, {"probes": [{"label": "x"}, {"label": "x"}]}, "linear_probe_x_audio appears twice"),
+        ({"a": {}}, {"probes": [{"label": "x", "name": "X, 1"}, {"label": "y", "name": "x 1"}]}, "x_1 appears twice"),
         ({"a": {}}, {"base": "small_mavli"}, "did you mean 'small_mavil'"),
     ],
 )
@@ -196,7 +197,12 @@ def test_runs_skips_what_is_done_and_survives_failures(
     tmp_path: Path, shards: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     variants = {"diffmavil": DIFFMAVIL, "broken": {"data.split": "nowhere"}}
-    matrix = write_matrix(tmp_path, variants, seeds=[4], probes=[{"label": "class", "folds": "3"}])
+    matrix = write_matrix(
+        tmp_path,
+        variants,
+        seeds=[4],
+        probes=[{"name": "Class, 3 folds", "label": "class", "folds": "3", "pooling": "bands"}],
+    )
     out = tmp_path / "out"
     arguments = ["ablate", str(matrix), "--data.shards", shards, "--out", str(out), "--jobs", "2"]
     with pytest.raises(SystemExit) as stop:
@@ -234,14 +240,16 @@ def _check_done_cell(out: Path) -> None:
     assert cell["training"]["flops_total"] == pytest.approx(cell["flops"]["total"], rel=1e-9)
     assert (cell["training"]["clips"], cell["training"]["steps"]) == (48, cell["flops"]["steps"])
     assert len(cell["flops"]["phases"]) == 3
-    assert set(cell["stage_seconds"]) == {"train", "linear_probe_class_audio", "retrieval", "spectrum"}
+    assert set(cell["stage_seconds"]) == {"train", "class_3_folds", "retrieval", "spectrum"}
     found = {evaluation["task"]: evaluation for evaluation in cell["evaluations"]}
+    assert found["linear_probe"]["name"] == "Class, 3 folds"
     assert 0 <= found["linear_probe"]["ci"][0] <= found["linear_probe"]["value"] <= found["linear_probe"]["ci"][1] <= 1
     assert found["retrieval"]["baselines"]["chance"] == pytest.approx(1 / 6)
     assert set(found["spectrum"]["methods"]) == {"one_step", "sampled"}
     assert found["spectrum"]["clips"] == 6
     assert "torch" in cell["versions"]
-    probe = json.loads((out / "runs" / "diffmavil-s4" / "eval" / "linear_probe_class_audio.json").read_text())
+    probe = json.loads((out / "runs" / "diffmavil-s4" / "eval" / "class_3_folds.json").read_text())
+    assert probe["probe"]["pool"]["kind"] == "bands"
     assert [part["name"] for part in probe["parts"]] == ["fold 1", "fold 2", "fold 3"]
     assert str(out) not in json.dumps(cell)
 
@@ -250,7 +258,7 @@ def _check_done_cell(out: Path) -> None:
 def test_sigterm_leaves_a_checkpoint_and_no_process(tmp_path: Path, shards: str) -> None:
     matrix = write_matrix(tmp_path, {"mavil": {}}, seeds=[0], retrieval=False, spectrum=False)
     out = tmp_path / "out"
-    overrides = ["--schedule.samples", "1000000", "--run.log-every", "1"]
+    overrides = ["--schedule.samples", "10000", "--run.log-every", "1"]
     command = [sys.executable, "-m", "avpretrain", "ablate", str(matrix), "--data.shards", shards, "--out", str(out)]
     process = psutil.Popen([*command, *overrides], stderr=subprocess.PIPE)
     try:
@@ -291,6 +299,12 @@ def record(variant: str, seed: int, seconds: float, accuracy: float, missed: flo
         "evaluations": [probe, {"task": "spectrum", "methods": methods}],
         "jobs": 1, "hardware": {"gpus": ["a card"]}, "versions": {"torch": "2"}, "data": {"fingerprint": "5e"},
     }  # fmt: skip
+
+
+def test_a_probe_is_called_by_its_name() -> None:
+    evaluation = record("mavil", 0, 1.0, 0.5, 0.5)["evaluations"][0]
+    assert task_of(evaluation) == "class from audio, linear probe"
+    assert task_of({**evaluation, "name": "ESC-10, bands"}) == "ESC-10, bands"
 
 
 def summarised(tmp_path: Path) -> dict[str, Any]:

@@ -20,9 +20,8 @@ from avpretrain.config.reader import from_dict, to_dict
 from avpretrain.config.schedules import Phase, cost_by_rule
 from avpretrain.config.train import TrainConfig
 from avpretrain.core.errors import UsageError, UserError
-from avpretrain.cost.clip import cost_of
+from avpretrain.cost.clip import cost_of, visible_tokens
 from avpretrain.cost.run import run_cost
-from avpretrain.cost.sizes import visible_tokens
 from avpretrain.methods.load import make_method
 from avpretrain.training.memory_probe import Peak, measure, measured_memory
 from tests.support.tiny_runs import tiny_config

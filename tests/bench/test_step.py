@@ -47,7 +47,7 @@ class Slow(torch.autograd.Function):
 
 def slow_down(model: DiffMAViL, part: str, backward: bool) -> None:
     """Makes one component of a model sleep, in one direction."""
-    module: Any = model.audio_encoder.patch_embed if part == "patches" else model.get_submodule(part)
+    module: Any = model.audio_encoder.patch_embed if part == "patches" else model.parts()[part]
     plain = module.forward
 
     def forward(*args: Any, **options: Any) -> Any:

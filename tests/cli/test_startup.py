@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +19,8 @@ from avpretrain.cli.shared import arguments
 
 HEAVY = ("torch", "diffusers", "accelerate", "scipy", "torchaudio", "torchvision", "pandas", "av", "decord")
 HELP = [[verb] for verb in cli.VERBS if verb != "bench"] + [["bench"]] + [["bench", subject] for subject in SUBJECTS]
-FULL = [["train", "tiny_mavil"], ["flops", "tiny_mavil"], ["bench", "loader", "tiny_mavil"], ["ablate", "ablation"]]
+FULL = [[verb, "tiny_mavil"] for verb in ("train", "flops", "ledger")]
+FULL += [["bench", "loader", "tiny_mavil"], ["ablate", "ablation"]]
 SHORT = [["bench"], *(line[:-1] for line in FULL)]
 """Verbs whose help lists only a part of what `FULL` does, or no argument."""
 SCRIPT = """
@@ -58,6 +60,20 @@ def test_wrong_usage_imports_nothing_heavy() -> None:
     lines += [["train", "tiny_mavill"], ["flops", "tiny_mavil", "--model.widht", "3"], ["bench", "speed"], ["trian"]]
     for line, (code, out, modules) in zip(lines, loaded(lines, HEAVY), strict=True):
         assert code == 2 and out.startswith("avpretrain: ") and out.count("\n") == 1, (line, out)
+        assert not modules, (line, modules)
+
+
+def test_paths_that_lead_nowhere_import_nothing_heavy(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    for name in ("model.safetensors", "config.json"):
+        (model / name).touch()
+    label, out = ["--label", "x"], ["--out", str(tmp_path / "o.npz")]
+    verbs = {"probe": label, "finetune": label, "retrieve": [], "spectrum": [], "context": [], "inpaint": out}
+    lines = [[verb, folder, "nowhere", *more] for verb, more in verbs.items() for folder in ("nowhere", str(model))]
+    lines += [["embed", "nowhere", str(tmp_path), *out], ["export", "nowhere", str(tmp_path / "m")]]
+    for line, (code, said, modules) in zip(lines, loaded(lines, HEAVY), strict=True):
+        assert code == 1 and said.startswith("avpretrain: there is no nowhere"), (line, said)
         assert not modules, (line, modules)
 
 

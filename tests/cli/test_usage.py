@@ -48,7 +48,7 @@ COMMANDS = {
     "import": "@weights @new_folder --format timm",
     "export": "@model @new_folder",
     "flops": "@config",
-    "ledger": "--config @config --bench @bench --out @out_file",
+    "ledger": "@config --bench @bench --out @out_file",
     "ablate": "@matrix --data.shards @data --out @out_folder --dry-run",
     "report": "@run --out @out_file",
     "tokens": "@words @new_folder",
@@ -242,8 +242,6 @@ def options_of(name: str, place: Path) -> tuple[tuple[str, str], ...]:
     words = name.split()
     if "@config" in COMMANDS[name] or "@matrix" in COMMANDS[name]:
         words += fill(COMMANDS[name], place)[:1]
-    if name == "ledger":
-        words = ["ledger"]
     if name == "finetune":
         words += fill(COMMANDS[name], place)[:2]
     said = run([*words, "--help"])

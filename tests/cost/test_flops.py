@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from avpretrain.cli import main as cli
 from avpretrain.config.curriculum import MaskRatios
 from avpretrain.config.model import (
+    SIDES,
     AudioTowerConfig,
     DecoderConfig,
     DiffusionConfig,
@@ -25,14 +29,17 @@ from avpretrain.config.model import (
     VideoTowerConfig,
 )
 from avpretrain.config.reader import load_config
+from avpretrain.config.scaling import StackConfig
+from avpretrain.config.schedules import Phase
 from avpretrain.config.train import BatchConfig, RatioConfig, ScheduleConfig, TrainConfig
-from avpretrain.cost.clip import COMPONENTS, clip_flops, cost_of
+from avpretrain.cost.clip import COMPONENTS, clip_flops, cost_of, visible_tokens
+from avpretrain.cost.count import count_flops
 from avpretrain.cost.memory import activation_bytes
 from avpretrain.cost.run import mavil_of, run_cost
-from avpretrain.cost.sizes import visible_tokens
 from avpretrain.data.batch import AVBatch
 from avpretrain.measures.numbers import duration, flops, percent, si, significant
 from avpretrain.methods.diffmavil.model import DiffMAViL
+from avpretrain.nn.layers import Block
 from avpretrain.nn.reconstruction import TeacherFeatures
 from avpretrain.report.ledger import ACCOUNTINGS, VARIANTS, ledger
 
@@ -92,6 +99,11 @@ MODELS |= {
     "no-cls": tiny(cls_token=False),
     "one-view": tiny(views=1, loss=LossConfig(intra=0.0)),
     "both-views-decoded": tiny(decode_views=2),
+    "layer-wise": tiny(
+        {"kind": "cross_self", "layers": StackConfig(heads=(1, 3), hidden=(16, 24))},
+        {"layers": StackConfig(alpha=(0.5, 1.0), beta=(0.5, 2.0))},
+        fusion=FusionConfig(layers=StackConfig(alpha=(0.5, 1.0))),
+    ),
 }
 
 
@@ -160,12 +172,50 @@ def test_components_are_those_of_the_modules() -> None:
     by_module = {name.removeprefix("DiffMAViL."): sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
     ours = {name: part.forward for name, part in clip_flops(cfg, 0.8, 0.8).components.items()}
     assert list(ours) == list(COMPONENTS)
+    by_module |= {
+        f"{side}_{part}": by_module[f"towers.{side}.{part}"] for side in SIDES for part in ("encoder", "decoder")
+    }
     for name in ("fusion", "audio_decoder", "video_decoder"):
         assert ours[name] == by_module[name]
-    patch_embed = by_module["audio_encoder.patch_embed"] + by_module["video_encoder.patch_embed"]
+    patch_embed = sum(by_module[f"towers.{side}.encoder.patch_embed"] for side in SIDES)
     assert ours["patch_embed"] == patch_embed
     encoders = by_module["audio_encoder"] + by_module["video_encoder"]
     assert ours["audio_encoder"] + ours["video_encoder"] == encoders - patch_embed
+
+
+def test_counting_imports_no_compiler() -> None:
+    """Which would cost as much as torch itself; a curriculum of base size is counted in the time of an import."""
+    code = (
+        "import sys\n"
+        "from avpretrain.config.reader import load_config\n"
+        "from avpretrain.cost.run import run_cost\n"
+        "run_cost(load_config('base_diffmavil'))\n"
+        "print(*[name for name in ('torch._dynamo', 'sympy') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.split() == []
+
+
+def test_any_model_is_counted_on_meta_as_on_the_cpu() -> None:
+    """Also one with operations whose shapes torch has to work out."""
+
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.block, self.head = nn.Conv1d(3, 8, 3), Block(8, 2, 12, head_width=6), nn.Linear(8, 4)
+            self.table = nn.Embedding(5, 8)
+
+        def forward(self, x_BCL: torch.Tensor, phase: Phase) -> dict[str, torch.Tensor]:
+            x_BLD = self.block(self.block(self.conv(x_BCL).mT)) + self.table(torch.arange(5, device=x_BCL.device))
+            x_BLD = torch.where(x_BLD > 0, x_BLD, x_BLD.std(dim=1, keepdim=True))
+            return {"loss": torch.einsum("bld,bmd->blm", self.head(x_BLD), self.head(x_BLD)).logsumexp(-1).mean()}
+
+    def example(phase: Phase, count: int, device: torch.device) -> torch.Tensor:
+        return torch.randn(count, 3, 7, device=device)
+
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        Plain()(example(Phase(), 2, torch.device("cpu")), Phase())["loss"].backward()
+    assert count_flops(Plain, example, Phase()) == counter.get_total_flops() / 2 > 0
 
 
 def test_contrast_grows_with_the_batch() -> None:
@@ -291,7 +341,7 @@ def test_ledger_counts_every_variant_under_every_accounting() -> None:
 
 def test_ledger_command_writes_what_it_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "ledger.json"
-    cli.main(["ledger", "--config", "tiny_mavil", "--clips", "64", "--out", str(out), "--json"])
+    cli.main(["ledger", "tiny_mavil", "--clips", "64", "--out", str(out), "--json"])
     assert json.loads(out.read_text()) == json.loads(capsys.readouterr().out)
 
 

@@ -15,7 +15,7 @@ from avpretrain.core.errors import UsageError, UserError
 from avpretrain.data.read.clips import ClipSet
 from avpretrain.data.splits import SplitRoles, chosen_splits, is_held_out, role_of
 from avpretrain.evaluation.labels import cross_validation_parts, official_parts, read_task
-from avpretrain.evaluation.probe.run import random_encoder
+from avpretrain.evaluation.setup import random_encoder
 from avpretrain.methods.diffmavil.method import held_out
 from tests.evaluation.probe.test_probe import clip
 from tests.support.tiny_datasets import Spec, make_dataset

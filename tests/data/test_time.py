@@ -24,7 +24,7 @@ from avpretrain.data.write.transcode import TranscodeConfig
 from avpretrain.evaluation.extract import Reading, extract
 from avpretrain.evaluation.frozen import FrozenEncoder, Pooling, input_for
 from avpretrain.evaluation.longform import embed_file
-from avpretrain.evaluation.probe.run import random_encoder
+from avpretrain.evaluation.setup import random_encoder
 from tests.support.clips import (
     BACKENDS,
     MODES,

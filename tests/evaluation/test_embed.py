@@ -14,7 +14,7 @@ from avpretrain.data.read.clips import ClipSet
 from avpretrain.evaluation.extract import Reading, extract
 from avpretrain.evaluation.frozen import FrozenEncoder, Pooling, input_for
 from avpretrain.evaluation.longform import embed_file
-from avpretrain.evaluation.probe.run import random_encoder
+from avpretrain.evaluation.setup import random_encoder
 from avpretrain.methods.diffmavil.model import DiffMAViL
 from tests.support.tiny_datasets import FPS, SAMPLE_RATE, Spec, make_dataset, mp4, picture, tone
 from tests.support.tiny_models import tiny

@@ -12,7 +12,7 @@ import pytest
 import soundfile
 
 from avpretrain.cli.main import run
-from avpretrain.evaluation.probe.run import random_encoder
+from avpretrain.evaluation.setup import random_encoder
 from tests.support.tiny_datasets import SAMPLE_RATE, tone
 from tests.support.tiny_models import tiny
 

@@ -10,7 +10,7 @@ from avpretrain.config.model import AudioTowerConfig, DecoderConfig, InputConfig
 from avpretrain.data.read.clips import ClipSet
 from avpretrain.evaluation.extract import Extracted, Reading, clip_batches, extract
 from avpretrain.evaluation.frozen import FrozenEncoder, Pooling, clip_steps, encode_steps, input_for, windows
-from avpretrain.evaluation.probe.run import random_encoder
+from avpretrain.evaluation.setup import random_encoder
 from avpretrain.methods.diffmavil.model import DiffMAViL
 from tests.support.tiny_datasets import Spec, make_dataset
 

@@ -7,7 +7,7 @@ import torch
 
 from avpretrain import hear
 from avpretrain.core.errors import UserError
-from avpretrain.evaluation.probe.run import random_encoder
+from avpretrain.evaluation.setup import random_encoder
 from tests.support.tiny_models import tiny
 
 

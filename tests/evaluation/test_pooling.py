@@ -8,7 +8,7 @@ import torch
 
 from avpretrain.evaluation.frozen import ClipBatch, FrozenEncoder, Pooling, encode_steps
 from avpretrain.evaluation.longform import filled
-from avpretrain.evaluation.probe.run import random_encoder
+from avpretrain.evaluation.setup import random_encoder
 from tests.support.tiny_models import INPUT, tiny
 
 MODEL = random_encoder(tiny(), seed=0)

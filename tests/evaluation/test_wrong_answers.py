@@ -19,7 +19,7 @@ from avpretrain.data.decode import DecodeError, decode_audio
 from avpretrain.data.media import Limits, Source
 from avpretrain.evaluation.frozen import encode_steps
 from avpretrain.evaluation.longform import embed_file
-from avpretrain.evaluation.probe.run import random_encoder
+from avpretrain.evaluation.setup import random_encoder
 from avpretrain.methods.diffmavil.conversions.foreign import read_weights
 from avpretrain.methods.diffmavil.conversions.importers import import_checkpoint
 from avpretrain.methods.diffmavil.model import DiffMAViL

@@ -14,8 +14,8 @@ from avpretrain.cli.shared.tables import show_facts, show_table
 from avpretrain.core.errors import UserError
 from avpretrain.core.terminal import Console
 from avpretrain.evaluation.predictions import Predictions, Ranks, difference, summarise
-from avpretrain.evaluation.probe.run import random_encoder
 from avpretrain.evaluation.results import compare_results, save_result
+from avpretrain.evaluation.setup import random_encoder
 from avpretrain.measures import intervals
 from avpretrain.measures.scores import bounds, points, read_score
 from tests.support.tiny_datasets import Spec, make_dataset

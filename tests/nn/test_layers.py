@@ -11,10 +11,11 @@ from diffusers.models.embeddings import get_timestep_embedding
 from torch import nn
 
 from avpretrain.config.model import DecoderConfig, FusionConfig
+from avpretrain.config.scaling import uniform
 from avpretrain.nn.decoder import DecoderBlock
 from avpretrain.nn.encoder import Encoder, Fusion
 from avpretrain.nn.layers import Attention, Block, CrossAttention, TimestepEmbedding
-from avpretrain.nn.patches import patchify_audio
+from avpretrain.nn.patches import AudioPatches, patchify_audio
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +25,7 @@ def _seed() -> None:
 
 def test_block_equals_timms() -> None:
     theirs = timm.models.vision_transformer.Block(48, 4, qkv_bias=True, norm_layer=partial(nn.LayerNorm, eps=1e-6))
-    ours = Block(48, 4)
+    ours = Block(48, 4, 4 * 48)
     ours.load_state_dict(theirs.state_dict())
     x_BLD = torch.randn(3, 17, 48)
     torch.testing.assert_close(ours(x_BLD), theirs(x_BLD), atol=1e-5, rtol=0)
@@ -36,7 +37,8 @@ def test_encoder_equals_timms_vit() -> None:
     ).eval()
     nn.init.normal_(theirs.cls_token)
     nn.init.normal_(theirs.pos_embed)
-    ours = Encoder(16 * 8, (4, 4), 48, depth=3, heads=4, mlp_ratio=4.0, cls_token=True, learned_positions=True)
+    patches = AudioPatches((16, 8), (4, 4))
+    ours = Encoder(patches, width=48, layers=uniform(3, 4, 192), head_width=12, learned_positions=True)
     weights = {k: v for k, v in theirs.state_dict().items() if k.startswith(("blocks.", "norm."))}
     weights["patch_embed.weight"] = theirs.patch_embed.proj.weight.detach().reshape(48, 16 * 8)
     weights["patch_embed.bias"] = theirs.patch_embed.proj.bias.detach()
@@ -50,7 +52,7 @@ def test_encoder_equals_timms_vit() -> None:
 
 def test_encoder_of_some_patches_is_the_vit_of_those_tokens() -> None:
     """Order and company of patches do not matter; only which are given."""
-    encoder = Encoder(8, (4, 4), 48, depth=2, heads=4, mlp_ratio=4.0, cls_token=True)
+    encoder = Encoder(AudioPatches((2, 4), (4, 4)), width=48, layers=uniform(2, 4, 192), head_width=12)
     patches_BLP = torch.randn(2, 16, 8)
     ids_BK = torch.tensor([[3, 9, 14], [0, 5, 6]])
     given = patches_BLP.gather(1, ids_BK[:, :, None].expand(-1, -1, 8))
@@ -122,7 +124,7 @@ def test_adaln_modulation_by_hand() -> None:
 
 
 def test_joint_fusion_is_plain_blocks_over_both() -> None:
-    fusion = Fusion(FusionConfig(depth=2), 48, 4, 4.0)
+    fusion = Fusion(FusionConfig(depth=2), 48, uniform(2, 4, 192), 12)
     audio_BKD, video_BKD = torch.randn(2, 5, 48), torch.randn(2, 7, 48)
     both = torch.cat([audio_BKD, video_BKD], dim=1)
     expected = fusion.norm(fusion.blocks[1](fusion.blocks[0](both)))
@@ -135,6 +137,6 @@ def test_bottleneck_passes_information_only_from_the_second_layer_on() -> None:
     audio_BKD, video_BKD = torch.randn(1, 5, 48), torch.randn(1, 7, 48)
     other_BKD = torch.randn(1, 7, 48)
     for depth, crosses in ((1, False), (2, True)):
-        fusion = Fusion(FusionConfig(kind="bottleneck", depth=depth), 48, 4, 4.0)
+        fusion = Fusion(FusionConfig(kind="bottleneck", depth=depth), 48, uniform(depth, 4, 192), 12)
         changed = not torch.allclose(fusion(audio_BKD, video_BKD)[0], fusion(audio_BKD, other_BKD)[0])
         assert changed == crosses

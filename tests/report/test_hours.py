@@ -82,7 +82,7 @@ def test_ledger_has_hours_where_they_were_measured(tmp_path: Path) -> None:
 def test_command_shows_hours_on_one_and_many_gpus(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bench_of(tmp_path, {"m": measured(load_config("tiny_mavil"), 10.0)})
     path = tmp_path / "bench.json"
-    cli.main(["ledger", "--config", "tiny_mavil", "--clips", "500", "--bench", str(path), "--json"])
+    cli.main(["ledger", "tiny_mavil", "--clips", "500", "--bench", str(path), "--json"])
     answer = json.loads(capsys.readouterr().out)
     entry = next(e for e in answer["entries"] if e["variant"] == "mavil" and "hours" in e)
     assert entry["hours"]["1"] == pytest.approx(entry["clips"] * 0.2 / 10.0 / 3600)
@@ -90,7 +90,7 @@ def test_command_shows_hours_on_one_and_many_gpus(tmp_path: Path, capsys: pytest
     assert "no cost of communication" in answer["hours_assume"]
     assert answer["hours_measured_on"] == {"gpus": ["a card"]}
     with pytest.raises(SystemExit):
-        cli.main(["ledger", "--config", "small_mavil", "--clips", "5000", "--bench", str(path)])
+        cli.main(["ledger", "small_mavil", "--clips", "5000", "--bench", str(path)])
     assert "fits no variant of small_mavil" in capsys.readouterr().err
 
 

@@ -21,12 +21,26 @@ from avpretrain.core.errors import UserError
 from avpretrain.cost.run import run_cost
 from avpretrain.measures.runs import read_run
 from avpretrain.methods.load import config_of
+from avpretrain.report import page as pages
 from avpretrain.report.comparison import Comparison, as_json, sentences, summary_table
-from avpretrain.report.page import Cell, table
+from avpretrain.report.page import (
+    Card,
+    Cards,
+    Cell,
+    Downloads,
+    Figure,
+    Figures,
+    Legend,
+    Picture,
+    PictureSequence,
+    Players,
+    Section,
+    Table,
+)
 from avpretrain.report.saving import config_differences, split_saving
-from avpretrain.report.svg import Series, chart, thinned, tick_labels, ticks
+from avpretrain.report.svg import Bar, BarChart, Segment, Series, chart, thinned, tick_labels, ticks
 from avpretrain.report.write import render, write_report
-from tests.support.runs import write_probe, write_run
+from tests.support.runs import write_inpainted, write_probe, write_run
 
 
 @pytest.fixture
@@ -117,7 +131,7 @@ def test_savings_are_against_mavil_wherever_it_stands(pair: list[Path]) -> None:
 def test_sentences_say_what_was_saved_and_reached(pair: list[Path]) -> None:
     (sentence,) = sentences(Comparison.of(pair))
     assert re.match(r"diffmavil took \d+\.\d% fewer FLOPs and \d+\.\d% less wall clock a clip than mavil", sentence)
-    assert "82.0% accuracy against 80.0%" in sentence
+    assert "82.0% accuracy against 80.0%, not paired: the scores of single clips are missing" in sentence
 
 
 def test_summary_is_five_lines_for_two_runs(pair: list[Path]) -> None:
@@ -202,10 +216,26 @@ def test_config_differences_leave_out_names() -> None:
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "expected"), [(0, 1, [0, 0.5, 1.0]), (0.8, 0.9, [0.8, 0.85, 0.9]), (3, 3, [3, 4, 5, 6])]
+    ("low", "high", "inside", "expected"),
+    [
+        (0, 1, False, [0, 0.2, 0.4, 0.6, 0.8, 1.0]),
+        (0.81, 0.9, False, [0.8, 0.82, 0.84, 0.86, 0.88, 0.9]),
+        (3, 3, False, [3, 4, 5, 6]),
+        (0, 0.9, True, [0, 0.2, 0.4, 0.6, 0.8]),
+        (0, 2064, True, [0, 500, 1000, 1500, 2000]),
+    ],
 )
-def test_ticks_are_round_and_cover(low: float, high: float, expected: list[float]) -> None:
-    assert ticks(float(low), float(high)) == pytest.approx(expected)
+def test_ticks_are_round_and_cover(low: float, high: float, inside: bool, expected: list[float]) -> None:
+    assert ticks(float(low), float(high), inside) == pytest.approx(expected)
+
+
+def test_every_axis_has_more_than_two_ticks() -> None:
+    for high in (1.001**i * 1e-6 for i in range(0, 40_000, 37)):
+        for low in (0.0, 0.3 * high, 0.97 * high):
+            found = ticks(low, high)
+            assert 4 <= len(found) <= 10 and found[0] <= low * (1 + 1e-6) + 1e-12 and found[-1] >= high * (1 - 1e-6)
+        inner = ticks(0.0, high, inside=True)
+        assert 4 <= len(inner) <= 10 and inner[-1] <= high * (1 + 1e-6) + 1e-12
 
 
 def test_tick_labels_agree_with_each_other() -> None:
@@ -225,17 +255,32 @@ def test_long_series_are_thinned_and_bad_values_left_out() -> None:
 
 def test_a_step_holds_back_to_the_value_before() -> None:
     drawn = chart("ratio", [Series("a", [10.0, 20.0], [0.9, 0.8], 0)], "clips", steps=True)
-    found = re.search('points="([^"]*)"', drawn)
-    assert found
-    places = [tuple(map(float, pair.split(","))) for pair in found[1].split()]
+    places = [tuple(map(float, pair.split(","))) for pair in drawn.lines[0].path.split()]
     left, middle, right = 46.0, 197.0, 348.0
     assert [x for x, _ in places] == [left, left, middle, middle, right]
     assert len({y for _, y in places[:3]}) == len({y for _, y in places[3:]}) == 1
 
 
-def test_labels_are_escaped() -> None:
-    assert "<script>" not in chart("<script>", [Series("<script>", [0.0, 1.0], [1.0, 2.0], 0)], "<script>")
-    assert "<b>" not in table(["<b>"], [[Cell("<b>")]], "<b>")
+def test_whatever_a_template_prints_is_escaped_and_plain() -> None:
+    bad = "<b onload='x'>\x1b[2J\u202e\""
+    drawn = chart(bad, [Series(bad, [0.0, 1.0], [1.0, 2.0], 0)], bad)
+    rows = BarChart(bad, [Bar(bad, bad, [Segment(0.0, 1.0, "c0", bad)], remark=bad)], 1.0)
+    picture = Picture("data:,", bad, 1, 1, bad)
+    blocks = [
+        Legend([("c0", bad)]),
+        Figures([Figure(bad, d, bad, key=Legend([("c0", bad)])) for d in (drawn, rows, picture)]),
+        Figures([Figure(bad, PictureSequence([picture, picture])), Figure(bad, Players(picture, [(bad, "data:,")]))]),
+        Table(bad, [bad], [[Cell(bad), Cell(bad, copy=True)]], folded=bad),
+        Cards([Card(bad, "c0", bad, bad, bad, [(bad, bad, bad)])]),
+        Downloads([(bad, "text/csv", bad)]),
+    ]
+    assert {block.template for block in blocks} | {d.drawing.template for b in blocks[1:3] for d in b.items} | {
+        "page.html", "page.css", "page.js"
+    } == {path.name for path in pages.TEMPLATES.iterdir()}  # every template is tried  # fmt: skip
+    values = {"title": bad, "subtitle": bad, "sentences": [bad], "cautions": [bad], "footer": bad}
+    html = pages.render("page.html", {**values, "sections": [Section("a", bad, blocks, bad)]})
+    assert "<b " not in html and "\x1b" not in html and "\u202e" not in html
+    assert html.count("&lt;b onload=&#39;x&#39;&gt;\\x1b[2J\\u202e&#34;") > 40
 
 
 # --- the page --------------------------------------------------------------------------------------------------------
@@ -319,16 +364,31 @@ window.addEventListener("load", () => {
   const box = chart.getBoundingClientRect();
   const [clientX, clientY] = [box.x + box.width - 30, box.y + 20];
   chart.dispatchEvent(new PointerEvent("pointermove", { clientX, clientY }));
+  const slider = document.querySelector(".sequence input");
+  const frames = [...slider.closest(".sequence").querySelectorAll(".frame")];
+  const moment = () => frames.filter((frame) => !frame.hidden).map((frame) => frame.dataset.name).join();
+  const moments = [moment()];
+  slider.value = 0;
+  slider.dispatchEvent(new Event("input"));
+  moments.push(moment());
+  const image = document.querySelector("#listening img");
+  const before = image.getBoundingClientRect().width;
+  image.click();
   const drawn = (element) => {
     const { width, height } = element.getBoundingClientRect();
     return width > 100 && height > 50 && (element.tagName !== "IMG" || element.naturalWidth > 0);
   };
-  const pictures = [...document.querySelectorAll("figure svg, figure img")];
+  const pictures = [...document.querySelectorAll("figure svg, figure img")].filter((e) => !e.closest("[hidden]"));
   const lines = [...document.querySelectorAll("polyline, rect.bar")];
   const result = {
     errors: window.errors,
     orders,
     readout: chart.parentElement.querySelector("output").textContent,
+    moments,
+    copy: [...document.querySelectorAll("button.copy")].every((button) => !button.hidden),
+    copied: document.querySelector("button.copy").previousElementSibling.textContent,
+    sounds: document.querySelectorAll("audio").length,
+    zoomed: [before, image.getBoundingClientRect().width, image.naturalWidth],
     figures: document.querySelectorAll("figure").length,
     drawn: pictures.filter(drawn).length,
     coloured: lines.every((line) => {
@@ -375,6 +435,9 @@ def in_browser(page: Path, width: int, dark: bool) -> dict[str, Any]:
 )
 def test_page_works_in_a_browser(pair: list[Path]) -> None:
     write_probe(pair[0], 0.6, modality="video")
+    write_inpainted(pair[0])
+    for moment in (10, 20):
+        (pair[1] / "reconstructions" / f"{moment:012d}.png").write_bytes(next(pair[1].glob("r*/*.png")).read_bytes())
     page = pair[0].parent / "report.html"
     write_report(pair, page)
     light, dark = in_browser(page, 1280, dark=False), in_browser(page, 390, dark=True)
@@ -385,4 +448,9 @@ def test_page_works_in_a_browser(pair: list[Path]) -> None:
         assert result["orders"] == [["diffmavil", "mavil"], ["mavil", "diffmavil"]]
         assert re.search(r"clips seen: mavil [\d.]+ · diffmavil [\d.]+", result["readout"])
         assert result["overflow"] <= 0
+        assert result["moments"] == ["after 6,400 clips", "after 10 clips"]
+        assert result["copy"] and result["copied"] == "avpretrain train mavil"
+        assert result["sounds"] == 2
+        shown, full, natural = result["zoomed"]
+        assert shown <= full == pytest.approx(natural, abs=2.5)
     assert light["background"] != dark["background"]

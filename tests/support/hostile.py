@@ -17,6 +17,7 @@ from typing import Any
 
 from avpretrain.core.errors import UserError
 from avpretrain.core.terminal import plain
+from tests.support.tiny_models import tiny
 
 GIGABYTE = 1 << 30
 Change = Callable[[Path], None]
@@ -43,6 +44,12 @@ def instead(name: str, make: Callable[[Path], Any]) -> Change:
     return change
 
 
+def sparse(path: Path) -> None:
+    """Ten terabytes that take no room."""
+    with path.open("wb") as file:
+        file.truncate(10 << 40)
+
+
 def make(good: Path, variants: dict[str, tuple[Change, str]], folder: Path) -> None:
     """A copy of `good` for each variant, changed."""
     for name, (change, _) in variants.items():
@@ -55,9 +62,11 @@ def make(good: Path, variants: dict[str, tuple[Change, str]], folder: Path) -> N
 
 def open_data(root: Path) -> dict[str, Any]:
     """Every clip of a data set, decoded."""
+    from avpretrain.cli.inspect import describe
     from avpretrain.config.model import InputConfig
     from avpretrain.data.read.clips import ClipSet
     from avpretrain.data.read.dataset import eval_loader
+    from avpretrain.data.verify import require_data_set
 
     clips = ClipSet((str(root),), "all")
     input = InputConfig(audio_frames=64, mels=32, video_frames=2, video_fps=2.0, video_size=32)
@@ -65,17 +74,17 @@ def open_data(root: Path) -> dict[str, Any]:
     with eval_loader(clips, input, range(len(clips)), batch_size=4) as loader:
         for raw in loader:
             reasons += raw.reasons
-    labels = [clips.clip(i).labels for i in range(len(clips))]
-    return {"clips": len(clips), "bad": reasons, "labels": len(labels)}
+    describe(require_data_set(root))
+    return {"clips": len(clips), "bad": reasons, "log_mel": clips.log_mel}
 
 
 def open_model(root: Path) -> dict[str, Any]:
-    from avpretrain.config.model import ModelConfig
+    from avpretrain.methods.diffmavil.conversions.foreign import READERS
     from avpretrain.methods.diffmavil.conversions.importers import import_checkpoint
     from avpretrain.methods.load import load_model
 
     if root.suffix in (".pth", ".safetensors"):
-        import_checkpoint(root, "mae", ModelConfig(), "video")
+        import_checkpoint(root, next((f for f in READERS if root.stem.startswith(f"{f} ")), "mae"), tiny(), "video")
     else:
         load_model(root)
     return {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -12,8 +13,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import soundfile
 
-from tests.support.hostile import Change, instead, text
+from tests.support.hostile import Change, instead, sparse, text
 
 
 def summary(**changes: Any) -> Change:
@@ -94,11 +96,31 @@ def _doubled(root: Path) -> None:
             tar.addfile(info, io.BytesIO(data))
 
 
-def _sparse(path: Path) -> None:
-    with path.open("wb") as file:
-        file.truncate(10 << 40)
+def _many_values(root: Path) -> None:
+    info = json.loads((root / "dataset.json").read_text())
+    info["labels"] = {"class": ["VALUES"]}
+    values = ",".join(['"\U0001f600"'] * 3_999_000)
+    (root / "dataset.json").write_text(json.dumps(info).replace('"VALUES"', values))
 
 
+def _audio(root: Path, rate: int, samples: int) -> None:
+    """Another audio file for the second clip, which claims so many samples; checksums, sizes and places fit."""
+    out = io.BytesIO()
+    soundfile.write(out, np.zeros(min(samples, 1 << 20), np.int16), rate, format="FLAC", subtype="PCM_16")
+    data, tar = bytearray(out.getvalue()), root / "train-000000.tar"
+    data[22:26] = samples.to_bytes(4, "big")  # of STREAMINFO; silence takes so little that a whole file is as small
+    offset = tar.stat().st_size
+    with tar.open("ab") as file:
+        file.write(data)
+    info = json.loads((root / "dataset.json").read_text())
+    info["shards"][0]["bytes"] += len(data)
+    info["bytes"] += len(data)
+    (root / "dataset.json").write_text(json.dumps(info))
+    seal = hashlib.sha256(data).hexdigest()
+    row(video_ext="", video_length=0, fps=0.0, audio_offset=offset, audio_length=len(data), sha256=seal)(root)
+
+
+LOG_MEL = {"mean": -8.0, "std": 4.0, "clips": 12}
 LABEL = '{"class": "%s"}'
 DATA: dict[str, tuple[Change, str]] = {
     # what becomes of each: "!text" = refused with that text in its line; "N text" = N bad clips, named so; "" = as good
@@ -192,7 +214,28 @@ DATA: dict[str, tuple[Change, str]] = {
     "tar a folder": (instead("train-000000.tar", Path.mkdir), "4 "),
     "tar a pipe": (instead("train-000000.tar", os.mkfifo), "4 "),
     "tar endless": (instead("train-000000.tar", lambda p: p.symlink_to("/dev/zero")), "4 "),
-    "tar sparse": (instead("train-000000.tar", _sparse), "4 "),
+    "tar sparse": (instead("train-000000.tar", sparse), "4 "),
+    "tar linked out": (instead("train-000000.tar", lambda p: p.symlink_to("/etc/passwd")), "4 "),
+    "summary sparse": (instead("dataset.json", sparse), "!larger than"),
+    "summary at the limit of values": (lambda root: _many_values(root), ""),
+    "summary a number of many digits": (text("dataset.json", '{"format": ' + "9" * 5_000_000 + "}"), "!damaged"),
+    "manifest sparse": (instead("manifest.arrow", sparse), "!manifest.arrow"),
+    "format long": (summary(format="9" * 5_000_000), "!has data format '999"),
+    "name long": (summary(name="x" * 5_000_000), "!'name' can't be"),
+    "label name long": (summary(labels={"x" * 5_000_000: ["a"]}), "!'labels' can't be"),
+    "shard name long": (shard(name="x" * 5_000_000), "!'name' can't be"),
+    "log mel mean huge": (summary(log_mel={"mean": 1e200, "std": 1.0, "clips": 1}), "!'mean' can't be"),
+    "log mel sums a text": (summary(log_mel={**LOG_MEL, "sums": "abc"}), "!'sums' can't be"),
+    "log mel sums empty": (summary(log_mel={**LOG_MEL, "sums": {"train": []}}), "!'sums' can't be"),
+    "log mel splits a number": (summary(log_mel={**LOG_MEL, "splits": 5}), "!'splits' can't be"),
+    "source long": (row(source="x" * 5_000_000), "1 source is longer than"),
+    "license long": (row(license="x" * 5_000_000), "1 license is longer than"),
+    "labels long": (row(labels=LABEL % ("x" * 20_000_000)), "1 labels is longer than"),
+    "source with escapes": (row(source="\x1b]0;evil\x07\u202e"), ""),
+    "two clips of one key": (row(key="clip00000"), ""),  # a key is a name: nothing is found by it
+    "audio that unfolds": (lambda root: _audio(root, 1000, 1 << 26), "1 which at 16000 Hz are"),
+    "audio of many samples": (lambda root: _audio(root, 16_000, 1 << 28), "1 more than 134217728"),
+    "audio of an absurd rate": (lambda root: _audio(root, 500, 1000), "1 claims a sample rate"),
 }  # fmt: skip
 
 

@@ -33,7 +33,7 @@ def run_ranks(
     """Calls `target(*args)` on every rank and returns their exit codes; what they print goes to `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.support.ranks", "avpretrain.training.loop", "tests.support.tiny_runs"])
+    context.set_forkserver_preload(["tests.support.ranks", "tests.support.preload", "tests.support.tiny_runs"])
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -14,6 +14,8 @@ import yaml
 from avpretrain.config.reader import load_config, to_dict
 from avpretrain.config.train import TrainConfig
 from avpretrain.cost.clip import clip_flops, plan_of
+from avpretrain.evaluation.predictions import Predictions
+from avpretrain.evaluation.results import predictions_path
 
 
 def write_run(
@@ -112,6 +114,28 @@ def write_probe(folder: Path, accuracy: float, label: str = "class", modality: s
     }  # fmt: skip
     path.write_text(json.dumps(result))
     return path
+
+
+def write_scores(result: Path, right: list[bool], classes: int = 2) -> None:
+    """Writes the scores of single clips next to a result: clip i is of class i modulo `classes`, and right or not."""
+    target = np.arange(len(right)) % classes
+    said = np.where(right, target, (target + 1) % classes)
+    names = tuple(f"class{c}" for c in range(classes))
+    Predictions(tuple(map(str, range(len(right)))), names, np.eye(classes)[said], target).save(predictions_path(result))
+
+
+def write_inpainted(folder: Path, key: str = "clip") -> Path:
+    """Writes what inpainting leaves of one clip: a list, spectrograms, and two sounds; returns the original's path."""
+    import soundfile
+
+    inpaint = folder / "eval" / "inpaint"
+    inpaint.mkdir(parents=True, exist_ok=True)
+    (inpaint / "errors.json").write_text(json.dumps({"task": "inpaint", "shown": [key]}))
+    _picture(inpaint / f"{key}-audio.png", 0)
+    for i, name in enumerate(("original", "filled")):
+        samples = (8000 * np.sin(np.arange(1600) * 0.1 * (i + 1))).astype(np.int16)
+        soundfile.write(inpaint / f"{key}-{name}.wav", samples, 16_000, subtype="PCM_16")
+    return inpaint / f"{key}-original.wav"
 
 
 def _picture(path: Path, seed: int) -> None:

@@ -14,19 +14,22 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Literal
 
-Shards = Literal["good", "missing", "silent", "wrong", "short"]
-"""How shards are answered: as they are, with 404, never, with other bytes, or with half of what is promised."""
+Shards = Literal["good", "missing", "silent", "wrong", "short", "slow", "endless"]
+"""How files are answered: as they are, with 404, never, with other bytes, with half of what is promised, a byte every
+0.1 s, or without end."""
 
 
 class _Server(BaseHTTPRequestHandler):
-    def __init__(self, root: Path, cut: int, ranges: bool, shards: Shards, log: list[str], *args: object) -> None:
-        self.root, self.cut, self.ranges, self.shards, self.log = root, cut, ranges, shards, log
+    def __init__(
+        self, root: Path, cut: int, ranges: bool, shards: Shards, of: str, log: list[str], *args: object
+    ) -> None:
+        self.root, self.cut, self.ranges, self.shards, self.of, self.log = root, cut, ranges, shards, of, log
         super().__init__(*args)  # type: ignore[arg-type]
 
     def do_GET(self) -> None:
         path = self.root / self.path.lstrip("/")
         self.log.append(self.path)
-        how = self.shards if path.suffix == ".tar" else "good"
+        how = self.shards if path.match(self.of) else "good"
         if not path.is_file() or how == "missing":
             self.send_error(404)
             return
@@ -42,14 +45,21 @@ class _Server(BaseHTTPRequestHandler):
             data = os.urandom(len(data))
         with contextlib.suppress(OSError):  # the client may be gone
             self.send_response(206 if wanted and self.ranges else 200)
-            self.send_header("Content-Length", str(len(data)))
+            if how != "endless":
+                self.send_header("Content-Length", str(len(data)))
             self.end_headers()
+            while how == "endless":
+                self.wfile.write(bytes(1 << 20))
+            for byte in data if how == "slow" else b"":
+                self.wfile.write(bytes([byte]))
+                time.sleep(0.1)
             if how == "short" or (self.cut and len(self.log) % self.cut == 0):
                 self.wfile.write(data[: len(data) // 2])
                 self.wfile.flush()
                 self.connection.shutdown(socket.SHUT_RDWR)
                 return
-            self.wfile.write(data)
+            if how != "slow":
+                self.wfile.write(data)
 
     do_HEAD = do_GET
 
@@ -58,15 +68,18 @@ class _Server(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serving(root: Path, cut: int = 0, ranges: bool = True, shards: Shards = "good") -> Iterator[tuple[str, list[str]]]:
+def serving(
+    root: Path, cut: int = 0, ranges: bool = True, shards: Shards = "good", of: str = "*.tar"
+) -> Iterator[tuple[str, list[str]]]:
     """Serves a folder by ranges; gives its URL and the paths that were asked for.
 
     Args:
         cut: every so many requests one breaks off in the middle of its answer; 0 = none.
         ranges: whether ranges are understood.
+        shards: how the files that match `of` are answered.
     """
     log: list[str] = []
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Server, root, cut, ranges, shards, log))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Server, root, cut, ranges, shards, of, log))
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever)
     thread.start()

@@ -15,7 +15,8 @@ import av
 import numpy as np
 import soundfile
 
-from avpretrain.data.manifest import DATASET_NAME, FORMAT, MANIFEST_NAME, Clip, write_manifest
+from avpretrain.data.manifest import FORMAT, Clip, write_manifest
+from avpretrain.data.place import DATASET_NAME, MANIFEST_NAME
 
 SAMPLE_RATE = 16_000
 FPS = 8

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from avpretrain.config.reader import from_dict
 from avpretrain.config.train import TrainConfig
-from avpretrain.training.checkpoint import list_checkpoints
+from avpretrain.training.folders import list_checkpoints
 from tests.support.tiny_datasets import Spec, make_dataset
 
 CLIPS = 20

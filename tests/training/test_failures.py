@@ -92,7 +92,7 @@ def test_a_dead_loader_process_ends_the_run(
 ) -> None:
     shards = tiny_data(tmp_path / "shards")
     data = {"num_workers": 1, "prefetch": 1}
-    cfg = tiny_config(shards, tmp_path / "run", data=data, schedule={"samples": 1_000_000})
+    cfg = tiny_config(shards, tmp_path / "run", data=data, schedule={"samples": 10_000})
     here = psutil.Process()
     before = {child.pid for child in here.children(recursive=True)}
     killed = []

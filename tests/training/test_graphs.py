@@ -24,14 +24,9 @@ from avpretrain.training.build import make_optimizer, set_lr, why_uncaptured
 from avpretrain.training.checkpoint import Progress, restore, take_snapshot, write_snapshot
 from avpretrain.training.graphs import PhaseGraphs, first_cause, form_of
 from avpretrain.training.metrics import read_metrics
-from tests.support.tiny_runs import final_state, same_bits, tiny_config, tiny_data
+from tests.support.tiny_runs import final_state, same_bits, tiny_config
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="a CUDA graph needs a GPU")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_data(tmp_path_factory.mktemp("data") / "shards")
 
 
 LONG = {"samples": 600}

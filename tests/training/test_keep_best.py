@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from avpretrain.api import train
-from avpretrain.training.checkpoint import Better, CheckpointWriter, Progress, Snapshot, list_checkpoints
+from avpretrain.training.checkpoint import Better, CheckpointWriter, Progress, Snapshot
+from avpretrain.training.folders import list_checkpoints
 from tests.support.tiny_models import tiny
 from tests.support.tiny_runs import tiny_config, tiny_data
 
@@ -55,4 +56,7 @@ def test_a_run_measures_its_checkpoints(tmp_path: Path) -> None:
         part = [line for line in lines if start < line["seen"] <= end]
         sums = sum((x["reconstruction_audio"] + x["reconstruction_video"]) * x["batch_size"] for x in part)
         assert measures[end]["reconstruction"] == pytest.approx(sums / (end - start))
-    assert {seen for seen, values in measures.items() if "recall" in values} == {48, 60, 96, 120}
+    shown = {seen: values["recall"] for seen, values in measures.items() if "recall" in values}
+    assert set(shown) == {48, 60, 96, 120}
+    beside = [json.loads(path.read_text()) for path in (tmp_path / "run" / "reconstructions").glob("*.json")]
+    assert {preview["seen"]: preview["recall"] for preview in beside} == shown

@@ -20,14 +20,9 @@ from avpretrain.config.schedules import Phase, plan
 from avpretrain.core.errors import UsageError
 from avpretrain.training import launch
 from avpretrain.training.launch import banner, check_accumulation, check_tracker, choose_precision
-from tests.support.tiny_runs import tiny_config, tiny_data
+from tests.support.tiny_runs import tiny_config
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_data(tmp_path_factory.mktemp("data") / "shards")
 
 
 def launched(tmp_path: Path, options: list[str], *program: object, **env: str) -> subprocess.CompletedProcess[str]:
@@ -38,23 +33,22 @@ def launched(tmp_path: Path, options: list[str], *program: object, **env: str) -
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
 
 
-def said(tmp_path: Path, options: list[str], wanted: str = "auto", **env: str) -> str:
-    """What `choose_precision` finds in a launched process."""
+@pytest.mark.slow
+def test_what_accelerate_was_asked_for_reaches_the_process(tmp_path: Path) -> None:
+    """It says mixed precision 'no' where nobody asked, too: see `test_one_rank_launched_...`, which notes none."""
     script = tmp_path / "script.py"
     script.write_text(
-        "import sys\nfrom avpretrain.training.launch import choose_precision\n"
-        "print(*choose_precision(sys.argv[1]), sep='|')\n"
+        "from avpretrain.core.errors import UsageError\n"
+        "from avpretrain.training.launch import check_accumulation, choose_precision\n"
+        "print(*choose_precision('auto'), sep='|')\n"
+        "try:\n    check_accumulation()\nexcept UsageError as error:\n    print(error)\n"
     )
-    done = launched(tmp_path, options, script, wanted, **env)
+    asked = ["--mixed_precision", "no", "--gradient_accumulation_steps", "4"]
+    done = launched(tmp_path, ["--cpu", "--num_processes", "1", *asked], script)
     assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout.strip()
-
-
-@pytest.mark.slow
-def test_the_launcher_s_own_no_is_told_from_an_asked_one(tmp_path: Path) -> None:
-    one = ["--cpu", "--num_processes", "1"]
-    assert said(tmp_path, one) == "no|", "accelerate says 'no' where nobody asked"
-    assert said(tmp_path, [*one, "--mixed_precision", "no"]) == "no|as accelerate launch says"
+    precision, accumulation = done.stdout.splitlines()
+    assert precision == "no|as accelerate launch says"
+    assert "accumulation over 4 steps" in accumulation
 
 
 def test_precision_follows_what_the_launcher_was_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,22 +121,13 @@ def test_a_tracker_that_is_not_installed_is_refused(data: Path, tmp_path: Path) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("options", "says"),
-    [
-        (["--cpu", "--num_processes", "2"], "was asked for several ranks and started only one"),
-        (["--cpu", "--num_processes", "1", "--gradient_accumulation_steps", "4"], "accumulation over 4 steps"),
-    ],
-)
-def test_launches_that_would_do_less_in_silence_are_refused(
-    data: Path, tmp_path: Path, options: list[str], says: str
-) -> None:
+def test_a_launch_that_would_do_less_in_silence_is_refused(data: Path, tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump(to_dict(tiny_config(data, tmp_path / "run"))))
-    done = launched(tmp_path, options, "-m", "avpretrain.train", config)
+    done = launched(tmp_path, ["--cpu", "--num_processes", "2"], "-m", "avpretrain.train", config)
     assert done.returncode != 0
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("avpretrain: ")]
-    assert says in line
+    assert "was asked for several ranks and started only one" in line
     assert not (tmp_path / "run").exists()
 
 

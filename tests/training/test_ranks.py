@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import signal
 from pathlib import Path
@@ -20,25 +21,12 @@ from avpretrain.config.train import TrainConfig
 from avpretrain.core.errors import UsageError
 from avpretrain.methods.load import make_method
 from avpretrain.training.build import check_ranks, make_accelerator
-from avpretrain.training.checkpoint import list_checkpoints
+from avpretrain.training.folders import list_checkpoints
 from avpretrain.training.loop import Trainer
 from avpretrain.training.memory_probe import measured_memory
 from avpretrain.training.metrics import read_metrics
 from tests.support.ranks import FSDP, run_ranks, said
-from tests.support.tiny_runs import final_state, same_bits, tiny_config, tiny_data
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_data(tmp_path_factory.mktemp("data") / "shards")
-
-
-@pytest.fixture(scope="module")
-def straight(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of an uninterrupted run on one rank."""
-    folder = tmp_path_factory.mktemp("runs") / "straight"
-    assert train(tiny_config(data, folder)).finished
-    return folder
+from tests.support.tiny_runs import final_state, same_bits, tiny_config
 
 
 def test_the_mean_over_ranks_is_the_global_batch(data: Path, tmp_path: Path) -> None:
@@ -136,7 +124,7 @@ def windows(lines: list[dict[str, Any]]) -> dict[tuple[int, int], dict[str, Any]
     return {(start, line["seen"]): line for start, line in zip(starts, lines, strict=False)}
 
 
-def check_like_one_rank(run: Path, straight: Path) -> None:
+def check_like_one_rank(run: Path, straight: Path, rel: float = 1e-3) -> None:
     """Same sequence of global batches, same losses and weights to float tolerance."""
     ours, theirs = windows(read_metrics(run)), windows(read_metrics(straight))
     both = [(line, theirs[window]) for window, line in ours.items() if window in theirs]
@@ -147,13 +135,40 @@ def check_like_one_rank(run: Path, straight: Path) -> None:
             b["batch_size"],
             b["audio_mask_ratio"],
         )
-        assert a["loss"] == pytest.approx(b["loss"], rel=1e-3)
+        assert a["loss"] == pytest.approx(b["loss"], rel=rel)
     moved, stayed = final_state(run), final_state(straight)
     assert moved.keys() == stayed.keys()
     # All weights at once: keys' biases have no gradient but rounding, which Adam makes as large as any other.
     weights = [name for name in stayed if not name.startswith("optimizer.")]
     ours_P, theirs_P = (torch.cat([state[name].flatten() for name in weights]) for state in (moved, stayed))
     assert (ours_P - theirs_P).norm() <= 1e-4 * theirs_P.norm()
+
+
+def learnt(run_dir: Path) -> dict[str, torch.Tensor]:
+    """Final weights and optimiser state, without the weights that learn nothing: the biases of keys.
+
+    Softmax does not see what is added to all keys alike, so their gradient is zero but for rounding. Adam divides that
+    by its own size: each step moves them by up to the learning rate, in a direction that the order of sums decides.
+    """
+    state = final_state(run_dir)
+    for name, value in state.items():
+        if name.endswith(".qkv.bias"):
+            query, _, value_ = value.chunk(3)
+            state[name] = torch.cat([query, value_])
+        elif name.endswith(".kv.bias"):
+            state[name] = value.chunk(2)[1]
+    return state
+
+
+def check_close(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    """Within 1e-6 everywhere (2.4e-7 was measured), but for a handful of weights: one whose gradient came near zero in
+    some step fares as the biases of keys do in all steps (one did, and was 7e-6 off).
+    """
+    assert a.keys() == b.keys()
+    apart = {name: (b[name] - value).abs() for name, value in a.items()}
+    far = {name: f"{int((x > 1e-6).sum())}, up to {float(x.max()):.1e}" for name, x in apart.items() if x.max() > 1e-6}
+    assert sum(int((x > 1e-6).sum()) for x in apart.values()) <= 5, far
+    assert all(x.max() <= 1e-4 for x in apart.values()), far
 
 
 def train_sharded(cfg: TrainConfig, stop_at: int) -> None:
@@ -177,28 +192,31 @@ def test_two_ranks_one_and_two_again(data: Path, straight: Path, tmp_path: Path,
     assert run_ranks(tmp_path / "a", train_sharded if env else train, cfg, 40, env=env) == [0, 0], said(tmp_path / "a")
     first = list_checkpoints(tmp_path / "run" / "checkpoints")[-1]
     assert first.name == f"{40:012d}"
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["ranks"] == 2
     assert train(cfg, stop_at=80).progress.seen == 80
     assert run_ranks(tmp_path / "b", train, cfg, env=env) == [0, 0], said(tmp_path / "b")
-    check_like_one_rank(tmp_path / "run", straight)
+    check_like_one_rank(tmp_path / "run", straight, rel=1e-3 if env else 1e-4)
+    if not env:
+        check_close(learnt(straight), learnt(tmp_path / "run"))
     assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
 
 
+def train_in_bf16(data: Path, folder: Path, ranks: int, env: dict[str, str]) -> list[dict[str, Any]]:
+    """The log of a run in bf16; its weights are float32 wherever they are kept."""
+    cfg = tiny_config(data, folder / "run", run={"precision": "bf16"})
+    assert run_ranks(folder, train, cfg, ranks=ranks, env=env) == [0] * ranks, said(folder)
+    assert {value.dtype for value in final_state(folder / "run").values()} == {torch.float32}
+    return read_metrics(folder / "run")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("env", [{}, FSDP], ids=["ddp", "fsdp"])
-def test_two_ranks_in_bf16_train_as_one(data: Path, tmp_path: Path, env: dict[str, str]) -> None:
-    """Losses within what bf16 rounds away; weights are float32 wherever they are kept."""
-    lines = []
-    for name, ranks in (("one", 1), ("two", 2)):
-        cfg = tiny_config(data, tmp_path / name, run={"precision": "bf16"})
-        of_ranks = env if ranks > 1 else {}
-        assert run_ranks(tmp_path / f"{name}_said", train, cfg, ranks=ranks, env=of_ranks) == [0] * ranks, said(
-            tmp_path / f"{name}_said"
-        )
-        lines.append(read_metrics(tmp_path / name))
-        assert {value.dtype for value in final_state(tmp_path / name).values()} == {torch.float32}
-    for a, b in zip(*lines, strict=True):
-        assert (a["step"], a["seen"], a["batch_size"]) == (b["step"], b["seen"], b["batch_size"])
-        assert a["loss"] == pytest.approx(b["loss"], rel=2e-2)
+def test_two_ranks_in_bf16_train_as_one(data: Path, tmp_path: Path) -> None:
+    """Losses within what bf16 rounds away."""
+    one = train_in_bf16(data, tmp_path / "one", 1, {})
+    for name, env in (("ddp", {}), ("fsdp", FSDP)):
+        for a, b in zip(one, train_in_bf16(data, tmp_path / name, 2, env), strict=True):
+            assert (a["step"], a["seen"], a["batch_size"]) == (b["step"], b["seen"], b["batch_size"]), name
+            assert a["loss"] == pytest.approx(b["loss"], rel=2e-2), name
 
 
 @pytest.mark.slow

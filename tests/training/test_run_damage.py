@@ -21,25 +21,22 @@ from avpretrain.api import train
 from avpretrain.config.train import TrainConfig
 from avpretrain.core.errors import UsageError, UserError
 from avpretrain.core.locks import LOCK_NAME, locked
-from avpretrain.training.checkpoint import list_checkpoints
+from avpretrain.training.folders import list_checkpoints
 from avpretrain.training.metrics import MetricsLog, read_metrics
 from tests.support.tiny_datasets import Spec, make_dataset
-from tests.support.tiny_runs import tiny_config, tiny_data
+from tests.support.tiny_runs import tiny_config
 
 OLD, BEFORE, NEWEST = (f"checkpoints/{seen:012d}" for seen in (8, 16, 24))
 PARTS = ("state.json", "model.safetensors", "optimizer.safetensors", "config.json")
-FILES = ["config.yaml", "run.json", "metrics.jsonl", *(f"{c}/{p}" for c in (OLD, NEWEST) for p in PARTS)]
+FILES = ["config.yaml", "run.json", "metrics.jsonl", f"{OLD}/state.json", *(f"{NEWEST}/{p}" for p in PARTS)]
+UNREAD = [f"{OLD}/{p}" for p in PARTS[1:]]
+"""What resuming has no use for."""
 
 
 def config(data: Path, folder: Path) -> TrainConfig:
     """Checkpoints at 8, 16, 24 and 32 clips."""
     schedule = {"samples": 32, "batch": {"size": 4, "multiple": 4}}
     return tiny_config(data, folder, schedule=schedule, run={"checkpoint_every": 8, "log_every": 1})
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_data(tmp_path_factory.mktemp("data") / "shards")
 
 
 @pytest.fixture(scope="module")
@@ -108,19 +105,20 @@ SAID_AND_REFUSED = {
 
 
 @pytest.mark.parametrize("harm", [truncate, empty, flip, flip_low, delete, make_folder], ids=lambda f: f.__name__)
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("names", [*([name] for name in FILES), UNREAD], ids=lambda names: " ".join(names))
 def test_any_damaged_file_is_survived_or_named(
     data: Path,
     stopped: Path,
     straight: dict[str, str],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-    name: str,
+    names: list[str],
     harm: Callable[[Path], None],
 ) -> None:
     folder = tmp_path / "run"
     shutil.copytree(stopped, folder)
-    harm(folder / name)
+    for name in names:
+        harm(folder / name)
     kind = (name, harm.__name__)
     try:
         assert train(config(data, folder)).finished

@@ -13,6 +13,7 @@ from avpretrain.cli.shared.arguments import bind
 from avpretrain.cli.shared.places import require_file
 from avpretrain.core.errors import UsageError
 from avpretrain.core.files import write_json
+from avpretrain.core.terminal import say
 
 
 def measure(
@@ -52,8 +53,8 @@ def measure(
         print(json.dumps(answer, indent=2))
         return
     for name, rate in answer["clips_per_second"].items():
-        print(f"{name:<11}{rate:10.1f} clips/s")
-    print(
+        say(f"{name:<11}{rate:10.1f} clips/s")
+    say(
         f"{answer['times_as_fast']:.1f} times as fast; largest error {answer['largest_relative_error']:.1e} relative, "
         f"{answer['largest_absolute_error']:.1e} absolute"
     )

@@ -16,7 +16,7 @@ from avpretrain.cli.shared.places import require_file
 from avpretrain.config.reader import to_dict
 from avpretrain.core.errors import UsageError
 from avpretrain.core.files import write_json
-from avpretrain.core.terminal import Console
+from avpretrain.core.terminal import Console, say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,4 +105,4 @@ def _show(answer: dict[str, Any]) -> None:
     before, after = (rounds[-1]["loader"][key]["total"] / 2**20 for key in ("memory_start", "memory_end"))
     lines += [f"ms a clip      {parts}"]
     lines += [f"memory         {before:.0f} MiB at the start, {after:.0f} MiB at the end of the last round"]
-    print("\n".join(lines))
+    say("\n".join(lines))

@@ -14,6 +14,7 @@ from avpretrain.cli.shared.arguments import bind
 from avpretrain.cli.shared.places import require_file
 from avpretrain.core.errors import UsageError
 from avpretrain.core.files import write_json
+from avpretrain.core.terminal import say
 
 
 def measure(
@@ -46,9 +47,9 @@ def measure(
         return
     own, shared = answer["own_bytes"] / 2**20, answer["shared_bytes"] / 2**20
     size = answer["manifest_bytes"] / 1e9
-    print(f"{answer['rows']:,} clips in {answer['shards']:,} shards, a manifest of {size:.2f} GB")
-    print(f"open {answer['open_seconds']:.3f} s, find the next sample {answer['seek_seconds']:.3f} s")
-    print(f"memory of a loader process: {own:.0f} MiB of its own, {shared:.0f} MiB of file pages shared by all")
+    say(f"{answer['rows']:,} clips in {answer['shards']:,} shards, a manifest of {size:.2f} GB")
+    say(f"open {answer['open_seconds']:.3f} s, find the next sample {answer['seek_seconds']:.3f} s")
+    say(f"memory of a loader process: {own:.0f} MiB of its own, {shared:.0f} MiB of file pages shared by all")
 
 
 def run(args: Sequence[str]) -> None:

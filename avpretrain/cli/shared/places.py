@@ -1,12 +1,25 @@
-"""Whether what a verb will write has a place, asked before it starts to work."""
+"""Whether what a verb reads is there and what it will write has a place, asked before anything heavy is imported."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from avpretrain.core.errors import UsageError
+from avpretrain.data.place import require_data_sets
+from avpretrain.training.folders import find_weights
 
 MODEL_FILES = ("model.safetensors", "config.json")
+
+
+def require_inputs(ckpt: Path, data: Iterable[str] = ()) -> None:
+    """Checks that there are weights and sharded data sets where a verb is told to read them.
+
+    Raises:
+        UserError: there are none.
+    """
+    find_weights(ckpt)
+    require_data_sets(data)
 
 
 def require_file(out: Path | None, option: str = "--out", suffixes: tuple[str, ...] = (), example: str = "") -> None:

@@ -9,6 +9,7 @@ import hashlib
 import os
 import queue
 import sys
+import tempfile
 import threading
 import time
 from collections import OrderedDict
@@ -17,8 +18,10 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from avpretrain.core.errors import PROGRAM_ERRORS, UserError
-from avpretrain.core.files import atomic_path, open_descriptor
-from avpretrain.data.manifest import DATASET_NAME, MANIFEST_NAME, is_shard_name
+from avpretrain.core.files import MAX_TEXT_BYTES, atomic_path, open_descriptor, parse_json, read_bytes
+from avpretrain.core.terminal import plain
+from avpretrain.data.manifest import is_shard_name
+from avpretrain.data.place import DATASET_NAME, MANIFEST_NAME
 
 T = TypeVar("T")
 
@@ -27,7 +30,11 @@ REQUEST_TIMEOUT = 5.0
 GIVE_UP = 2.0
 """Of those times without success a server counts as gone."""
 LONGEST = 12.0
-"""Of those times one request may take in all, though bytes trickle in."""
+"""Of those times one request may take in all, though bytes trickle in; of a manifest, before `MIN_RATE` counts."""
+MIN_RATE = 10_000
+"""Bytes a second below which a manifest, which may be of any size, is not arriving."""
+MAX_CLIP_BYTES, MAX_TABLE_BYTES = 1 << 16, 16 << 20
+"""A manifest takes at most the first for each clip that its summary counts, and the second besides."""
 FIRST_PAUSE, LAST_PAUSE = 0.1, 2.0
 """Seconds before the second attempt; doubled before each further one, up to the last."""
 NOT_THERE, CUT_SHORT, BUSY = {404, 410}, 416, {408, 425, 429}
@@ -67,7 +74,7 @@ class Waiting:
 
     def _say(self) -> None:
         if self.what:
-            print(f"avpretrain: waiting for {self.what} ...", file=sys.stderr, flush=True)
+            print(plain(f"avpretrain: waiting for {self.what} ..."), file=sys.stderr, flush=True)
             self.what = ""
 
     def __exit__(self, *error: object) -> None:
@@ -207,16 +214,22 @@ class RemoteStore:
             raise UserError(f"no data set can be read at {self.root}: {error}") from None
 
     def _fetch_manifest(self) -> Path:
-        summary: bytes = self._retry(DATASET_NAME, lambda fs, path: fs.cat_file(path))
+        with tempfile.TemporaryDirectory() as temporary:
+            fetched = Path(temporary, DATASET_NAME)
+            self._download(DATASET_NAME, fetched, MAX_TEXT_BYTES)
+            summary = read_bytes(fetched)
         folder = self._folder() / "manifest" / hashlib.sha256(summary).hexdigest()[:16]
-        for name in (MANIFEST_NAME, DATASET_NAME):
-            if not (folder / name).exists():
-                self._download(name, folder / name)
+        if not (folder / MANIFEST_NAME).exists():
+            with atomic_path(folder / MANIFEST_NAME) as table:
+                self._download(MANIFEST_NAME, table, MAX_TABLE_BYTES + MAX_CLIP_BYTES * _clips(summary))
+        if not (folder / DATASET_NAME).exists():
+            with atomic_path(folder / DATASET_NAME) as copy:
+                copy.write_bytes(summary)
         return folder
 
-    def _download(self, name: str, target: Path) -> None:
-        with atomic_path(target) as temporary:
-            self._retry(name, lambda fs, path: fs.get_file(path, str(temporary)))
+    def _download(self, name: str, target: Path, most: int) -> None:
+        limit = LONGEST * self.request_timeout
+        self._retry(name, lambda fs, path: fs.get_file(path, str(target), callback=_arrival(path, limit, most)))
 
     def _folder(self) -> Path:
         base = Path(self.cache_dir) if self.cache_dir else Path.home() / ".cache" / "avpretrain"
@@ -289,6 +302,33 @@ def _time_limits(protocol: str, seconds: float) -> dict[str, Any]:
         limits = {"connect_timeout": seconds, "read_timeout": seconds, "retries": {"max_attempts": 1}}
         return {"config_kwargs": {**limits, **given.get("config_kwargs", {})}}
     return {}
+
+
+def _clips(summary: bytes) -> int:
+    """Clips that a summary counts; none where it is damaged, which is said when it is opened."""
+    try:
+        clips = parse_json(summary)["clips"]
+        return clips if type(clips) is int and 0 <= clips < 1 << 32 else 0
+    except (ValueError, LookupError, TypeError):
+        return 0
+
+
+def _arrival(path: str, seconds: float, most: int) -> Any:
+    """An fsspec callback that breaks a download off when it hardly arrives after so long, or goes on for too long."""
+    import fsspec
+
+    started = time.monotonic()
+
+    class Arrival(fsspec.Callback):  # type: ignore[misc]
+        def relative_update(self, inc: int = 1) -> None:
+            super().relative_update(inc)
+            took = time.monotonic() - started
+            if self.value > most:
+                raise UnreachableError(f"{path}: the server sends more than {most / 1e6:.0f} MB; that is none of ours")
+            if took > seconds and self.value < MIN_RATE * took:
+                raise TimeoutError(f"{self.value} bytes in {took:.0f} s")
+
+    return Arrival()
 
 
 def _within(seconds: float, work: Callable[[], T]) -> T:

@@ -21,8 +21,6 @@ from avpretrain.core.errors import UsageError, UserError
 from avpretrain.core.files import MAX_LOG_BYTES, open_text, read_json, read_text
 from avpretrain.data.log_mel_sums import LogMelSums
 from avpretrain.data.manifest import (
-    DATASET_NAME,
-    MANIFEST_NAME,
     SCHEMA,
     Clip,
     Manifest,
@@ -32,6 +30,7 @@ from avpretrain.data.manifest import (
 )
 from avpretrain.data.media import Segment
 from avpretrain.data.names import escape_name, printable_name, unescape_name
+from avpretrain.data.place import DATASET_NAME, MANIFEST_NAME
 from avpretrain.data.summary import EMPTY, summarise
 
 SOURCES_NAME, SKIPPED_NAME, MISSING_NAME = "sources.csv", "skipped.csv", "missing.csv"

@@ -21,8 +21,9 @@ import av
 import avpretrain
 from avpretrain.core.errors import UsageError, UserError
 from avpretrain.core.locks import LOCK_NAME, locked
-from avpretrain.data.manifest import DATASET_NAME, Manifest, is_shard_name
+from avpretrain.data.manifest import Manifest, is_shard_name
 from avpretrain.data.names import escape_name, name_bytes
+from avpretrain.data.place import DATASET_NAME
 from avpretrain.data.sources import Item, Listing, find_items
 from avpretrain.data.write.join import Joiner
 from avpretrain.data.write.journal import Done, Ledger

@@ -19,7 +19,6 @@ from avpretrain.methods.diffmavil.model import DiffMAViL
 from avpretrain.nn.encoder import Encoder
 from avpretrain.nn.layers import NORM_EPS, Block, CrossAttention
 from avpretrain.nn.masking import gather_patches
-from avpretrain.nn.patches import patchify_audio, patchify_video
 
 
 class AttentivePool(nn.Module):
@@ -46,9 +45,9 @@ class Classifier(nn.Module):
     def __init__(self, model: DiffMAViL, classes: int, cfg: FinetuneConfig) -> None:
         super().__init__()
         self.config, self.cfg = model.cfg, cfg
-        sides = sides_of(cfg.modality)
-        encoders: dict[Side, Encoder] = {"audio": model.audio_encoder, "video": model.video_encoder}
-        self.encoders = nn.ModuleDict({side: encoders[side] for side in sides})
+        self.sides = sides = sides_of(cfg.modality)
+        encoders: dict[str, Encoder] = {side: model.tower(side).encoder for side in sides}
+        self.encoders = nn.ModuleDict(encoders)
         self.fusion = model.fusion if len(sides) == 2 else None
         width = model.cfg.width
         attentive = cfg.head == "attentive"
@@ -67,26 +66,20 @@ class Classifier(nn.Module):
     def forward(self, batch: AVBatch) -> Tensor:
         """Logits [B, C]."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.cfg.freeze):
-            tokens = {side: self._encode(side, batch) for side in self.encoders}
+            tokens = {side: self._encode(side, batch) for side in self.sides}
             if self.fusion is not None:
                 fused = self.fusion(tokens["audio"], tokens["video"])
                 tokens = dict(zip(("audio", "video"), fused, strict=True))
         return self.head(self.norm(torch.cat([self._pool(side, x_BLD) for side, x_BLD in tokens.items()], dim=1)))
 
-    def _encode(self, side: str, batch: AVBatch) -> Tensor:
-        encoder = self.encoder(side)
-        if side == "video":
-            t, h, w = self.config.video.patch
-            frames, _, height, width = batch.video_BTCHW.shape[1:]
-            patches_BLP = patchify_video(batch.video_BTCHW, self.config.video.patch)
-            return encoder(patches_BLP, grid=(frames // t, height // h, width // w))
-        patches_BLP = patchify_audio(batch.audio_BFM, self.config.audio.patch)
-        patch = self.config.audio.patch
-        grid = batch.audio_BFM.shape[1] // patch[0], batch.audio_BFM.shape[2] // patch[1]
-        if not self.training or not (self.cfg.mask_time or self.cfg.mask_frequency):
-            return encoder(patches_BLP, grid=grid)
-        ids_BK = visible_patches(batch.seed_B, grid, self.cfg.mask_time, self.cfg.mask_frequency)
-        return encoder(gather_patches(patches_BLP, ids_BK), ids_BK, grid)
+    def _encode(self, side: Side, batch: AVBatch) -> Tensor:
+        encoder, x = self.encoder(side), batch.clips[side]
+        masked = self.training and (self.cfg.mask_time or self.cfg.mask_frequency)
+        if side == "video" or not masked:
+            return encoder.encode(x)
+        times, bands = grid = encoder.patches.grid_of(x)
+        ids_BK = visible_patches(batch.seed_B, (times, bands), self.cfg.mask_time, self.cfg.mask_frequency)
+        return encoder(gather_patches(encoder.patches.split(x), ids_BK), ids_BK, grid)
 
     def _pool(self, side: str, tokens_BLD: Tensor) -> Tensor:
         if self.cfg.head == "attentive":

@@ -36,9 +36,9 @@ from avpretrain.evaluation.finetune.recipes import FinetuneConfig
 from avpretrain.evaluation.frozen import input_for
 from avpretrain.evaluation.labels import Parts, Task
 from avpretrain.evaluation.predictions import Predictions, beside
-from avpretrain.evaluation.probe.run import Outcome, all_clips, parts_of, random_encoder, roles_of
 from avpretrain.evaluation.probe.selection import across_parts, headline, majority, pool
 from avpretrain.evaluation.results import origin
+from avpretrain.evaluation.setup import Outcome, all_clips, parts_of, random_encoder, roles_of
 from avpretrain.methods.diffmavil.model import DiffMAViL
 from avpretrain.methods.load import load_model
 from avpretrain.training.launch import check_accumulation, check_launched_ranks, choose_precision

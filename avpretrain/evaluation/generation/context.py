@@ -21,16 +21,15 @@ import torch
 from torch import Tensor
 
 from avpretrain.core import draws
-from avpretrain.core.errors import UsageError, UserError
+from avpretrain.core.errors import UserError
 from avpretrain.data.batch import AVBatch
 from avpretrain.data.features import Features
-from avpretrain.data.read.clips import ClipSet
 from avpretrain.data.read.dataset import eval_loader
+from avpretrain.evaluation.generation.held_out import open_held_out
 from avpretrain.evaluation.results import origin
 from avpretrain.evaluation.settings import ContextConfig
 from avpretrain.measures.intervals import Floats, Statistic, estimate
 from avpretrain.methods.diffmavil.model import SIDES, DiffMAViL, Side
-from avpretrain.methods.load import load_model
 from avpretrain.nn.losses import normalise_patches
 from avpretrain.nn.masking import gather_patches
 from avpretrain.nn.reconstruction import MaskedView
@@ -65,9 +64,9 @@ class Worth:
 
 def levels_of(model: DiffMAViL, side: Side, count: int) -> Levels:
     """Which levels of noise are looked at, and how often training draws them; mask tokens know pure noise alone."""
-    diffusion, process = model.cfg.diffusion, model.process(side)
+    diffusion, process = model.cfg.diffusion, model.tower(side).process
     last = diffusion.num_train_timesteps
-    if model.decoder(side).cfg.input == "mask_token":
+    if model.tower(side).decoder.cfg.input == "mask_token":
         return Levels([last], [0.0], [1.0], [1.0])
     edges = np.unique(np.linspace(0, last, min(count, last) + 1).round().astype(int))
     timesteps = [int(a + b - 1) // 2 for a, b in itertools.pairwise(edges)]
@@ -83,7 +82,7 @@ def levels_of(model: DiffMAViL, side: Side, count: int) -> Levels:
 
 def measure(model: DiffMAViL, batch: AVBatch, side: Side, levels: Levels, ratio: float) -> Worth:
     """What context is worth to a batch's clips that have this modality, and borrow from one that has it."""
-    has_B = batch.has_audio_B if side == "audio" else batch.has_video_B
+    has_B = batch.has[side]
     lent = dataclasses.replace(
         batch, audio_BFM=batch.audio_BFM.roll(1, 0), video_BTCHW=batch.video_BTCHW.roll(1, 0)
     )  # under the same seeds, so that it is masked at the same places
@@ -104,10 +103,10 @@ def measure(model: DiffMAViL, batch: AVBatch, side: Side, levels: Levels, ratio:
 
 
 def _noised(model: DiffMAViL, side: Side, clean_BHP: Tensor, noise_BHP: Tensor, timestep: int) -> Tensor | None:
-    if model.decoder(side).cfg.input == "mask_token":
+    if model.tower(side).decoder.cfg.input == "mask_token":
         return None
     timestep_B = torch.full((len(clean_BHP),), timestep, device=clean_BHP.device)
-    return model.process(side).add_noise(clean_BHP, noise_BHP, timestep_B)
+    return model.tower(side).process.add_noise(clean_BHP, noise_BHP, timestep_B)
 
 
 def _at(
@@ -121,12 +120,12 @@ def _at(
     levels = dict(zip(own.levels, leaves[1:], strict=True))
     view = dataclasses.replace(own, context_BCD=leaves[0], levels=levels)
     with torch.enable_grad():
-        prediction_BHP = model.predict_clean(side, view, x_t_BHP, timestep)
+        prediction_BHP = model.tower(side).predict_clean(view, x_t_BHP, timestep)
         own_B = (prediction_BHP.float() - clean_BHP).square().mean(dim=(1, 2))
         gradients = torch.autograd.grad(weight * own_B.sum(), leaves)  # clips do not meet, so each has its own
     gradient_B = torch.stack([g.flatten(1).square().sum(dim=1) for g in gradients]).sum(dim=0).sqrt()
     with torch.no_grad():
-        prediction_BHP = model.predict_clean(side, other, x_t_BHP, timestep)
+        prediction_BHP = model.tower(side).predict_clean(other, x_t_BHP, timestep)
         other_B = (prediction_BHP.float() - clean_BHP).square().mean(dim=(1, 2))
     return own_B.detach(), other_B, gradient_B
 
@@ -138,14 +137,9 @@ def run_context(checkpoint: Path, shards: Sequence[str], cfg: ContextConfig) -> 
         UserError: no weights, or too few clips.
         UsageError: the model predicts no patches.
     """
-    model = load_model(checkpoint)
-    if model.cfg.objective == "features":
-        raise UsageError(f"{checkpoint} predicts a teacher's features, not patches; measure a model of patches")
-    model.to("cuda" if torch.cuda.is_available() else "cpu").requires_grad_(False)
-    device = model.process("audio").alphas_cumprod_T.device
-    clips = ClipSet(tuple(shards), cfg.split)
-    count = min(cfg.clips, len(clips))
-    rows = [round(i * len(clips) / count) for i in range(count)]
+    model, clips, rows = open_held_out(checkpoint, shards, cfg.split, cfg.clips)
+    model.requires_grad_(False)
+    device = next(model.parameters()).device
     levels = {side: levels_of(model, side, cfg.levels) for side in SIDES}
     features = Features(model.cfg.input).to(device)
     found: dict[Side, list[Worth]] = {side: [] for side in SIDES}
@@ -162,7 +156,7 @@ def run_context(checkpoint: Path, shards: Sequence[str], cfg: ContextConfig) -> 
         "task": "context",
         "label": cfg.split,
         "clips": {side: _clips(parts) for side, parts in found.items()},
-        "sides": {side: {"input": model.decoder(side).cfg.input, **values} for side, values in sides.items()},
+        "sides": {side: {"input": model.tower(side).decoder.cfg.input, **values} for side, values in sides.items()},
         "settings": dataclasses.asdict(cfg),
         **origin(checkpoint, model, clips, tuple(shards), cfg.seed),
     }

@@ -15,29 +15,29 @@ from torch import Tensor
 
 from avpretrain.core.files import atomic_path
 from avpretrain.data.features import IMAGENET_MEAN, IMAGENET_STD
+from avpretrain.measures.spectrograms import draw_spectrogram
 
 
-def draw_spectrograms(rows: Mapping[str, Tensor], path: Path, title: str) -> None:
-    """Writes [F, M] spectrograms as one picture, on the colour scale of the first; hidden places (NaN) stay grey."""
+def draw_spectrograms(
+    rows: Mapping[str, Tensor], path: Path, title: str, sample_rate: int, frames: int | None = None
+) -> None:
+    """Writes [F, M] spectrograms as one picture, on the colour scale of the first; hidden places (NaN) stay grey.
+
+    Args:
+        frames: of the clip; what follows is padding and is hatched. None = all.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 1.45 * len(rows) + 0.4), dpi=120, layout="constrained")
     axes = figure.subplots(len(rows), 1, sharex=True, squeeze=False)[:, 0]
     first = next(iter(rows.values())).float()
-    low, high = (float(first.quantile(q)) for q in (0.01, 0.995))
+    frames = len(first) if frames is None else frames
+    low, high = (float(first[: max(1, frames)].quantile(q)) for q in (0.01, 0.995))
     for axis, (name, audio_FM) in zip(axes, rows.items(), strict=True):
-        image = audio_FM.float().T.cpu().numpy()
-        seconds = audio_FM.shape[0] / 100
-        axis.set_facecolor("0.75")
-        axis.imshow(
-            image, origin="lower", aspect="auto", cmap="magma", vmin=low, vmax=high, extent=(0, seconds, 0, len(image)),
-            interpolation="nearest",
-        )  # fmt: skip
-        axis.set_yticks([])
-        axis.set_ylabel(name, fontsize=8)
+        draw_spectrogram(axis, audio_FM.float().cpu().numpy(), frames, (low, high), sample_rate)
+        axis.set_ylabel(f"{name}, Hz", fontsize=8)
     axes[-1].set_xlabel("seconds", fontsize=8)
-    axes[-1].tick_params(labelsize=7)
-    figure.suptitle(title, fontsize=9)
+    figure.suptitle(title, fontsize=9, parse_math=False)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png")
 
@@ -57,7 +57,7 @@ def draw_strips(rows: Mapping[str, Tensor], path: Path, title: str) -> None:
         axis.set_xticks([])
         axis.set_yticks([])
         axis.set_ylabel(name, fontsize=8)
-    figure.suptitle(title, fontsize=9)
+    figure.suptitle(title, fontsize=9, parse_math=False)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png")
 

@@ -19,11 +19,11 @@ from avpretrain.core import draws
 from avpretrain.core.errors import UsageError
 from avpretrain.data.batch import AVBatch
 from avpretrain.evaluation.settings import InpaintConfig
-from avpretrain.methods.diffmavil.model import SIDES, DiffMAViL, Side
+from avpretrain.methods.diffmavil.model import DiffMAViL, Side
 from avpretrain.nn.diffusion import make_scheduler
 from avpretrain.nn.losses import PatchStats
 from avpretrain.nn.masking import gather_patches
-from avpretrain.nn.patches import Grid, unpatchify_audio, unpatchify_video
+from avpretrain.nn.patches import Grid
 from avpretrain.nn.reconstruction import MaskedView, fill_hidden
 
 METHODS = ("mean_fill", "neighbour_fill", "one_step", "sampled")
@@ -61,22 +61,17 @@ def inpaint(model: DiffMAViL, batch: AVBatch, cfg: InpaintConfig) -> Filled:
         fillings = fill_patches(model, side, view, batch.seed_B, cfg)
         filled.errors[side] = {name: (x - truth_BNP).square().mean(dim=(1, 2)) for name, x in fillings.items()}
         patches = {n: fill_hidden(view.patches_BLP, x, view.mask.ids_hidden_BN) for n, x in fillings.items()}
-        filled.pictures[side] = {name: _whole(model, side, x_BLP) for name, x_BLP in patches.items()}
-        filled.masks[side] = _whole(model, side, view.mask.mask_BL[:, :, None].expand_as(view.patches_BLP))
+        join = model.tower(side).patches.join
+        filled.pictures[side] = {name: join(x_BLP) for name, x_BLP in patches.items()}
+        filled.masks[side] = join(view.mask.mask_BL[:, :, None].expand_as(view.patches_BLP))
     return filled
-
-
-def _whole(model: DiffMAViL, side: Side, patches_BLP: Tensor) -> Tensor:
-    if side == "audio":
-        return unpatchify_audio(patches_BLP, model.cfg.audio_grid, model.cfg.audio.patch)
-    return unpatchify_video(patches_BLP, model.cfg.video_grid, model.cfg.video.patch)
 
 
 def fill_patches(
     model: DiffMAViL, side: Side, view: MaskedView, seed_B: Tensor, cfg: InpaintConfig
 ) -> dict[str, Tensor]:
     """Method -> [B, N, P] in the units of the input."""
-    grid = model.cfg.audio_grid if side == "audio" else model.cfg.video_grid
+    grid = model.tower(side).spec.grid
     visible_BKP = gather_patches(view.patches_BLP, view.mask.ids_keep_BK)
     near = neighbour_stats(visible_BKP, view.mask.ids_keep_BK, view.mask.ids_hidden_BN, grid)
     own = PatchStats.of(gather_patches(view.patches_BLP, view.mask.ids_hidden_BN))
@@ -89,9 +84,9 @@ def fill_patches(
     if model.cfg.loss.norm_pix_loss:
         stats = own if cfg.statistics == "own" else near
     start_BNP = draws.normal(seed_B, f"{side}_start", shape[1:])
-    clean_BNP = model.predict_clean(side, view, start_BNP, model.process(side).last)
+    clean_BNP = model.tower(side).predict_clean(view, start_BNP, model.tower(side).process.last)
     fillings["one_step"] = clean_BNP if stats is None else stats.restore(clean_BNP)
-    if model.decoder(side).cfg.input == "diffused":
+    if model.tower(side).decoder.cfg.input == "diffused":
         fillings["sampled"] = _reverse(model, side, view, start_BNP, seed_B, cfg, stats)
     return fillings
 
@@ -110,11 +105,11 @@ def _reverse(
     The chain lives where noise was added in training: among normalised patches, or among pixels (`noise_on`), where the
     prediction is brought back to pixels at every step.
     """
-    scheduler = sampler(model.cfg.diffusion, cfg, model.process(side).shift)
+    scheduler = sampler(model.cfg.diffusion, cfg, model.tower(side).process.shift)
     on_pixels = model.cfg.diffusion.noise_on == "pixel"
     generators = [torch.Generator(x_t_BNP.device).manual_seed(seed) for seed in seed_B.tolist()]
     for timestep in scheduler.timesteps.tolist():
-        clean_BNP = model.predict_clean(side, view, x_t_BNP, timestep)
+        clean_BNP = model.tower(side).predict_clean(view, x_t_BNP, timestep)
         if on_pixels and stats is not None:
             clean_BNP = stats.restore(clean_BNP)
         x_t_BNP = scheduler.step(clean_BNP, timestep, x_t_BNP, generator=generators).prev_sample
@@ -151,4 +146,4 @@ def neighbour_stats(visible_BKP: Tensor, ids_keep_BK: Tensor, ids_hidden_BN: Ten
 
 def present(batch: AVBatch) -> dict[Side, Tensor]:
     """Which clips of a batch have each modality."""
-    return dict(zip(SIDES, (batch.has_audio_B, batch.has_video_B), strict=True))
+    return batch.has

@@ -15,7 +15,7 @@ from torch import Tensor
 from avpretrain.core.errors import UserError
 from avpretrain.core.files import atomic_path, write_json
 from avpretrain.data.batch import AVBatch
-from avpretrain.data.features import Features
+from avpretrain.data.features import Features, frame_counts
 from avpretrain.data.read.clips import ClipSet
 from avpretrain.data.read.dataset import eval_loader
 from avpretrain.evaluation.generation.figures import draw_spectrograms, draw_strips
@@ -54,11 +54,12 @@ def run_inpaint(
         for raw in loader:
             batch = features(raw.to(device))
             filled = inpaint(model, batch, how)
+            frames_B = frame_counts(raw.samples_B, model.cfg.input.sample_rate)
             there = present(batch)
             parts.append({side: {n: e[there[side]].cpu() for n, e in filled.errors[side].items()} for side in SIDES})
             for i in range(min(len(batch), run.shown - len(written))):
                 key = clips.clip(int(raw.index_B[i])).key
-                _write_files(batch, filled, i, out / key, model.cfg.input, how)
+                _write_files(batch, filled, i, out / key, model.cfg.input, how, int(frames_B[i]))
                 written.append(key)
     result = {
         "task": "inpaint",
@@ -91,8 +92,10 @@ def _mean_of(error_N: Floats) -> Any:
     return lambda weight_RN: weight_RN @ error_N / weight_RN.sum(axis=1)
 
 
-def _write_files(batch: AVBatch, filled: Filled, i: int, stem: Path, input: Any, how: InpaintConfig) -> None:
-    """Pictures and sounds of one clip of a batch."""
+def _write_files(
+    batch: AVBatch, filled: Filled, i: int, stem: Path, input: Any, how: InpaintConfig, frames: int
+) -> None:
+    """Pictures and sounds of one clip of a batch, whose audio has so many frames before padding begins."""
     there = present(batch)
     wholes: dict[Side, Tensor] = {"audio": batch.audio_BFM, "video": batch.video_BTCHW}
     for side, whole in wholes.items():
@@ -104,9 +107,11 @@ def _write_files(batch: AVBatch, filled: Filled, i: int, stem: Path, input: Any,
         rows |= {name.replace("_", " "): picture for name, picture in made.items()}
         ratio = how.audio_ratio if side == "audio" else how.video_ratio
         title = f"{stem.name}: {ratio:.0%} of the patches hidden"
-        draw = draw_spectrograms if side == "audio" else draw_strips
-        draw(rows, stem.with_name(f"{stem.name}-{side}.png"), title)
-        if side == "audio":
+        path = stem.with_name(f"{stem.name}-{side}.png")
+        if side == "video":
+            draw_strips(rows, path, title)
+        else:
+            draw_spectrograms(rows, path, title, input.sample_rate, frames)
             last = made.get("sampled", made["one_step"])
             for name, audio_FM in (("original", original), ("filled", last)):
                 _write_wav(stem.with_name(f"{stem.name}-{name}.wav"), to_waveform(audio_FM, input), input.sample_rate)

@@ -22,19 +22,17 @@ import torch
 from torch import Tensor
 
 from avpretrain.config.model import InputConfig
-from avpretrain.core.errors import UsageError, UserError
+from avpretrain.core.errors import UserError
 from avpretrain.data.batch import AVBatch
 from avpretrain.data.features import LOWEST_HZ, Features
-from avpretrain.data.read.clips import ClipSet
 from avpretrain.data.read.dataset import eval_loader
 from avpretrain.evaluation.generation.filling import fill_patches
+from avpretrain.evaluation.generation.held_out import open_held_out
 from avpretrain.evaluation.results import origin
 from avpretrain.evaluation.settings import InpaintConfig, SpectrumConfig
 from avpretrain.measures.intervals import Floats, Statistic, estimate
 from avpretrain.methods.diffmavil.model import DiffMAViL
-from avpretrain.methods.load import load_model
 from avpretrain.nn.masking import gather_patches
-from avpretrain.nn.patches import unpatchify_audio
 from avpretrain.nn.reconstruction import fill_hidden
 
 METHODS = ("one_step", "sampled")
@@ -62,7 +60,7 @@ def energies(model: DiffMAViL, batch: AVBatch, how: InpaintConfig) -> dict[str, 
 
     def by_mel(values_BHP: Tensor) -> Floats:
         whole_BLP = fill_hidden(torch.zeros_like(view.patches_BLP), values_BHP, view.mask.ids_hidden_BN)
-        whole_BFM = unpatchify_audio(whole_BLP, model.cfg.audio_grid, model.cfg.audio.patch)
+        whole_BFM = model.tower("audio").patches.join(whole_BLP)
         return whole_BFM[batch.has_audio_B].double().square().sum(dim=1).cpu().numpy()
 
     true_BM = by_mel(_detail(truth_BHP))
@@ -84,14 +82,8 @@ def run_spectrum(checkpoint: Path, shards: Sequence[str], cfg: SpectrumConfig) -
         UserError: no weights, no clips, or none with sound.
         UsageError: the model predicts no patches.
     """
-    model = load_model(checkpoint)
-    if model.cfg.objective == "features":
-        raise UsageError(f"{checkpoint} predicts a teacher's features, not patches, so it draws no spectrograms")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model.to(device)
-    clips = ClipSet(tuple(shards), cfg.split)
-    count = min(cfg.clips, len(clips))
-    rows = [round(i * len(clips) / count) for i in range(count)]
+    model, clips, rows = open_held_out(checkpoint, shards, cfg.split, cfg.clips)
+    device = next(model.parameters()).device
     steps = min(cfg.steps, model.cfg.diffusion.num_train_timesteps)
     how = InpaintConfig(audio_ratio=cfg.ratio, video_ratio=cfg.ratio, steps=steps, statistics="own")
     features = Features(model.cfg.input).to(device)

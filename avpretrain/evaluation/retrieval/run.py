@@ -23,9 +23,9 @@ from avpretrain.data.read.clips import ClipSet
 from avpretrain.evaluation.extract import Reading, extract, longest_clip
 from avpretrain.evaluation.frozen import Embedder, FrozenEncoder, input_for
 from avpretrain.evaluation.predictions import Ranks, difference
-from avpretrain.evaluation.probe.run import random_encoder
 from avpretrain.evaluation.results import origin
 from avpretrain.evaluation.settings import Pooling, Side
+from avpretrain.evaluation.setup import random_encoder
 from avpretrain.measures import intervals
 from avpretrain.methods.diffmavil.model import DiffMAViL
 from avpretrain.methods.load import load_model

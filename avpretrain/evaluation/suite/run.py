@@ -18,7 +18,7 @@ from avpretrain.config.reader import learnt_config
 from avpretrain.core.errors import UserError
 from avpretrain.core.files import read_json
 from avpretrain.core.provenance import commit, versions
-from avpretrain.data.manifest import DATASET_NAME
+from avpretrain.data.place import DATASET_NAME
 from avpretrain.data.read.clips import ClipSet
 from avpretrain.data.write.settings import ShardConfig, TranscodeConfig
 from avpretrain.data.write.shards import make_shards
@@ -29,7 +29,8 @@ from avpretrain.evaluation.probe.run import ProbeConfig, run_probes
 from avpretrain.evaluation.results import predictions_path, save_result
 from avpretrain.evaluation.retrieval.run import RetrievalConfig, run_retrieval
 from avpretrain.evaluation.suite.plan import Job, Suite, SuiteConfig
-from avpretrain.training.checkpoint import WEIGHTS, file_sha256, find_weights
+from avpretrain.training.checkpoint import file_sha256
+from avpretrain.training.folders import WEIGHTS, find_weights
 
 Say = Callable[[str], None]
 Options = ProbeConfig | FinetuneConfig | RetrievalConfig

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from avpretrain.config.model import DecoderConfig, ModelConfig
+from avpretrain.config.model import SIDES, DecoderConfig, ModelConfig, Side
 
 CARD_TEMPLATE = """---
 {{ card_data }}
@@ -64,8 +64,7 @@ def card_values(cfg: ModelConfig, parameters: int | None = None, data: str = "")
         "video_input": f"RGB, {source.video_frames} frames at {source.video_fps:g} fps, {source.video_size} px",
         "audio_patch": " x ".join(map(str, cfg.audio.patch)),
         "video_patch": " x ".join(map(str, cfg.video.patch)),
-        "audio_encoder": f"ViT, {cfg.audio.depth} layers, width {cfg.width}, {cfg.heads} heads",
-        "video_encoder": f"ViT, {cfg.video.depth} layers, width {cfg.width}, {cfg.heads} heads",
+        **{f"{side}_encoder": _encoder(cfg, side) for side in SIDES},
         "audio_decoder": _decoder(cfg.audio.decoder),
         "video_decoder": _decoder(cfg.video.decoder),
         "parameters": f"{parameters:,} parameters. " if parameters else "",
@@ -77,6 +76,12 @@ def card_values(cfg: ModelConfig, parameters: int | None = None, data: str = "")
         f"{stats}; frames with ImageNet's mean and std. `avpretrain embed` does all of it.",
         "data": data or "Not recorded.",
     }
+
+
+def _encoder(cfg: ModelConfig, side: Side) -> str:
+    layers = cfg.tower(side).layers
+    heads = "heads, ".join(f"{n} " for n in dict.fromkeys((min(layers.heads, default=0), max(layers.heads, default=0))))
+    return f"ViT, {len(layers)} layers, width {cfg.width}, {heads}heads"
 
 
 def _decoder(cfg: DecoderConfig) -> str:

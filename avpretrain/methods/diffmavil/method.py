@@ -28,8 +28,8 @@ from avpretrain.methods.diffmavil.example import random_batch
 from avpretrain.methods.diffmavil.model import DiffMAViL
 from avpretrain.methods.diffmavil.preview import Previewer
 from avpretrain.nn.weights import read_model_config
-from avpretrain.training.checkpoint import CONFIG as WEIGHTS_CONFIG
-from avpretrain.training.checkpoint import find_weights
+from avpretrain.training.folders import CONFIG as WEIGHTS_CONFIG
+from avpretrain.training.folders import find_weights
 from avpretrain.training.method import Method, Preview
 from avpretrain.training.run import CONFIG_NAME, run_config
 
@@ -92,12 +92,13 @@ class DiffMAViLMethod(Method):
     # --- before the first step ---------------------------------------------------------------------------------------
 
     def open(self) -> Sequence[str]:
-        """Opens the clips; log-mel statistics are filled in, unless given."""
+        """Opens the clips; log-mel statistics are filled in, unless given, and formulas of layers become lists."""
         if self.cfg.init:
             self.cfg = with_log_mel_of(self.cfg, read_model_config(find_weights(self.cfg.init) / WEIGHTS_CONFIG))
         data = self.cfg.data
         self.clips = ClipSet(data.shards, data.split, data.cache_dir, data.request_timeout)
         self.cfg = resolve(self.cfg, self.clips)
+        self.cfg = dataclasses.replace(self.cfg, model=self.cfg.model.written_out)
         return held_out(data.split, self.clips)
 
     @functools.cached_property

@@ -3,15 +3,15 @@
 One training step, as in the papers: (1) clips to patches; (2) masked views, visible patches alone through two encoders;
 (3) contrast between modalities and between views; (4) fusion; (5) hidden patches noised and denoised by the decoders.
 
-Shapes: B clips, V views, L patches, K visible, N hidden, C = K + class token, P values a patch, Q values predicted of a
-patch, D encoder width. A dictionary keyed by `SIDES` holds a thing of each modality.
+Steps 1, 2 and 5 are those of one modality and stand in `nn/tower.py`. Shapes: B clips, V views, L patches, C visible
+tokens, P values a patch, D encoder width. A dictionary keyed by `SIDES` holds a thing of each modality.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, cast
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
@@ -19,24 +19,21 @@ from huggingface_hub.constants import CONFIG_NAME, SAFETENSORS_SINGLE_FILE
 from torch import Tensor, nn
 
 from avpretrain.config.curriculum import MaskRatios
+from avpretrain.config.model import SIDES as SIDES
 from avpretrain.config.model import ModelConfig
+from avpretrain.config.model import Side as Side
 from avpretrain.config.reader import from_dict, to_dict
 from avpretrain.core import draws
 from avpretrain.data.batch import AVBatch
 from avpretrain.methods.diffmavil.card import CARD_TEMPLATE, card_values
-from avpretrain.nn.decoder import Decoder
-from avpretrain.nn.diffusion import ForwardProcess
+from avpretrain.methods.diffmavil.keys import current_key, rename_keys
 from avpretrain.nn.encoder import Encoder, Fusion
-from avpretrain.nn.inputs import require_spectrogram, require_video
 from avpretrain.nn.layers import init_weights
-from avpretrain.nn.losses import PatchStats, contrastive_loss, normalise_patches, patch_mse
-from avpretrain.nn.masking import Mask, gather_patches, make_mask, random_part
-from avpretrain.nn.patches import patchify_audio, patchify_video, unpatchify_audio, unpatchify_video
-from avpretrain.nn.reconstruction import Denoised, MaskedView, Reconstruction, TeacherFeatures, fill_hidden
+from avpretrain.nn.losses import PatchStats, contrastive_loss, patch_mse
+from avpretrain.nn.masking import gather_patches
+from avpretrain.nn.reconstruction import MaskedView, Reconstruction, TeacherFeatures, fill_hidden
+from avpretrain.nn.tower import Tower
 from avpretrain.nn.weights import read_model
-
-Side = Literal["audio", "video"]
-SIDES: tuple[Side, Side] = ("audio", "video")
 
 
 class DiffMAViL(
@@ -61,60 +58,59 @@ class DiffMAViL(
         super().__init__()
         cfg = config if isinstance(config, ModelConfig) else from_dict(ModelConfig, config, "model.")
         self.cfg = cfg
-        audio_values = cfg.audio.patch[0] * cfg.audio.patch[1]
-        video_values = cfg.video.patch[0] * cfg.video.patch[1] * cfg.video.patch[2] * 3
-        self.audio_encoder = self._encoder("audio", audio_values)
-        self.video_encoder = self._encoder("video", video_values)
-        self.fusion = Fusion(cfg.fusion, cfg.width, cfg.heads, cfg.mlp_ratio)
-        self.audio_decoder = self._decoder("audio", audio_values)
-        self.video_decoder = self._decoder("video", video_values)
-        self.audio_process = ForwardProcess(cfg.diffusion, cfg.diffusion.audio_shift)
-        self.video_process = ForwardProcess(cfg.diffusion, cfg.diffusion.video_shift)
+        self.towers = nn.ModuleDict({side: Tower(cfg.tower(side)) for side in SIDES})
+        self.fusion = Fusion(cfg.fusion, cfg.width, cfg.stack(cfg.fusion), cfg.width // cfg.heads)
         self._teacher: Callable[[AVBatch], TeacherFeatures] | None = None
+        self.register_load_state_dict_pre_hook(rename_keys)
         self.reset_parameters()
 
     def teach(self, teacher: Callable[[AVBatch], TeacherFeatures]) -> None:
         """Sets what the training step asks for the features of a batch; it is no part of the model's state."""
         self._teacher = teacher
 
-    def _encoder(self, side: Side, patch_values: int) -> Encoder:
-        cfg = self.cfg
-        tower, grid = (cfg.audio, cfg.audio_grid) if side == "audio" else (cfg.video, cfg.video_grid)
-        learned = tower.positions == "learned"
-        return Encoder(
-            patch_values,
-            grid,
-            cfg.width,
-            tower.depth,
-            cfg.heads,
-            cfg.mlp_ratio,
-            cfg.cls_token,
-            learned,
-            cfg.encoder_norm,
-        )
+    def tower(self, side: Side) -> Tower:
+        """Encoder and decoder of one modality."""
+        return cast(Tower, self.towers[side])
 
-    def _decoder(self, side: Side, patch_values: int) -> Decoder:
-        cfg = self.cfg
-        tower, grid = (cfg.audio, cfg.audio_grid) if side == "audio" else (cfg.video, cfg.video_grid)
-        predicted = patch_values if cfg.objective == "patches" else cfg.width
-        noised = patch_values if cfg.diffusion.noise_on == "pixel" else predicted
-        return Decoder(tower.decoder, noised, predicted, cfg.width, grid, cfg.diffusion.time_conditioning)
+    @property
+    def audio_encoder(self) -> Encoder:
+        return self.tower("audio").encoder
+
+    @property
+    def video_encoder(self) -> Encoder:
+        return self.tower("video").encoder
+
+    def parts(self) -> dict[str, nn.Module]:
+        """What the model is made of, in the order of the forward pass; these are the names of parts in reports."""
+        towers = {side: self.tower(side) for side in SIDES}
+        encoders = {f"{side}_encoder": tower.encoder for side, tower in towers.items()}
+        decoders = {f"{side}_decoder": tower.decoder for side, tower in towers.items()}
+        return {**encoders, "fusion": self.fusion, **decoders}
+
+    @staticmethod
+    def current_key(name: str) -> str:
+        """What a weight is called now that an earlier version saved as `name`."""
+        return current_key(name)
 
     def reset_parameters(self) -> None:
         """Initialises every parameter afresh, as MAE does, from torch's global generator."""
-        self.apply(init_weights)
-        for name, parameter in self.named_parameters():
-            if name.endswith(("cls_token", "mask_token", "bottleneck")):
-                nn.init.normal_(parameter, std=0.02)
-            elif ".modulation." in name:  # adaLN-Zero: every branch starts closed
-                nn.init.zeros_(parameter)
-        for encoder in (self.audio_encoder, self.video_encoder):
+        for part in self.parts().values():
+            part.apply(init_weights)
+        for part in self.parts().values():
+            for name, parameter in part.named_parameters():
+                if name.endswith(("cls_token", "mask_token", "bottleneck")):
+                    nn.init.normal_(parameter, std=0.02)
+                elif ".modulation." in name:  # adaLN-Zero: every branch starts closed
+                    nn.init.zeros_(parameter)
+        for side in SIDES:
+            encoder = self.tower(side).encoder
             if encoder.position_table is not None:
                 encoder.position_table.data.copy_(encoder.position_LD[None])
 
     def compile_parts(self) -> None:
-        """Compiles the drawing of noise; blocks are compiled by whoever trains."""
-        self._diffuse = torch.compile(self._diffuse, dynamic=False)  # type: ignore[method-assign]
+        """Compiles what is no block; blocks are compiled by whoever trains."""
+        for side in SIDES:
+            self.tower(side).compile_parts()
 
     # --- the training step -------------------------------------------------------------------------------------------
 
@@ -126,24 +122,21 @@ class DiffMAViL(
             teacher: features of the same batch (see `Teacher`), which objective 'features' needs; none = those of the
                 teacher that `teach` has set.
         """
-        cfg, seed_B = self.cfg, batch.seed_B
+        cfg, seed_B, towers = self.cfg, batch.seed_B, {side: self.tower(side) for side in SIDES}
         if teacher is None and self._teacher is not None:
             teacher = self._teacher(batch)
         patches = self.patchify(batch)  # [B, L, P] each
-        masks = {"audio": self.masks("audio", seed_B, phase.audio), "video": self.masks("video", seed_B, phase.video)}
-        audio_VBCD, audio_levels = self._encode_views("audio", patches["audio"], masks["audio"])
-        video_VBCD, video_levels = self._encode_views("video", patches["video"], masks["video"])
-        levels = {"audio": audio_levels, "video": video_levels}
-        losses = self._contrast(audio_VBCD, video_VBCD, batch)
-        has = {"audio": batch.has_audio_B, "video": batch.has_video_B}
+        masks = {side: towers[side].masks(seed_B, getattr(phase, side), cfg.views) for side in SIDES}
+        encoded = {side: towers[side].encode_views(patches[side], masks[side]) for side in SIDES}  # [V, B, C, D] each
+        losses = self._contrast({side: tokens_VBCD for side, (tokens_VBCD, _) in encoded.items()}, batch)
         errors: dict[Side, list[Tensor]] = {side: [] for side in SIDES}
         for v in range(cfg.decode_views):
-            fused = dict(zip(SIDES, self.fusion(audio_VBCD[v], video_VBCD[v]), strict=True))  # [B, C, D] each
+            fused = dict(zip(SIDES, self.fusion(*(encoded[side][0][v] for side in SIDES)), strict=True))  # [B, C, D]
             for side in SIDES:
-                found = {level: tokens_VBCD[v] for level, tokens_VBCD in levels[side].items()}
-                view = MaskedView(patches[side], masks[side][v], fused[side], found)
-                out = self.denoise(side, view, seed_B, v, teacher)
-                errors[side].append(patch_mse(out.prediction_BNQ, out.target_BNQ, out.weight_BX, has[side]))
+                levels = {level: tokens_VBCD[v] for level, tokens_VBCD in encoded[side][1].items()}
+                view = MaskedView(patches[side], masks[side][v], fused[side], levels)
+                out = towers[side].denoise(view, seed_B, v, None if teacher is None else teacher.of(side))
+                errors[side].append(patch_mse(out.prediction_BNQ, out.target_BNQ, out.weight_BX, batch.has[side]))
         losses |= {f"reconstruction_{side}": torch.stack(errors[side]).mean() for side in SIDES}
         weights = {"reconstruction": cfg.loss.reconstruction, "inter": cfg.loss.inter, "intra": cfg.loss.intra}
         total = torch.stack([weights[name.split("_")[0]] * value for name, value in losses.items()]).sum()
@@ -151,93 +144,22 @@ class DiffMAViL(
 
     def patchify(self, batch: AVBatch) -> dict[Side, Tensor]:
         """Patches of both modalities, [B, L, P]."""
-        return {
-            "audio": patchify_audio(batch.audio_BFM, self.cfg.audio.patch),
-            "video": patchify_video(batch.video_BTCHW, self.cfg.video.patch),
-        }
+        return {side: self.tower(side).patches.split(batch.clips[side]) for side in SIDES}
 
-    def masks(self, side: Side, seed_B: Tensor, ratio: float) -> list[Mask]:
-        """One mask for each view, drawn from the clips' seeds."""
-        grid = self.cfg.audio_grid if side == "audio" else self.cfg.video_grid
-        strategy = self.cfg.audio.mask if side == "audio" else self.cfg.video.mask
-        return [make_mask(strategy, seed_B, f"{side}_mask_{view}", grid, ratio) for view in range(self.cfg.views)]
-
-    def _encode_views(self, side: Side, patches_BLP: Tensor, masks: list[Mask]) -> tuple[Tensor, dict[int, Tensor]]:
-        """Tokens of all views in one pass of the encoder, and those of blocks its decoder asks for: [V, B, C, D]."""
-        encoder = self.audio_encoder if side == "audio" else self.video_encoder
-        visible = torch.cat([gather_patches(patches_BLP, mask.ids_keep_BK) for mask in masks])  # [V B, K, P]
-        ids = torch.cat([mask.ids_keep_BK for mask in masks])
-        wanted, views = sorted(set(self.decoder(side).cfg.levels) - {0}), (len(masks), len(patches_BLP))
-        levels: dict[int, Tensor] = {}
-        tokens = encoder(visible, ids, levels=levels if wanted else None)  # [V B, C, D]
-        return tokens.unflatten(0, views), {level: levels[level].unflatten(0, views) for level in wanted}
-
-    def _contrast(self, audio_VBCD: Tensor, video_VBCD: Tensor, batch: AVBatch) -> dict[str, Tensor]:
+    def _contrast(self, tokens: dict[Side, Tensor], batch: AVBatch) -> dict[str, Tensor]:
         """InfoNCE between the modalities of each view, and between the views of each modality (MAViL, section 3.2)."""
         cfg = self.cfg.loss
-        audio = [self.audio_encoder.pool(tokens) for tokens in audio_VBCD]  # V of [B, D]
-        video = [self.video_encoder.pool(tokens) for tokens in video_VBCD]
+        pooled = {side: [self.tower(side).encoder.pool(x) for x in tokens[side]] for side in SIDES}  # V of [B, D]
         both_B = batch.has_audio_B & batch.has_video_B
-        pairs = zip(audio, video, strict=True)
+        pairs = zip(pooled["audio"], pooled["video"], strict=True)
         losses = {
             "inter": torch.stack([contrastive_loss(a, v, cfg.temperature_inter, both_B) for a, v in pairs]).mean()
         }
         if self.cfg.views == 2:
-            temperature = cfg.temperature_intra
-            losses["intra_audio"] = contrastive_loss(audio[0], audio[1], temperature, batch.has_audio_B)
-            losses["intra_video"] = contrastive_loss(video[0], video[1], temperature, batch.has_video_B)
+            for side, (first_BD, second_BD) in pooled.items():
+                valid_B = batch.has[side]
+                losses[f"intra_{side}"] = contrastive_loss(first_BD, second_BD, cfg.temperature_intra, valid_B)
         return losses
-
-    def denoise(
-        self, side: Side, view: MaskedView, seed_B: Tensor, index: int, teacher: TeacherFeatures | None = None
-    ) -> Denoised:
-        """Noises the hidden patches of one modality at a random timestep and lets its decoder predict them.
-
-        Args:
-            index: of the view; each draws its own timesteps and noise.
-        """
-        decoder, stream = self.decoder(side), f"{side}_{index}"
-        hidden_BN = random_part(view.mask.ids_hidden_BN, decoder.cfg.decode_ratio, seed_B, f"{stream}_decoded")
-        pixels_BNP = gather_patches(view.patches_BLP, hidden_BN)
-        clean_BNQ = self._targets(side, pixels_BNP, hidden_BN, teacher)
-        if decoder.cfg.input == "mask_token":
-            prediction_BNQ = self._decode(side, view, hidden_BN)
-            return Denoised(prediction_BNQ, clean_BNQ, hidden_BN, torch.ones_like(seed_B, dtype=torch.float32))
-        input_BNP, target_BNQ, timestep_BX = self._diffuse(side, pixels_BNP, clean_BNQ, seed_B, stream)
-        prediction_BNQ = self._decode(side, view, hidden_BN, input_BNP, timestep_BX)
-        return Denoised(prediction_BNQ, target_BNQ, hidden_BN, self.process(side).loss_weight(timestep_BX))
-
-    def _decode(self, side: Side, view: MaskedView, hidden_BN: Tensor, *diffused: Tensor) -> Tensor:
-        """[B, N, Q]: what the decoder of one modality outputs. Args: diffused: its input patches, their timesteps."""
-        levels = {"levels": view.levels} if view.levels else {}
-        return self.decoder(side)(view.context_BCD, view.mask.ids_keep_BK, hidden_BN, *diffused, **levels)
-
-    def _diffuse(
-        self, side: Side, pixels_BNP: Tensor, clean_BNQ: Tensor, seed_B: Tensor, stream: str
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """What the decoder is given (patches under noise, scaled), what it is to predict, and the timesteps."""
-        process = self.process(side)
-        timestep_BX = process.draw_timesteps(seed_B, stream, pixels_BNP.shape[1])
-        noised_BNP = pixels_BNP if self.cfg.diffusion.noise_on == "pixel" else clean_BNQ
-        noise_BNP = draws.normal(seed_B, f"{stream}_noise", noised_BNP.shape[1:])
-        x_t_BNP = process.add_noise(noised_BNP, noise_BNP, timestep_BX)
-        return process.scale_input(x_t_BNP, timestep_BX), process.target(clean_BNQ, noise_BNP, timestep_BX), timestep_BX
-
-    def _targets(self, side: Side, pixels_BNP: Tensor, hidden_BN: Tensor, teacher: TeacherFeatures | None) -> Tensor:
-        """[B, N, Q]: the clean thing to predict of each hidden patch, normalised within itself if so configured."""
-        if self.cfg.objective == "features":
-            if teacher is None:
-                raise ValueError("objective 'features' needs a teacher's features of the batch")
-            pixels_BNP = gather_patches(teacher.audio_BLD if side == "audio" else teacher.video_BLD, hidden_BN).float()
-        return normalise_patches(pixels_BNP) if self.cfg.loss.norm_pix_loss else pixels_BNP
-
-    def decoder(self, side: Side) -> Decoder:
-        """The decoder of one modality."""
-        return self.audio_decoder if side == "audio" else self.video_decoder
-
-    def process(self, side: Side) -> ForwardProcess:
-        """The forward process of one modality."""
-        return self.audio_process if side == "audio" else self.video_process
 
     # --- downstream --------------------------------------------------------------------------------------------------
 
@@ -247,9 +169,7 @@ class DiffMAViL(
         Raises:
             ValueError: the shape is another; see `require_spectrogram`.
         """
-        require_spectrogram(audio_BFM, self.cfg)
-        grid = audio_BFM.shape[1] // self.cfg.audio.patch[0], audio_BFM.shape[2] // self.cfg.audio.patch[1]
-        return self.audio_encoder(patchify_audio(audio_BFM, self.cfg.audio.patch), grid=grid)
+        return self.tower("audio").encode(audio_BFM)
 
     def encode_video(self, video_BTCHW: Tensor) -> Tensor:
         """Tokens [B, prefix + L, D] of whole videos of any number of frames and size (multiples of the tubelet).
@@ -257,37 +177,16 @@ class DiffMAViL(
         Raises:
             ValueError: the shape is another; see `require_video`.
         """
-        require_video(video_BTCHW, self.cfg)
-        (frames, _, height, width), (t, h, w) = video_BTCHW.shape[1:], self.cfg.video.patch
-        grid = frames // t, height // h, width // w
-        return self.video_encoder(patchify_video(video_BTCHW, self.cfg.video.patch), grid=grid)
+        return self.tower("video").encode(video_BTCHW)
 
     def encode_masked(self, batch: AVBatch, audio_ratio: float, video_ratio: float) -> dict[Side, MaskedView]:
         """The first view of a batch as its decoders meet it."""
-        patches, seed_B = self.patchify(batch), batch.seed_B
-        masks = {
-            "audio": self.masks("audio", seed_B, audio_ratio)[:1],
-            "video": self.masks("video", seed_B, video_ratio)[:1],
-        }
-        encoded = {side: self._encode_views(side, patches[side], masks[side]) for side in SIDES}
+        patches, ratios = self.patchify(batch), {"audio": audio_ratio, "video": video_ratio}
+        masks = {side: self.tower(side).masks(batch.seed_B, ratios[side], views=1) for side in SIDES}
+        encoded = {side: self.tower(side).encode_views(patches[side], masks[side]) for side in SIDES}
         fused = self.fusion(*(encoded[side][0][0] for side in SIDES))
         levels = {side: {level: x_VBCD[0] for level, x_VBCD in encoded[side][1].items()} for side in SIDES}
         return {s: MaskedView(patches[s], masks[s][0], c, levels[s]) for s, c in zip(SIDES, fused, strict=True)}
-
-    def predict_clean(self, side: Side, view: MaskedView, x_t_BNP: Tensor | None, timestep: int) -> Tensor:
-        """[B, N, P]: every hidden patch as its decoder sees it clean, in the units of the target.
-
-        Args:
-            x_t_BNP: diffused patches at `timestep`; not read by decoders of mask tokens.
-        """
-        hidden_BN = view.mask.ids_hidden_BN
-        if x_t_BNP is None or self.decoder(side).cfg.input == "mask_token":
-            return self._decode(side, view, hidden_BN)
-        process, shape = self.process(side), hidden_BN.shape[: 1 if self.cfg.diffusion.noise_level == "clip" else 2]
-        timestep_BX = torch.full(shape, timestep, device=hidden_BN.device)
-        input_BNP = process.scale_input(x_t_BNP, timestep_BX)
-        output_BNP = self._decode(side, view, hidden_BN, input_BNP, timestep_BX)
-        return process.clean(output_BNP.float(), x_t_BNP, timestep_BX)
 
     @torch.no_grad()
     def reconstruct(self, batch: AVBatch, audio_ratio: float, video_ratio: float) -> Reconstruction:
@@ -307,15 +206,13 @@ class DiffMAViL(
             ids_BN = view.mask.ids_hidden_BN
             pixels_BNP = gather_patches(view.patches_BLP, ids_BN)
             noise_BNP = draws.normal(batch.seed_B, f"{side}_start", pixels_BNP.shape[1:])
-            clean_BNP = self.predict_clean(side, view, noise_BNP, self.process(side).last)
+            tower = self.tower(side)
+            clean_BNP = tower.predict_clean(view, noise_BNP, tower.process.last)
             if self.cfg.loss.norm_pix_loss:
                 clean_BNP = PatchStats.of(pixels_BNP).restore(clean_BNP)
-            filled[side] = fill_hidden(view.patches_BLP, clean_BNP, ids_BN)
-            hidden[side] = view.mask.mask_BL[:, :, None].expand_as(view.patches_BLP)
-        return Reconstruction(
-            *(unpatchify_audio(x["audio"], self.cfg.audio_grid, self.cfg.audio.patch) for x in (filled, hidden)),
-            *(unpatchify_video(x["video"], self.cfg.video_grid, self.cfg.video.patch) for x in (filled, hidden)),
-        )
+            filled[side] = tower.patches.join(fill_hidden(view.patches_BLP, clean_BNP, ids_BN))
+            hidden[side] = tower.patches.join(view.mask.mask_BL[:, :, None].expand_as(view.patches_BLP))
+        return Reconstruction(filled["audio"], hidden["audio"], filled["video"], hidden["video"])
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
@@ -349,5 +246,5 @@ class DiffMAViL(
         """Writes `model.safetensors`, `config.json` and a model card (huggingface_hub's mixin)."""
         kwargs.setdefault("model_card_kwargs", card_values(self.cfg))
         return super().save_pretrained(
-            save_directory, config={"method": "diffmavil", "config": to_dict(self.cfg)}, **kwargs
+            save_directory, config={"method": "diffmavil", "config": to_dict(self.cfg.written_out)}, **kwargs
         )

@@ -11,12 +11,13 @@ from torch import Tensor
 from avpretrain.config.curriculum import MaskRatios
 from avpretrain.config.train import TrainConfig
 from avpretrain.core.errors import UserError
-from avpretrain.core.files import atomic_path
+from avpretrain.core.files import atomic_path, write_json
 from avpretrain.data.batch import AVBatch
-from avpretrain.data.features import IMAGENET_MEAN, IMAGENET_STD, Features
+from avpretrain.data.features import IMAGENET_MEAN, IMAGENET_STD, Features, frame_counts
 from avpretrain.data.read.dataset import ClipSet, eval_loader
 from avpretrain.data.splits import split_text
-from avpretrain.methods.diffmavil.model import DiffMAViL
+from avpretrain.measures.spectrograms import SECONDS, draw_spectrogram
+from avpretrain.methods.diffmavil.model import SIDES, DiffMAViL
 from avpretrain.nn.reconstruction import Reconstruction
 from avpretrain.training.method import Preview
 
@@ -37,6 +38,7 @@ class Previewer:
             self.clips, self.split = ClipSet(cfg.data.shards, cfg.data.split), split_text(cfg.data.split)
         self._features = Features(cfg.model.input, None)
         self._batch: AVBatch | None = None
+        self._frames_B = torch.zeros(0, dtype=torch.int64)
 
     def batch(self, device: torch.device) -> AVBatch:
         """The clips as the model sees them, decoded once."""
@@ -45,23 +47,24 @@ class Previewer:
             rows = list(range(0, len(self.clips), max(1, len(self.clips) // count)))[:count]
             with eval_loader(self.clips, self.cfg.model.input, rows, batch_size=count, num_workers=0) as loader:
                 raw = next(loader)
+            self._frames_B = frame_counts(raw.samples_B, self.cfg.model.input.sample_rate)
             self._batch = self._features.to(device)(raw.to(device))
         return self._batch
 
     def show(self, model: DiffMAViL, ratios: MaskRatios, seen: int) -> Preview:
-        """Writes `reconstructions/NNNNNNNNNNNN.png`, and measures R@1.
+        """Writes `reconstructions/NNNNNNNNNNNN.png`, and measures R@1; numbers are written next to it as JSON.
 
         Args:
             seen: clips seen.
         """
         batch = self.batch(next(model.parameters()).device)
         picture = model.reconstruct(batch, ratios.audio, ratios.video)
-        audio_BD = model.audio_encoder.pool(model.encode_audio(batch.audio_BFM))
-        video_BD = model.video_encoder.pool(model.encode_video(batch.video_BTCHW))
+        towers = {side: model.tower(side) for side in SIDES}
+        audio_BD, video_BD = (tower.encoder.pool(tower.encode(batch.clips[side])) for side, tower in towers.items())
         path = self.cfg.run_dir / "reconstructions" / f"{seen:012d}.png"
         hidden = f"{ratios.audio:.0%}/{ratios.video:.0%} hidden"
         title = f"{self.cfg.name}, {seen} clips seen, {self.split} clips, {hidden}"
-        draw_reconstruction(batch, picture, path, title)
+        draw_reconstruction(batch, picture, path, title, self._frames_B, self.cfg.model.input.sample_rate)
         recall = recall_at_1(audio_BD, video_BD)
         line = f"preview at {seen}: R@1 {recall:.2f} of {len(batch)} clips, {path}"
         ranks = {"audio": effective_rank(audio_BD), "video": effective_rank(video_BD)}
@@ -71,7 +74,9 @@ class Previewer:
                 f"; warning: embeddings have collapsed (effective rank of {len(batch)} clips: {', '.join(low)}), all "
                 "clips look nearly alike: raise the batch, or lower optim.lr or the masking ratio"
             )
-        return Preview(line, {"recall": recall, **{f"effective_rank_{side}": rank for side, rank in ranks.items()}})
+        measures = {"recall": recall, **{f"effective_rank_{side}": rank for side, rank in ranks.items()}}
+        write_json(path.with_suffix(".json"), {"seen": seen, **measures})
+        return Preview(line, measures)
 
 
 def effective_rank(x_BD: Tensor) -> float:
@@ -94,8 +99,15 @@ def recall_at_1(audio_BD: Tensor, video_BD: Tensor) -> float:
     return float((similarity_BB.argmax(dim=1) == own_B).float().mean())
 
 
-def draw_reconstruction(batch: AVBatch, made: Reconstruction, path: Path, title: str) -> None:
-    """A row a clip: spectrogram, what is visible of it, its reconstruction; then the same of three frames."""
+def draw_reconstruction(
+    batch: AVBatch, made: Reconstruction, path: Path, title: str, frames_B: Tensor, sample_rate: int
+) -> None:
+    """A row a clip: spectrogram, what is visible of it, its reconstruction; then the same of three frames.
+
+    Args:
+        frames_B: spectrogram frames of each clip; what follows is padding and is hatched.
+        sample_rate: Hz, for the axis of frequencies.
+    """
     from matplotlib.figure import Figure
 
     count = min(SHOWN, len(batch))
@@ -104,9 +116,12 @@ def draw_reconstruction(batch: AVBatch, made: Reconstruction, path: Path, title:
     for i, row in enumerate(axes):
         original = batch.audio_BFM[i].float()
         shown = torch.where(made.audio_mask_BFM[i] > 0, torch.nan, original)
-        limits = {"vmin": float(original.quantile(0.01)), "vmax": float(original.quantile(0.99))}
-        for axis, image in zip(row[:3], (original, shown, made.audio_BFM[i].float()), strict=True):
-            axis.imshow(image.T.cpu().numpy(), origin="lower", aspect="auto", cmap="magma", **limits)
+        length = int(frames_B[i])
+        low, high = (float(original[: max(1, length)].quantile(q)) for q in (0.01, 0.99))
+        for column, image in enumerate((original, shown, made.audio_BFM[i].float())):
+            apart = 0.2 if column == 0 else 1.0
+            draw_spectrogram(row[column], image.cpu().numpy(), length, (low, high), sample_rate, apart, 6.0)
+            row[column].set_xticks([])
         frames = batch.video_BTCHW[i].float()
         hidden = torch.where(made.video_mask_BTCHW[i] > 0, torch.nan, frames)
         for axis, clip in zip(row[3:], (frames, hidden, made.video_BTCHW[i].float()), strict=True):
@@ -114,10 +129,14 @@ def draw_reconstruction(batch: AVBatch, made: Reconstruction, path: Path, title:
     names = ("spectrogram", "visible", "reconstruction", "frames", "visible", "reconstruction")
     for axis, name in zip(axes[0], names, strict=True):
         axis.set_title(name, fontsize=9)
+    for axis in axes[:, 3:].flat:
+        axis.set(xticks=[], yticks=[])
     for axis in axes.flat:
-        axis.set(xticks=[], yticks=[], facecolor="0.5")
         axis.spines[:].set_visible(False)
-    figure.suptitle(title, fontsize=9, y=0.995)
+    axes[0, 0].set_ylabel("Hz", fontsize=7)
+    end = float(batch.audio_BFM.shape[1] * SECONDS)
+    axes[-1, 0].set_xticks([0, end], ["0", f"{end:g} s"], fontsize=6)
+    figure.suptitle(title, fontsize=9, y=0.995, parse_math=False)
     figure.tight_layout(pad=0.4)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png")

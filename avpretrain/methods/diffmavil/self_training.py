@@ -23,7 +23,7 @@ from avpretrain.methods.diffmavil.method import DiffMAViLMethod
 from avpretrain.methods.diffmavil.model import DiffMAViL
 from avpretrain.methods.diffmavil.teacher import Teacher, require_fit
 from avpretrain.nn.reconstruction import TeacherFeatures
-from avpretrain.training.checkpoint import CONFIG, WEIGHTS, find_weights
+from avpretrain.training.folders import CONFIG, WEIGHTS, find_weights
 from avpretrain.training.method import Method
 
 TAUGHT = ("audio_encoder", "video_encoder", "fusion")

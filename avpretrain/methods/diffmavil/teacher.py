@@ -11,7 +11,7 @@ from torch import nn
 from avpretrain.config.model import ModelConfig
 from avpretrain.core.errors import UsageError
 from avpretrain.data.batch import AVBatch
-from avpretrain.methods.diffmavil.model import DiffMAViL
+from avpretrain.methods.diffmavil.model import SIDES, DiffMAViL
 from avpretrain.nn.reconstruction import TeacherFeatures
 
 
@@ -26,15 +26,16 @@ class Teacher(nn.Module):
         super().__init__()
         self.cfg = model.cfg
         self.model = model.eval().requires_grad_(False)
-        del self.model.audio_decoder, self.model.video_decoder
+        for side in SIDES:
+            del self.model.tower(side).decoder
 
     @torch.no_grad()
     def forward(self, batch: AVBatch) -> TeacherFeatures:
         """Features of whole, unmasked clips."""
-        encoders = self.model.audio_encoder, self.model.video_encoder
-        tokens = self.model.encode_audio(batch.audio_BFM), self.model.encode_video(batch.video_BTCHW)  # [B, C, D] each
-        audio_BCD, video_BCD = self.model.fusion(*tokens)
-        return TeacherFeatures(audio_BCD[:, encoders[0].prefix :], video_BCD[:, encoders[1].prefix :])
+        towers = [self.model.tower(side) for side in SIDES]
+        tokens = [tower.encode(batch.clips[tower.side]) for tower in towers]  # [B, C, D] each
+        fused = zip(towers, self.model.fusion(*tokens), strict=True)
+        return TeacherFeatures(*(tokens_BCD[:, tower.encoder.prefix :] for tower, tokens_BCD in fused))
 
 
 def require_fit(teacher: Teacher, student: ModelConfig) -> None:

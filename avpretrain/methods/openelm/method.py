@@ -26,7 +26,7 @@ from avpretrain.methods.openelm.config import LanguageModelShape, OpenELMConfig
 from avpretrain.methods.openelm.held_out import measure
 from avpretrain.methods.openelm.held_out_log import read_held_out, write_held_out
 from avpretrain.methods.openelm.model import LanguageModel
-from avpretrain.training.checkpoint import WEIGHTS, find_weights, list_checkpoints
+from avpretrain.training.folders import WEIGHTS, find_weights, list_checkpoints
 from avpretrain.training.method import Method, Preview
 
 

@@ -19,7 +19,8 @@ from avpretrain.config.schedules import Step
 from avpretrain.config.train import DataConfig
 from avpretrain.core.errors import UsageError, UserError
 from avpretrain.data.batch import RawBatch
-from avpretrain.data.manifest import MANIFEST_NAME, write_manifest
+from avpretrain.data.manifest import write_manifest
+from avpretrain.data.place import MANIFEST_NAME
 from avpretrain.data.read import dataset
 from avpretrain.data.read.clips import ClipSet, Encoded, Sample, window_starts
 from avpretrain.data.read.dataset import check_bad_share, eval_loader, process_context, train_loader

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import time
 from pathlib import Path
 
 import fsspec
@@ -98,6 +100,45 @@ def test_missing_remote_set_is_one_line(root: Path, tmp_path: Path) -> None:
 def test_server_without_ranges_is_told_apart(root: Path, tmp_path: Path) -> None:
     with serving(root, ranges=False) as (url, _), pytest.raises(UnreachableError, match="sends whole files"):
         RemoteStore(url).read("train-000000.tar", 512, 100)
+
+
+@pytest.mark.parametrize("of", ["*.tar", "dataset.json", "manifest.arrow"])
+def test_bytes_that_trickle_are_given_up(root: Path, tmp_path: Path, of: str) -> None:
+    started = time.monotonic()
+    with serving(root, shards="slow", of=of) as (url, _), pytest.raises(UserError, match="can't be read") as stop:
+        store = RemoteStore(url, str(tmp_path), request_timeout=0.2)
+        store.manifest_folder()
+        store.read("train-000000.tar", 0, 4096)
+    assert url in str(stop.value) and time.monotonic() - started < 10
+    assert not [path for path in tmp_path.rglob("*") if path.name in (of, "0")]
+
+
+@pytest.mark.parametrize("of", ["dataset.json", "manifest.arrow"])
+def test_manifests_without_end_are_given_up(
+    root: Path, tmp_path: Path, of: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for limit in ("MAX_TEXT_BYTES", "MAX_TABLE_BYTES"):
+        monkeypatch.setattr(storage, limit, 4 << 20)
+    with serving(root, shards="endless", of=of) as (url, _), pytest.raises(UserError, match="more than"):
+        RemoteStore(url, str(tmp_path)).manifest_folder()
+    assert not [path for path in tmp_path.rglob("*") if path.name == of]
+
+
+@pytest.mark.parametrize("name", ["../x.tar", "/tmp/x.tar", "http://127.0.0.1/x.tar", "a%2F..%2Fx.tar/../y.tar"])
+def test_remote_sets_name_no_file_but_shards_of_theirs(root: Path, tmp_path: Path, name: str) -> None:
+    served = tmp_path / "set"
+    served.mkdir()
+    for path in root.iterdir():
+        (served / path.name).write_bytes(path.read_bytes())
+    info = json.loads((root / "dataset.json").read_text())
+    info["shards"][0]["name"] = name
+    (served / "dataset.json").write_text(json.dumps(info))
+    with serving(served) as (url, log), pytest.raises(UserError, match="'name' can't be"):
+        ClipSet([url], "all", str(tmp_path / "cache"))
+    assert log == ["/dataset.json", "/manifest.arrow"], "nothing else was asked for"
+    with pytest.raises(StorageError, match="no name of a shard"):
+        RemoteStore(url, str(tmp_path / "cache")).read(name, 0, 10)
+    assert {path.name for path in tmp_path.iterdir()} == {"set", "cache"}
 
 
 def test_local_store_reads_exactly_or_says_why(root: Path) -> None:

@@ -21,7 +21,7 @@ from avpretrain.data.names import escape_name, printable_name, unescape_name
 from avpretrain.data.sources import find_items
 from avpretrain.data.sources.base import scan
 from avpretrain.data.sources.label_values import Nested, cell_value, label_value, split_cell
-from avpretrain.evaluation.probe.run import random_encoder
+from avpretrain.evaluation.setup import random_encoder
 from tests.data.sources.test_sources import by_path, lay
 from tests.data.write.test_relabel import shard, write_wav
 from tests.support.tiny_models import tiny

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from avpretrain.cli.main import run
-from avpretrain.evaluation.probe.run import random_encoder
+from avpretrain.evaluation.setup import random_encoder
 from tests.support.tiny_datasets import Spec, make_dataset
 from tests.support.tiny_models import tiny
 

@@ -15,7 +15,7 @@ from avpretrain.evaluation.finetune.classifier import Classifier, parameter_grou
 from avpretrain.evaluation.finetune.recipes import RECIPES, FinetuneConfig
 from avpretrain.evaluation.finetune.run import Setting, run_finetune, train_classifier
 from avpretrain.evaluation.frozen import input_for
-from avpretrain.evaluation.probe.run import all_clips, parts_of, random_encoder
+from avpretrain.evaluation.setup import all_clips, parts_of, random_encoder
 from tests.support.tiny_datasets import Spec, make_dataset
 from tests.support.tiny_models import random_batch, tiny
 

@@ -15,7 +15,7 @@ from avpretrain.cli.main import run
 from avpretrain.config.curriculum import MaskRatios
 from avpretrain.core.errors import UserError
 from avpretrain.evaluation.generation.context import Levels, Worth, levels_of, measure, summary
-from avpretrain.evaluation.probe.run import random_encoder
+from avpretrain.evaluation.setup import random_encoder
 from avpretrain.methods.diffmavil.model import SIDES, DiffMAViL
 from avpretrain.report.comparison import Comparison
 from avpretrain.report.write import render
@@ -32,7 +32,7 @@ def _seed() -> None:
 
 def test_a_decoder_that_reads_its_input_alone_has_no_benefit_and_no_gradient() -> None:
     model = DiffMAViL(tiny("cross"))
-    for block in model.audio_decoder.blocks:
+    for block in model.tower("audio").decoder.blocks:
         torch.nn.init.zeros_(block.cross_attn.proj.weight)
     worth = measure(model, random_batch(model.cfg), "audio", levels_of(model, "audio", 4), 0.75)
     assert worth.own_NK.shape == (4, 4)
@@ -60,7 +60,7 @@ def test_a_denoiser_that_is_shown_nothing_is_measured_as_mavil() -> None:
     ours = DiffMAViL(tiny(diffusion=NOTHING_SHOWN))
     weights = mavil.state_dict()
     for side in SIDES:
-        weights[f"{side}_decoder.patch_embed.bias"] = weights.pop(f"{side}_decoder.mask_token").flatten()
+        weights[f"towers.{side}.decoder.patch_embed.bias"] = weights.pop(f"towers.{side}.decoder.mask_token").flatten()
     ours.load_state_dict(weights, strict=False)
     batch = random_batch(ours.cfg)
     levels = levels_of(ours, "video", 3)

@@ -50,12 +50,12 @@ def test_an_oracle_is_sampled_to_the_truth(sampler: str, prediction: str, design
     def oracle(context: Tensor, keep: Tensor, hidden: Tensor, noisy: Tensor, timestep: Tensor) -> Tensor:
         if prediction == "sample":
             return truth
-        a = model.audio_process.alphas_cumprod_T[timestep].reshape(len(timestep), -1, 1)
+        a = model.tower("audio").process.alphas_cumprod_T[timestep].reshape(len(timestep), -1, 1)
         noise = (noisy - a.sqrt() * truth) / (1 - a).sqrt()
         velocity = a.sqrt() * noise - (1 - a).sqrt() * truth
         return velocity if prediction == "v_prediction" else -velocity
 
-    model.audio_decoder.forward = oracle
+    model.tower("audio").decoder.forward = oracle
     filled = inpaint(model, batch, InpaintConfig(audio_ratio=0.75, video_ratio=0.75, steps=50, sampler=sampler))
     assert filled.errors["audio"]["sampled"].max() < 1e-3
     assert filled.errors["audio"]["mean_fill"].min() > 0.5

@@ -17,7 +17,7 @@ from avpretrain.core.errors import UserError
 from avpretrain.data.features import mel_filters
 from avpretrain.evaluation.generation.filling import InpaintConfig
 from avpretrain.evaluation.generation.spectrum import SpectrumConfig, energies, mel_centres, run_spectrum
-from avpretrain.evaluation.probe.run import random_encoder
+from avpretrain.evaluation.setup import random_encoder
 from avpretrain.methods.diffmavil.model import DiffMAViL
 from avpretrain.report.comparison import Comparison
 from avpretrain.report.write import render
@@ -45,7 +45,7 @@ def test_known_reconstructions_have_known_shares(keep_low: float, keep_high: flo
     def knowing(context: Tensor, keep: Tensor, hidden: Tensor) -> Tensor:
         return mean_BN1 + keep_BN1 * (truth_BNP - mean_BN1)
 
-    model.audio_decoder.forward = knowing
+    model.tower("audio").decoder.forward = knowing
     found = energies(model, batch, HOW)
     assert list(found) == ["one_step"]
     e = found["one_step"]

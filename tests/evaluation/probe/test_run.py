@@ -1,6 +1,8 @@
 """The probe from files to files, as the command line runs it."""
 
 import json
+import runpy
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,10 @@ from avpretrain.cli.main import run
 from avpretrain.core.errors import UserError
 from avpretrain.core.provenance import versions
 from avpretrain.data.read.clips import ClipSet
-from avpretrain.evaluation.probe.run import ProbeConfig, random_encoder, run_probe
+from avpretrain.evaluation.probe.run import ProbeConfig, run_probe
 from avpretrain.evaluation.results import compare_results, result_path
-from tests.support.launch import on_ranks
+from avpretrain.evaluation.setup import random_encoder
+from tests.support.ranks import run_ranks, said
 from tests.support.tiny_datasets import Spec, make_dataset
 from tests.support.tiny_models import tiny
 
@@ -155,8 +158,14 @@ def test_two_ranks_find_what_one_finds(
     out = tmp_path / "two.json"
     args = [str(checkpoint), data, "--label", "class", "--batch-size", "5"]
     alone = probed(capsys, *args, "--out", tmp_path / "one.json")
-    on_ranks(2, ROOT / "eval" / "linear_probe.py", *args, "--num-workers", "1", "--out", out)
+    script = [str(ROOT / "eval" / "linear_probe.py"), *args, "--num-workers", "1", "--out", str(out)]
+    assert run_ranks(tmp_path / "said", run_script, script) == [0, 0], said(tmp_path / "said")
     found = json.loads(out.read_text())
     for result in (found, alone):
         del result["probe"]["num_workers"], result["commit"]
     assert found == alone
+
+
+def run_script(args: list[str]) -> None:
+    sys.argv = args
+    runpy.run_path(args[0], run_name="__main__")

@@ -11,7 +11,7 @@ import pytest
 from avpretrain.cli.main import run
 from avpretrain.core.errors import UserError
 from avpretrain.evaluation.predictions import Ranks, difference, load_scored, matched
-from avpretrain.evaluation.probe.run import random_encoder
+from avpretrain.evaluation.setup import random_encoder
 from tests.support.tiny_datasets import Spec, make_dataset
 from tests.support.tiny_models import tiny
 

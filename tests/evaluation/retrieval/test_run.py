@@ -7,8 +7,8 @@ import torch
 
 from avpretrain.cli.main import run
 from avpretrain.core.errors import UserError
-from avpretrain.evaluation.probe.run import random_encoder
 from avpretrain.evaluation.retrieval.run import RetrievalConfig, ranks, run_retrieval, scores
+from avpretrain.evaluation.setup import random_encoder
 from tests.support.tiny_datasets import Spec, make_dataset
 from tests.support.tiny_models import tiny
 

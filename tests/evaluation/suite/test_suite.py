@@ -10,7 +10,8 @@ import pytest
 from avpretrain.cli.main import run
 from avpretrain.config.reader import presets
 from avpretrain.core.errors import UsageError, UserError
-from avpretrain.evaluation.probe.run import ProbeConfig, random_encoder, run_probe
+from avpretrain.evaluation.probe.run import ProbeConfig, run_probe
+from avpretrain.evaluation.setup import random_encoder
 from avpretrain.evaluation.suite.plan import SuiteConfig, jobs_of, load_suite
 from tests.support.media_files import write_media
 from tests.support.tiny_datasets import Spec, make_dataset

@@ -28,8 +28,9 @@ def losses(name: str) -> dict[str, float]:
     """Losses of a seeded tiny model on a seeded batch, in float32 on the CPU."""
     model = DiffMAViL(tiny(**CASES[name]))
     generator = torch.Generator().manual_seed(0)
-    for parameter in model.parameters():  # independent of how initialisation draws
-        parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)
+    for part in model.parts().values():  # independent of how initialisation draws
+        for parameter in part.parameters():
+            parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)
     batch = random_batch(model.cfg)
     return {key: value.item() for key, value in model(batch, MaskRatios(0.8, 0.75)).items()}
 

@@ -27,8 +27,10 @@ def pair(kind: str, objective: dict[str, Any], **design: Any) -> tuple[DiffMAViL
     ours = DiffMAViL(tiny(kind=kind, source="diffused", diffusion={**NOTHING_SHOWN, **design}, **objective))
     weights = mavil.state_dict()
     for side in ("audio", "video"):
-        weights[f"{side}_decoder.patch_embed.bias"] = weights.pop(f"{side}_decoder.mask_token").flatten()
-        weights[f"{side}_decoder.patch_embed.weight"] = ours.state_dict()[f"{side}_decoder.patch_embed.weight"]
+        weights[f"towers.{side}.decoder.patch_embed.bias"] = weights.pop(f"towers.{side}.decoder.mask_token").flatten()
+        weights[f"towers.{side}.decoder.patch_embed.weight"] = ours.state_dict()[
+            f"towers.{side}.decoder.patch_embed.weight"
+        ]
     ours.load_state_dict(weights)
     return mavil, ours
 
@@ -36,10 +38,10 @@ def pair(kind: str, objective: dict[str, Any], **design: Any) -> tuple[DiffMAViL
 def losses_and_gradients(model: DiffMAViL) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     losses = model(random_batch(model.cfg), MaskRatios(0.75, 0.75))
     losses["loss"].backward()
-    gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None and "_decoder." not in n}
+    gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None and ".decoder." not in n}
     gradients |= {
         side: decoder.patch_embed.bias.grad if decoder.mask_token is None else decoder.mask_token.grad.flatten()
-        for side, decoder in (("audio", model.audio_decoder), ("video", model.video_decoder))
+        for side, decoder in (("audio", model.tower("audio").decoder), ("video", model.tower("video").decoder))
     }
     return losses, gradients
 
@@ -83,7 +85,7 @@ def test_each_part_of_the_identity_is_needed(design: dict[str, Any]) -> None:
     ours = DiffMAViL(tiny(source="diffused", diffusion={**NOTHING_SHOWN, **design}))
     weights = mavil.state_dict()
     for side in ("audio", "video"):
-        weights[f"{side}_decoder.patch_embed.bias"] = weights.pop(f"{side}_decoder.mask_token").flatten()
+        weights[f"towers.{side}.decoder.patch_embed.bias"] = weights.pop(f"towers.{side}.decoder.mask_token").flatten()
     ours.load_state_dict(weights, strict=False)
     batch = random_batch(mavil.cfg, clips=16)
     with torch.no_grad():
@@ -113,5 +115,5 @@ def test_a_clips_loss_depends_on_its_seed_alone(design: dict[str, Any]) -> None:
 def test_sides_are_shifted_apart() -> None:
     model = DiffMAViL(tiny(diffusion={"audio_shift": 2.0, "video_shift": 5.0}))
     expected = [ForwardProcess(model.cfg.diffusion, shift).alphas_cumprod_T for shift in (2.0, 5.0)]
-    assert torch.equal(model.process("audio").alphas_cumprod_T, expected[0])
-    assert torch.equal(model.process("video").alphas_cumprod_T, expected[1])
+    assert torch.equal(model.tower("audio").process.alphas_cumprod_T, expected[0])
+    assert torch.equal(model.tower("video").process.alphas_cumprod_T, expected[1])

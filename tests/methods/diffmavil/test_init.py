@@ -36,9 +36,7 @@ def source(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def parts_of(model: DiffMAViL, other: DiffMAViL) -> set[str]:
     """Parts in which two models agree."""
     return {
-        name
-        for name, part in model.named_children()
-        if part.state_dict() and same_bits(part.state_dict(), other.get_submodule(name).state_dict())
+        name for name, part in model.parts().items() if same_bits(part.state_dict(), other.parts()[name].state_dict())
     }
 
 

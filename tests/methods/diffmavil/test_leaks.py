@@ -59,8 +59,8 @@ def test_encoders_and_fusion_never_see_hidden_patches(side: Side, fusion: str) -
 @pytest.mark.parametrize("side", SIDES)
 def test_contrastive_losses_never_see_hidden_patches(side: Side) -> None:
     model, batch = model_and_batch(views=2)
-    seen_BL = torch.zeros_like(model.masks(side, batch.seed_B, 0.75)[0].mask_BL).bool()
-    for mask in model.masks(side, batch.seed_B, 0.75):
+    seen_BL = torch.zeros_like(model.tower(side).masks(batch.seed_B, 0.75, 2)[0].mask_BL).bool()
+    for mask in model.tower(side).masks(batch.seed_B, 0.75, 2):
         seen_BL |= ~mask.mask_BL.bool()
 
     def contrast(b: AVBatch) -> Tensor:
@@ -80,7 +80,7 @@ def test_one_clip_never_changes_anothers_predictions(kind: str, source: str, tim
 
     def predictions(b: AVBatch) -> list[Tensor]:
         views = model.encode_masked(b, 0.75, 0.75)
-        return [model.denoise(side, views[side], b.seed_B, 0).prediction_BNQ for side in SIDES]
+        return [model.tower(side).denoise(views[side], b.seed_B, 0).prediction_BNQ for side in SIDES]
 
     changed = dataclasses.replace(
         batch,
@@ -98,10 +98,10 @@ def test_mask_token_decoders_see_nothing_of_hidden_patches(kind: str, side: Side
     model, batch = model_and_batch(kind=kind, source="mask_token")
 
     def prediction(b: AVBatch) -> Tensor:
-        return model.denoise(side, model.encode_masked(b, 0.75, 0.75)[side], b.seed_B, 0).prediction_BNQ.sum()
+        return model.tower(side).denoise(model.encode_masked(b, 0.75, 0.75)[side], b.seed_B, 0).prediction_BNQ.sum()
 
     grad_BL = gradient(model, batch, side, prediction)
-    hidden_BL = model.masks(side, batch.seed_B, 0.75)[0].mask_BL.bool()
+    hidden_BL = model.tower(side).masks(batch.seed_B, 0.75, 2)[0].mask_BL.bool()
     assert not grad_BL[hidden_BL].any()
     assert (grad_BL[~hidden_BL] > 0).all()
 
@@ -112,8 +112,8 @@ def last_step_predictions(model: DiffMAViL, batch: AVBatch, side: Side) -> Tenso
     clean = gather_patches(view.patches_BLP, view.mask.ids_hidden_BN)
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
     last_B = torch.full_like(batch.seed_B, model.cfg.diffusion.num_train_timesteps - 1)
-    x_t = model.process(side).add_noise(clean, noise, last_B)
-    return model.decoder(side)(view.context_BCD, view.mask.ids_keep_BK, view.mask.ids_hidden_BN, x_t, last_B)
+    x_t = model.tower(side).process.add_noise(clean, noise, last_B)
+    return model.tower(side).decoder(view.context_BCD, view.mask.ids_keep_BK, view.mask.ids_hidden_BN, x_t, last_B)
 
 
 @pytest.mark.parametrize("kind", ["joint", "cross_self", "cross"])
@@ -122,7 +122,7 @@ def last_step_predictions(model: DiffMAViL, batch: AVBatch, side: Side) -> Tenso
 def test_at_the_last_timestep_the_decoder_sees_only_noise(kind: str, side: Side, strict: bool) -> None:
     """Exactly so with `zero_terminal_snr`; else up to the 0.6% of amplitude that a linear schedule leaves."""
     model, batch = model_and_batch(kind=kind, diffusion={"zero_terminal_snr": strict})
-    hidden_BL = model.masks(side, batch.seed_B, 0.75)[0].mask_BL.bool()
+    hidden_BL = model.tower(side).masks(batch.seed_B, 0.75, 2)[0].mask_BL.bool()
     grad_BL = gradient(model, batch, side, lambda b: last_step_predictions(model, b, side).sum())
     assert (grad_BL[~hidden_BL] > 0).all()
     share = grad_BL[hidden_BL].mean() / grad_BL[~hidden_BL].mean()
@@ -144,7 +144,7 @@ def test_reconstruction_does_not_depend_on_hidden_pixels(source: str) -> None:
 def test_windows_do_not_wrap_around_the_edges() -> None:
     """In a windowed decoder of two layers the first row of patches hears of its neighbours, but not of the last row."""
     model, _ = model_and_batch(kind="joint", source="mask_token", decoder={"window": (2, 2)})
-    decoder = model.audio_decoder
+    decoder = model.tower("audio").decoder
     keep_BK = torch.arange(0, 16, 2).expand(4, -1)
     hidden_BN = torch.arange(1, 16, 2).expand(4, -1)
     context = torch.randn(4, 9, 48, requires_grad=True)
@@ -167,17 +167,17 @@ def test_decoder_blocks_attend_to_the_encoder_blocks_they_are_told(kind: str) ->
     torch.testing.assert_close(found[1], view.levels[1])
     torch.testing.assert_close(model.audio_encoder.norm(found[2]), tokens)
     seen: list[Tensor] = []
-    for block in model.audio_decoder.blocks:
+    for block in model.tower("audio").decoder.blocks:
         block.cross_attn.register_forward_pre_hook(
             lambda module, args, kwargs: seen.append(kwargs["context_BCD"]), with_kwargs=True
         )
     changed = dataclasses.replace(view, levels={1: view.levels[1] + torch.randn_like(view.levels[1])})
     for given in (view, changed):
-        model.denoise("audio", given, batch.seed_B, 0)
+        model.tower("audio").denoise(given, batch.seed_B, 0)
     assert torch.equal(seen[0], seen[2])
     assert not torch.allclose(seen[1], seen[3])
     model(batch, MaskRatios(0.75, 0.75))["loss"].backward()
-    assert all(p.grad is not None for p in model.audio_decoder.parameters())
+    assert all(p.grad is not None for p in model.tower("audio").decoder.parameters())
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ def test_decoder_kinds_agree_on_shapes(kind: str, source: str) -> None:
     assert views["audio"].context_BCD.shape == (4, 1 + 4, 48)
     assert views["video"].context_BCD.shape == (4, 1 + 16, 48)
     for side, hidden, values in (("audio", 12, 16 * 8), ("video", 16, 2 * 8 * 8 * 3)):
-        out = model.denoise(side, views[side], batch.seed_B, 0)
+        out = model.tower(side).denoise(views[side], batch.seed_B, 0)
         assert out.prediction_BNQ.shape == out.target_BNQ.shape == (4, hidden, values)
     picture = model.reconstruct(batch, 0.75, 0.5)
     assert picture.audio_BFM.shape == picture.audio_mask_BFM.shape == batch.audio_BFM.shape
@@ -138,7 +138,7 @@ def test_reconstruction_of_raw_patches_is_the_decoders_word() -> None:
     model = DiffMAViL(tiny(source="mask_token", loss={"norm_pix_loss": False}))
     batch = random_batch(model.cfg)
     picture = model.reconstruct(batch, 0.75, 0.75)
-    mask = model.masks("audio", batch.seed_B, 0.75)[0].mask_BL.reshape(4, 4, 4)
+    mask = model.tower("audio").masks(batch.seed_B, 0.75, 2)[0].mask_BL.reshape(4, 4, 4)
     expected = mask.repeat_interleave(16, dim=1).repeat_interleave(8, dim=2)
     assert torch.equal(picture.audio_mask_BFM, expected)
 

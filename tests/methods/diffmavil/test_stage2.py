@@ -56,7 +56,7 @@ def test_targets_are_the_teachers_tokens_at_hidden_places(teacher: Teacher, sour
     batch = random_batch(student.cfg)
     features = teacher(batch)
     view = student.encode_masked(batch, 0.75, 0.75)["video"]
-    out = student.denoise("video", view, batch.seed_B, 0, features)
+    out = student.tower("video").denoise(view, batch.seed_B, 0, features.video_BLD)
     rows = torch.arange(4)[:, None]
     expected = normalise_patches(features.video_BLD[rows, view.mask.ids_hidden_BN])
     torch.testing.assert_close(out.target_BNQ, expected)

@@ -19,7 +19,7 @@ from avpretrain.methods.load import load_language_model
 from avpretrain.methods.openelm.generate import generate
 from avpretrain.methods.openelm.held_out import HeldOut, measure
 from avpretrain.methods.openelm.held_out_log import read_held_out
-from avpretrain.training.checkpoint import list_checkpoints
+from avpretrain.training.folders import list_checkpoints
 from avpretrain.training.metrics import read_metrics
 from tests.support.ranks import run_ranks, said
 from tests.support.texts import text_config, write_texts

@@ -11,6 +11,7 @@ import dataclasses
 import pickle
 import re
 import struct
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,11 +24,13 @@ from torch import Tensor
 
 from avpretrain.core.errors import UserError
 from avpretrain.core.files import NotAFileError, check_zip, mistaken_for, open_file, read_head
+from avpretrain.core.terminal import LONGEST, brief
+from avpretrain.methods.diffmavil.conversions.pickles import check_pickles
 from avpretrain.nn.weights import check_finite, read_header
 
 MAX_WRAPPERS = 8
 """Most mappings around a checkpoint's weights."""
-MAX_TENSORS = 20_000
+MAX_TENSORS = 6000
 
 AUDIOSET_STATS = (-4.2677393, 4.5689974)
 """Mean and standard deviation of AudioMAE's and MAViL's log-mel; they divide by twice the latter, as we do."""
@@ -84,6 +87,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             read_header(path)
             return _unwrapped(load_file(path), size)
         check_zip(path, size)  # torch stores its archives' members as they are, so more is a bomb
+        check_pickles(path)
         with torch.serialization.safe_globals([argparse.Namespace]):  # MAE keeps its arguments so; plain data
             return _unwrapped(torch.load(path, map_location="cpu", weights_only=True), size)
     except FileNotFoundError:
@@ -108,6 +112,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         OSError,
         MemoryError,
         struct.error,
+        zipfile.BadZipFile,
     ) as error:  # fmt: skip - torch's reader raises any of them on damage
         reason = " ".join(str(error).split())[:150] or type(error).__name__
         raise UserError(f"{path} is not a readable checkpoint: {reason}") from None
@@ -168,7 +173,7 @@ class Taker:
             UserError: there is none.
         """
         if key not in self.weights:
-            has = ", ".join(sorted(self.weights)[:4])
+            has = ", ".join(key[:LONGEST] for key in sorted(self.weights)[:4])
             raise UserError(f"{self.source} has no '{key}'; is --format right? It begins with {has}")
         self.unused.discard(key)
         check_finite({key: self.weights[key]}, Path(self.source))
@@ -194,7 +199,9 @@ class Taker:
     def _block(self, prefix: str) -> dict[str, Tensor]:
         found = {k.removeprefix(prefix) for k in self.weights if k.startswith(prefix)}
         if alien := sorted(k for k in found if k not in BLOCK_KEYS and not re.match(r"norm[12]_[av]\.", k)):
-            raise UserError(f"{self.source} is not a plain ViT: our blocks have no place for '{prefix}{alien[0]}'")
+            raise UserError(
+                f"{self.source} is not a plain ViT: our blocks have no place for {brief(prefix + alien[0])}"
+            )
         return {key: self.take(prefix + key) for key in BLOCK_KEYS}
 
 

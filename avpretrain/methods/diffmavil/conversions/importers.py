@@ -64,12 +64,21 @@ def import_checkpoint(
     """
     taker = Taker(read_weights(path), str(path))
     try:
-        foreign = READERS[format](taker)
-        chosen = _chosen(foreign, into, format)
-        cfg = _config(foreign, chosen, base, heads)
+        return _imported(taker, format, base, into, heads)
+    except UserError as error:
+        said = str(error)
+        raise type(error)(said if said.startswith(str(path)) else f"{path}: {said}") from None
     except (RuntimeError, IndexError, ZeroDivisionError) as error:  # arithmetic on tensors of unfitting shapes
         reason = " ".join(str(error).split())[:150]
         raise UserError(f"{path} is no checkpoint of format {format}: {reason}; is --format right?") from None
+
+
+def _imported(
+    taker: Taker, format: Format, base: ModelConfig, into: Into, heads: int | None
+) -> tuple[DiffMAViL, ImportReport]:
+    foreign = READERS[format](taker)
+    chosen = _chosen(foreign, into, format)
+    cfg = _config(foreign, chosen, base, heads)
     report = ImportReport(format, unused=sorted(taker.unused), adapted=list(foreign.notes))
     model = DiffMAViL(cfg)
     for side, vit in chosen.items():
@@ -139,7 +148,7 @@ def _config(foreign: ForeignModel, chosen: dict[Side, ForeignViT], base: ModelCo
 def _with_fixed_positions(cfg: ModelConfig, chosen: dict[Side, ForeignViT]) -> ModelConfig:
     """Positions that are our sin-cos ones after all need no table."""
     for side, vit in chosen.items():
-        grid = cfg.audio_grid if side == "audio" else cfg.video_grid
+        grid = cfg.tower(side).grid
         table_LD = _positions(vit, side, grid)
         if (table_LD - positions(grid, cfg.width, grid)).abs().max() < SAME:
             cfg = dataclasses.replace(cfg, **{side: dataclasses.replace(getattr(cfg, side), positions="fixed")})
@@ -154,8 +163,9 @@ def _encoder_weights(vit: ForeignViT, side: Side, cfg: ModelConfig, report: Impo
     weights["patch_embed.bias"] = vit.bias_D
     if vit.cls_11D is not None:
         weights["cls_token"] = vit.cls_11D
-    tower, grid = (cfg.audio, cfg.audio_grid) if side == "audio" else (cfg.video, cfg.video_grid)
-    if tower.positions == "learned":
+    tower = cfg.tower(side)
+    grid = tower.grid
+    if tower.learned_positions:
         weights["position_table"] = _positions(vit, side, grid)[None]
         count = len(vit.position_LD)
         report.adapted.append(f"{side} positions: a learned table of {grid}, from {count} positions of the checkpoint")
@@ -211,7 +221,7 @@ def _load(model: DiffMAViL, part: str, weights: dict[str, Tensor], report: Impor
     Raises:
         UserError: a shape differs.
     """
-    module = model.get_submodule(part)
+    module = model.parts()[part]
     own = module.state_dict()
     for key, value in weights.items():
         if key not in own or own[key].shape != value.shape:

@@ -32,11 +32,9 @@ class EncoderGraph(nn.Module):
         self.model, self.side = model, side
 
     def forward(self, clip: Tensor) -> tuple[Tensor, Tensor]:
-        if self.side == "audio":
-            tokens_BKD = self.model.encode_audio(clip)
-            return tokens_BKD, self.model.audio_encoder.pool(tokens_BKD)
-        tokens_BKD = self.model.encode_video(clip)
-        return tokens_BKD, self.model.video_encoder.pool(tokens_BKD)
+        tower = self.model.tower(self.side)
+        tokens_BKD = tower.encode(clip)
+        return tokens_BKD, tower.encoder.pool(tokens_BKD)
 
 
 def export_onnx(model: DiffMAViL, side: Side, path: Path) -> float:

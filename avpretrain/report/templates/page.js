@@ -43,7 +43,7 @@ for (const svg of document.querySelectorAll("svg[data-range]")) {
     for (const [key, v] of [["x1", x], ["x2", x], ["y1", top], ["y2", bottom]]) guide.setAttribute(key, v);
     svg.append(guide);
     const near = (points) => points.reduce((a, b) => (Math.abs(b[0] - x) < Math.abs(a[0] - x) ? b : a));
-    const values = lines.map(({ label, points }) => {
+    const values = lines.filter(({ points }) => points.length).map(({ label, points }) => {
       const y = near(points)[1];
       return `${label} ${readable(y0 + ((bottom - y) / (bottom - top)) * (y1 - y0))}`;
     });
@@ -53,5 +53,32 @@ for (const svg of document.querySelectorAll("svg[data-range]")) {
   svg.addEventListener("pointerleave", () => {
     guide.remove();
     output.textContent = "";
+  });
+}
+
+// Pictures: a click shows one in its full size, a second click as wide as the page.
+for (const image of document.querySelectorAll("figure img")) {
+  image.addEventListener("click", () => image.classList.toggle("full"));
+}
+
+// Reconstructions over time: the slider shows one moment.
+for (const sequence of document.querySelectorAll(".sequence")) {
+  const slider = sequence.querySelector("input");
+  if (!slider) continue;
+  slider.parentElement.hidden = false;
+  const frames = [...sequence.querySelectorAll(".frame")];
+  slider.addEventListener("input", () => {
+    frames.forEach((frame, i) => { frame.hidden = i !== Number(slider.value); });
+    sequence.querySelector("output").textContent = frames[slider.value].dataset.name;
+  });
+}
+
+// Commands: copied as they stand.
+for (const button of document.querySelectorAll("button.copy")) {
+  button.hidden = !navigator.clipboard;
+  button.addEventListener("click", async () => {
+    await navigator.clipboard.writeText(button.previousElementSibling.textContent);
+    button.textContent = "copied";
+    setTimeout(() => { button.textContent = "copy"; }, 1500);
   });
 }
