@@ -29,8 +29,8 @@ def main(
 
     Reads a checkpoint, and packed tokens or text, which is tokenized by the model's own tokenizer. Every token is
     predicted once, from those before it in its window; windows do not overlap. Bits per byte can be compared between
-    tokenizers, perplexities can't. With --out, writes a JSON file. Takes about a minute for 100 kB with a tiny model
-    on a CPU.
+    tokenizers, perplexities can't. Writes eval/perplexity_SPLIT_DATA.json into the checkpoint's run, or the file --out.
+    Takes about a minute for 100 kB with a tiny model on a CPU.
 
     Args:
         ckpt: A run folder, a checkpoint, or a folder with model.safetensors, config.json and tokenizer.json.
@@ -38,7 +38,7 @@ def main(
         split: Which split; without it 'val' of packed tokens, and all of a text.
         context: Tokens of a window; 0 = the model's.
         windows: So many from the beginning; 0 = all.
-        out: JSON file to write.
+        out: JSON file to write in place of the run's.
         json: Print the result as JSON.
     """
     require_file(out)
@@ -50,6 +50,7 @@ def main(
     from avpretrain.core.provenance import environment
     from avpretrain.data.text.pack import pack
     from avpretrain.data.text.tokens import TokenStream, is_token_set
+    from avpretrain.evaluation.results import result_path
     from avpretrain.methods.load import load_language_model
     from avpretrain.methods.openelm.held_out import measure
 
@@ -69,8 +70,9 @@ def main(
             "task": "perplexity", "split": chosen, **found.to_json(), "context": context or model.cfg.context,
             "checkpoint": str(ckpt), "data": str(data), "fingerprint": stream.fingerprint, **environment(),
         }  # fmt: skip
-    if out is not None:
-        write_json(out, answer)
+    path = result_path(ckpt, out, "perplexity", chosen, data.resolve().stem)
+    if path is not None:
+        write_json(path, answer)
     if json:
         print(json_format.dumps(answer, indent=2))
         return
@@ -78,3 +80,5 @@ def main(
         f"perplexity {found.perplexity:.3f}, {found.bits_per_byte:.4f} bits per byte, {found.nll:.4f} nats a token "
         f"over {found.tokens:,} tokens of '{chosen}'" + ("" if found.whole else " (a part of it)")
     )
+    if path is not None:
+        say(f"result: {path}")

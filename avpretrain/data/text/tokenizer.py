@@ -89,7 +89,7 @@ class Tokenizer:
     def save(self, folder: Path) -> None:
         """Writes `tokenizer.json`, and which token begins a text, into a folder that is there."""
         settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": self.separator_name}
-        settings["eos_token"] = self.backend.id_to_token(self.end)
+        settings["eos_token"] = self.backend.id_to_token(self.end) or self.separator_name
         for name, text in ((TOKENIZER_NAME, self.text), (SETTINGS_NAME, json.dumps(settings, indent=2) + "\n")):
             with atomic_path(folder / name) as temporary:
                 temporary.write_text(text)

@@ -89,7 +89,7 @@ class OpenELM(Method):
                     "data.shards names packed tokens and text; pack the text, too: avpretrain tokens TEXT OUT"
                 )
             out = self.cfg.run_dir.with_name(f"{self.cfg.run_dir.name}.tokens")
-            with PartialState().local_main_process_first():
+            with PartialState().main_process_first():
                 packed(data.shards, out, data, say)
             folders = [out]
         stream = TokenStream(folders, data.split)

@@ -127,6 +127,7 @@ def test_perplexity_of_shards_and_of_their_text_agree(
     first, second = json.loads((tmp_path / "r.json").read_text()), capsys.readouterr().out
     second = json.loads(second[second.index("{") :])
     assert first["bits_per_byte"] == pytest.approx(second["bits_per_byte"], rel=1e-6)
+    assert (straight / "eval" / "perplexity_all_val.json").is_file()
     assert first["split"] == "val" and first["whole"] and first["versions"]["torch"]
 
 
