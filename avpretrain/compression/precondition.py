@@ -46,7 +46,7 @@ def fold_batchnorm(model: nn.Module) -> list[str]:
 
 
 def relu6_to_relu(model: nn.Module) -> int:
-    """Replaces every ReLU6 module by a ReLU, which scaling passes through; it changes the function. Returns how many."""
+    """Replaces ReLU6 modules by ReLU, which scaling passes through; it changes the function. Returns how many."""
     count = 0
     for parent in list(model.modules()):
         for name, child in parent.named_children():

@@ -117,6 +117,8 @@ PRODUCTS = (operator.mul, operator.imul, torch.mul)
 
 def activation_of(node: fx.Node, module: nn.Module | None) -> str | None:
     """The name of the activation that a node is, by `APPLY`; none = it is none that is known."""
+    if node.op == "call_method":
+        return str(node.target) if node.target in ("relu", "sigmoid") else None
     if node.op == "call_function":
         return _FUNCTIONS.get(node.target)
     return _MODULES.get(type(module)) if module is not None else None
