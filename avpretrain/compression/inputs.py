@@ -187,7 +187,7 @@ def _match_statistics(stats: nn.Module, _: tuple[Any, ...], out: Tensor) -> Tens
 
 
 class LayerNormInputs:
-    """For transformers: Gaussian tokens, normed, through each LayerNorm's affine, then the block's own attention or MLP.
+    """For transformers: Gaussian tokens through each LayerNorm and its affine, then the block's own attention or MLP.
 
     What a norm feeds is found by watching one call: a layer that takes its output, or a module that does, and within
     which layers then see what the module makes of it. Layers that no norm feeds are given what the call's noise makes.

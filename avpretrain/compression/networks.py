@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import importlib
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from avpretrain.core.errors import UsageError, UserError
 
@@ -17,8 +16,8 @@ STAGES = (
 """MobileNetV1's separable convolutions: output channels at width 1, stride (arXiv 1704.04861, table 1)."""
 
 
-class MobileNetV1(nn.Module):
-    """Depthwise separable convolutions (arXiv 1704.04861).
+class MobileNetV1(nn.Sequential):
+    """Depthwise separable convolutions (arXiv 1704.04861): [B, classes] of [B, channels, H, W].
 
     Args:
         width: multiplier of all channels.
@@ -27,20 +26,14 @@ class MobileNetV1(nn.Module):
     """
 
     def __init__(self, classes: int = 1000, width: float = 1.0, channels: int = 3, stem_stride: int = 2) -> None:
-        super().__init__()
         before = int(32 * width)
         layers = [_conv(channels, before, 3, stem_stride)]
         for base, stride in STAGES:
             after = int(base * width)
             layers += [_conv(before, before, 3, stride, groups=before), _conv(before, after, 1, 1)]
             before = after
-        self.features = nn.Sequential(*layers)
-        self.pool = nn.AdaptiveAvgPool2d(1)
-        self.classifier = nn.Linear(before, classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, classes] of [B, channels, H, W]."""
-        return self.classifier(torch.flatten(self.pool(self.features(x)), 1))
+        pool, classifier = nn.AdaptiveAvgPool2d(1), nn.Linear(before, classes)
+        super().__init__(nn.Sequential(*layers), pool, nn.Flatten(), classifier)
 
 
 def _conv(inputs: int, outputs: int, kernel: int, stride: int, groups: int = 1) -> nn.Sequential:

@@ -1,7 +1,8 @@
 """One layer made small alone: weights on a grid or masked, and its bias, so that its output changes least.
 
 With moments of the input the error is exact: for a change D of the weights and d of the bias, by output channel,
-E = D C D' + (D m + d)^2. The best bias is d = -D m. If C is diagonal, rounding to nearest is the best rounding on a grid.
+E = D C D' + (D m + d)^2. The best bias is d = -D m. If C is diagonal, rounding to nearest is the best
+rounding on a grid.
 
 G groups, P output channels of a group, O = G P, I inputs of one output.
 """
