@@ -1,0 +1,96 @@
+"""A whole network made small, layer by layer, each alone."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from avpretrain.compression.inputs import InputMoments, layers_of
+from avpretrain.compression.quantiser import IDENTITY_BITS, QuantGrid, check_bits
+from avpretrain.compression.solve import Solver, check_sparsity, prune, quantise
+from avpretrain.core.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is done to each layer: quantised or pruned, one of the two.
+
+    Raises:
+        UsageError: both or neither, or a value is out of range.
+    """
+
+    bits: int | None = None
+    sparsity: float | None = None
+    per_channel: bool = True
+    solver: Solver = "closed"
+
+    def __post_init__(self) -> None:
+        if (self.bits is None) == (self.sparsity is None):
+            raise UsageError("name one of --bits 8|6|4 and --sparsity S")
+        if self.bits is not None:
+            check_bits(self.bits)
+        if self.sparsity is not None:
+            check_sparsity(self.sparsity)
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """What was done. Args: layers: by name; missed: what was left as it was and why; grids: by the weight's name."""
+
+    layers: dict[str, dict[str, Any]]
+    missed: list[str]
+    grids: dict[str, QuantGrid] = field(default_factory=dict)
+
+
+@torch.no_grad()
+def compress(
+    model: nn.Module,
+    plan: Plan,
+    inputs: Mapping[str, InputMoments],
+    missed: Collection[str] = (),
+    unknown_too: bool = False,
+) -> Compressed:
+    """Changes the weights and biases of the model's layers in place.
+
+    Args:
+        inputs: what layers are fed, by name.
+        missed: what the finder of `inputs` could not handle; it is passed on.
+        unknown_too: compress also layers whose input is not known: by rounding, or by magnitude.
+    """
+    done: dict[str, dict[str, Any]] = {}
+    grids: dict[str, QuantGrid] = {}
+    left = list(missed)
+    for name, layer in layers_of(model).items():
+        known = inputs.get(name)
+        if known is None and not unknown_too:
+            if not any(line.startswith(f"{name}:") for line in left):
+                left.append(f"{name}: its input is not known")
+            continue
+        if plan.bits is not None:
+            with torch.enable_grad():
+                solution = quantise(layer.weight, layer.bias, known, plan.bits, plan.per_channel, plan.solver)
+            plain = quantise(layer.weight, layer.bias, known, plan.bits, plan.per_channel, "naive")
+            if solution.grid is not None and plan.bits < IDENTITY_BITS:
+                grids[f"{name}.weight"] = solution.grid
+        else:
+            assert plan.sparsity is not None
+            reoptimise = plan.solver != "naive"
+            solution = prune(layer.weight, layer.bias, known, plan.sparsity, reoptimise=reoptimise)
+            plain = prune(layer.weight, layer.bias, known, plan.sparsity, "magnitude", reoptimise=False)
+        layer.weight.copy_(solution.weight)
+        if layer.bias is not None:
+            layer.bias.copy_(solution.bias)
+        elif bool(solution.bias.any()) and known is not None and plan.solver != "naive":
+            layer.bias = nn.Parameter(solution.bias)
+        done[name] = {
+            "weights": layer.weight.numel(),
+            "zeros": int((layer.weight == 0).sum()),
+            "input": "not known" if known is None else known.source,
+            "error": None if known is None else solution.error,
+            "error_naive": None if known is None else plain.error,
+        }
+    return Compressed(done, left, grids)

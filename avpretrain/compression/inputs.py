@@ -1,0 +1,376 @@
+"""What each layer is fed, as first and second moments: from the network's own statistics, from samples, or from data.
+
+G groups of a convolution, I inputs of one output within a group (channels times taps), N samples, C channels, D width,
+B clips, L tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from avpretrain.compression import moments
+from avpretrain.compression.walk import (
+    ADDITIONS,
+    APPLY,
+    PRODUCTS,
+    Layer,
+    OutputStats,
+    activation_of,
+    describe,
+    trace,
+)  # fmt: skip
+from avpretrain.core.errors import UserError
+
+Run = Callable[[nn.Module], Any]
+"""Calls the network, or the parts of it that are to be compressed, on some input."""
+SAMPLE_ROWS = 4096
+"""Rows of a layer's unfolded input that one call adds to its moments, at most."""
+
+
+@dataclass(frozen=True)
+class InputMoments:
+    """Distribution of a layer's unfolded input.
+
+    Args:
+        mean_GI: expectation.
+        covariance_GII: covariance; diagonal where inputs are taken as independent.
+        source: where it is from, in a few words.
+    """
+
+    mean_GI: Tensor
+    covariance_GII: Tensor
+    source: str
+
+    @property
+    def std_GI(self) -> Tensor:
+        """Standard deviation of each input."""
+        return self.covariance_GII.diagonal(dim1=1, dim2=2).clamp(min=0).sqrt()
+
+
+class InputModel(Protocol):
+    """A way to know what layers are fed."""
+
+    def moments(self, model: nn.Module) -> tuple[dict[str, InputMoments], list[str]]:
+        """Moments by the layer's name, and what could not be handled, a line each."""
+        ...
+
+
+def layers_of(model: nn.Module) -> dict[str, Layer]:
+    """Every linear layer and convolution by name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, Layer)}
+
+
+# --- from samples ----------------------------------------------------------------------------------------------------
+
+
+def unfold(layer: Layer, x: Tensor) -> Tensor:
+    """[G, N, I], the rows that the layer multiplies with its weights."""
+    if isinstance(layer, nn.Linear):
+        return x.reshape(1, -1, layer.in_features)
+    if not isinstance(layer.padding, str):
+        kernel = tuple(layer.kernel_size)
+        columns = F.unfold(
+            x, kernel, tuple(layer.dilation), tuple(layer.padding), tuple(layer.stride)
+        )  # [B, C taps, L]
+        return columns.unflatten(1, (layer.groups, -1)).permute(1, 0, 3, 2).flatten(1, 2)
+    raise UserError(f"padding {layer.padding!r} of a convolution is not handled; give it as numbers")
+
+
+@dataclass
+class _Sums:
+    """Moments in the making."""
+
+    rows: int = 0
+    first: Tensor = field(default_factory=lambda: torch.zeros(()))
+    second: Tensor = field(default_factory=lambda: torch.zeros(()))
+
+    def add(self, rows_GNI: Tensor) -> None:
+        step = max(1, rows_GNI.shape[1] // SAMPLE_ROWS)
+        rows_GNI = rows_GNI[:, ::step].double()
+        self.rows += rows_GNI.shape[1]
+        self.first = self.first + rows_GNI.sum(dim=1)
+        self.second = self.second + rows_GNI.transpose(1, 2) @ rows_GNI
+
+    def moments(self, source: str) -> InputMoments:
+        mean = self.first / self.rows
+        covariance = self.second / self.rows - mean[:, :, None] * mean[:, None, :]
+        return InputMoments(mean.float(), covariance.float(), source)
+
+
+class _Collector(ExitStack):
+    """Hooks on layers that gather what they are fed while the context is open."""
+
+    def __init__(self, layers: dict[str, Layer]) -> None:
+        super().__init__()
+        self.sums = {name: _Sums() for name in layers}
+        for name, layer in layers.items():
+            self.enter_context(_removed(layer.register_forward_pre_hook(self._hook(name))))
+
+    def _hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def hook(layer: nn.Module, args: tuple[Any, ...]) -> None:
+            assert isinstance(layer, Layer)
+            self.sums[name].add(unfold(layer, args[0].detach()))
+
+        return hook
+
+    def found(self, source: str) -> dict[str, InputMoments]:
+        return {name: sums.moments(source) for name, sums in self.sums.items() if sums.rows > 1}
+
+
+class _removed:  # noqa: N801
+    """A hook's handle as a context."""
+
+    def __init__(self, handle: torch.utils.hooks.RemovableHandle) -> None:
+        self.handle = handle
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *_: object) -> None:
+        self.handle.remove()
+
+
+class RealInputs:
+    """Real calibration: the upper reference. Args: runs: each calls the network on a batch of real data."""
+
+    def __init__(self, runs: Iterable[Run], source: str = "real data") -> None:
+        self.runs, self.source = list(runs), source
+
+    @torch.no_grad()
+    def moments(self, model: nn.Module) -> tuple[dict[str, InputMoments], list[str]]:
+        layers = layers_of(model)
+        with _Collector(layers) as collector:
+            for run in self.runs:
+                run(model)
+        found = collector.found(self.source)
+        return found, [f"{name}: not used by the call" for name in layers if name not in found]
+
+
+class PropagatedInputs:
+    """Gaussian samples sent through the real network, held to its folded norms' statistics on the way.
+
+    At each `OutputStats` the samples of every channel are shifted and scaled to the mean and deviation it keeps, so
+    correlation comes from the blocks before and the marginal moments from training.
+
+    Args:
+        runs: each calls the network on noise.
+    """
+
+    def __init__(self, runs: Iterable[Run]) -> None:
+        self.runs = list(runs)
+
+    @torch.no_grad()
+    def moments(self, model: nn.Module) -> tuple[dict[str, InputMoments], list[str]]:
+        with ExitStack() as stack:
+            for module in model.modules():
+                if isinstance(module, OutputStats):
+                    stack.enter_context(_removed(module.register_forward_hook(_match_statistics)))
+            return RealInputs(self.runs, "propagated samples").moments(model)
+
+
+def _match_statistics(stats: nn.Module, _: tuple[Any, ...], out: Tensor) -> Tensor:
+    assert isinstance(stats, OutputStats)
+    axes = [d for d in range(out.ndim) if d != 1]
+    shape = (1, -1, *[1] * (out.ndim - 2))
+    std, mean = torch.std_mean(out, dim=axes, keepdim=True)
+    return (out - mean) / std.clamp(min=1e-6) * stats.std.reshape(shape) + stats.mean.reshape(shape)
+
+
+# --- from LayerNorm --------------------------------------------------------------------------------------------------
+
+
+class LayerNormInputs:
+    """For transformers: Gaussian tokens through each LayerNorm and its affine, then the block's own attention or MLP.
+
+    What a norm feeds is found by watching one call: a layer that takes its output, or a module that does, and within
+    which layers then see what the module makes of it. Layers that no norm feeds are given what the call's noise makes.
+
+    Args:
+        run: calls the network on noise of its input's shape.
+        clips: B, sequences drawn for each norm.
+        tokens: L, tokens in each.
+    """
+
+    def __init__(self, run: Run, clips: int = 8, tokens: int = 64, seed: int = 0) -> None:
+        self.run, self.clips, self.tokens, self.seed = run, clips, tokens, seed
+
+    @torch.no_grad()
+    def moments(self, model: nn.Module) -> tuple[dict[str, InputMoments], list[str]]:
+        layers = layers_of(model)
+        pairs = feeds(model, self.run)
+        noise, missed = RealInputs([self.run], "the call's noise, propagated").moments(model)
+        generator, found = torch.Generator().manual_seed(self.seed), dict(noise)
+        for norm, consumer in pairs:
+            inside = {n: m for n, m in layers.items() if n == consumer or n.startswith(f"{consumer}.")}
+            tokens_BLD = _normed_tokens(model.get_submodule(norm), self.clips, self.tokens, generator)
+            with _Collector(inside) as collector:
+                model.get_submodule(consumer)(tokens_BLD)
+            found |= collector.found(f"Gaussian tokens through {norm}")
+        return found, missed
+
+
+def _normed_tokens(norm: nn.Module, clips: int, tokens: int, generator: torch.Generator) -> Tensor:
+    assert isinstance(norm, nn.LayerNorm)
+    return norm(torch.randn(clips, tokens, *norm.normalized_shape, generator=generator))
+
+
+def feeds(model: nn.Module, run: Run) -> list[tuple[str, str]]:
+    """Pairs of a LayerNorm and the outermost module that is called with its output alone, in order of one call."""
+    names = {module: name for name, module in model.named_modules()}
+    outputs: dict[int, tuple[str, Tensor]] = {}
+    pairs: list[tuple[str, str]] = []
+
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
+        if len(tensors) != 1 or id(tensors[0]) not in outputs or isinstance(module, nn.LayerNorm):
+            return
+        norm = outputs[id(tensors[0])][0]
+        if not any(n == norm and names[module].startswith(f"{c}.") for n, c in pairs):
+            pairs.append((norm, names[module]))
+
+    def after(module: nn.Module, _: tuple[Any, ...], out: Tensor) -> None:
+        outputs[id(out)] = names[module], out  # kept, so that no other tensor takes its id
+
+    with ExitStack() as stack, torch.no_grad():
+        for module in model.modules():
+            stack.enter_context(_removed(module.register_forward_pre_hook(before, with_kwargs=True)))
+            if isinstance(module, nn.LayerNorm) and len(module.normalized_shape) == 1:
+                stack.enter_context(_removed(module.register_forward_hook(after)))
+        run(model)
+    return list(dict.fromkeys(pairs))
+
+
+def norm_moment_error(model: nn.Module, runs: Iterable[Run]) -> dict[str, dict[str, float]]:
+    """How far LayerNorm's outputs on real data are from N(bias, weight^2), by norm.
+
+    Returns: root mean square over channels of the error of the mean in units of |weight|, of the logarithm of the
+        deviation's ratio, and the largest ratio of a channel.
+    """
+    sums: dict[str, _Sums] = {}
+    norms = {n: m for n, m in model.named_modules() if isinstance(m, nn.LayerNorm) and m.weight is not None}
+    with ExitStack() as stack, torch.no_grad():
+        for name, norm in norms.items():
+            sums[name] = _Sums()
+
+            def hook(_: nn.Module, __: tuple[Any, ...], out: Tensor, kept: _Sums = sums[name]) -> None:
+                kept.add(out.reshape(1, -1, out.shape[-1]))
+
+            stack.enter_context(_removed(norm.register_forward_hook(hook)))
+        for run in runs:
+            run(model)
+    errors = {}
+    for name, norm in norms.items():
+        if sums[name].rows > 1:
+            real = sums[name].moments("")
+            scale_D = norm.weight.detach().abs().clamp(min=1e-6)
+            shift_D = norm.bias.detach() if norm.bias is not None else torch.zeros_like(scale_D)
+            mean_D = (real.mean_GI[0] - shift_D) / scale_D
+            ratio_D = (real.std_GI[0] / scale_D).clamp(min=1e-6)
+            errors[name] = {
+                "mean_rms": float(mean_D.square().mean().sqrt()),
+                "log_std_rms": float(ratio_D.log().square().mean().sqrt()),
+                "largest_std_ratio": float(ratio_D.max()),
+            }
+    return errors
+
+
+# --- from BatchNorm, in closed form ----------------------------------------------------------------------------------
+
+
+class IndependentInputs:
+    """For networks with folded norms: closed forms along the graph, every channel and place taken as independent.
+
+    The input is N(0, 1). An `OutputStats` sets the distribution, activations transform it, residual sums add means and
+    variances, products multiply independents, average pooling divides the variance by its values.
+    """
+
+    def moments(self, model: nn.Module) -> tuple[dict[str, InputMoments], list[str]]:
+        modules = dict(model.named_modules())
+        known: dict[fx.Node, tuple[Tensor, Tensor] | None] = {}
+        found: dict[str, InputMoments] = {}
+        missed: list[str] = []
+        for node in trace(model).nodes:
+            module = modules.get(str(node.target)) if node.op == "call_module" else None
+            inputs = [known.get(a) for a in node.args if isinstance(a, fx.Node)]
+            if isinstance(module, Layer):
+                mean_var = _fit(inputs[0] if inputs else None, module)
+                if mean_var is None:
+                    missed.append(f"{node.target}: the distribution of its input is not known")
+                    known[node] = None
+                    continue
+                found[str(node.target)] = _independent(module, *mean_var)
+                known[node] = _after_layer(module, found[str(node.target)])
+            else:
+                known[node] = _transformed(node, module, inputs)
+                if known[node] is None and node.op not in ("output", "get_attr", "placeholder") and all(inputs):
+                    missed.append(f"{node.name}: {describe(node, module)} is not handled")
+        return found, missed
+
+
+def _fit(inputs: tuple[Tensor, Tensor] | None, layer: Layer) -> tuple[Tensor, Tensor] | None:
+    if inputs is None:
+        return None
+    width = layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
+    mean, var = inputs
+    if len(mean) == 1:
+        return mean.expand(width), var.expand(width)
+    if len(mean) == width:
+        return mean, var
+    repeats, rest = divmod(width, len(mean))  # space was flattened behind channels
+    return None if rest else (mean.repeat_interleave(repeats), var.repeat_interleave(repeats))
+
+
+def _independent(layer: Layer, mean_C: Tensor, var_C: Tensor) -> InputMoments:
+    groups = 1 if isinstance(layer, nn.Linear) else layer.groups
+    taps = 1 if isinstance(layer, nn.Linear) else layer.weight[0, 0].numel()
+    mean_GI = mean_C.reshape(groups, -1).repeat_interleave(taps, dim=1)
+    var_GI = var_C.reshape(groups, -1).repeat_interleave(taps, dim=1)
+    return InputMoments(mean_GI, torch.diag_embed(var_GI), "norm statistics, independent")
+
+
+def _after_layer(layer: Layer, inputs: InputMoments) -> tuple[Tensor, Tensor]:
+    groups = len(inputs.mean_GI)
+    weight_GOI = layer.weight.detach().flatten(1).unflatten(0, (groups, -1))
+    mean_O = torch.einsum("goi,gi->go", weight_GOI, inputs.mean_GI).flatten()
+    var_O = torch.einsum("goi,gi->go", weight_GOI.square(), inputs.std_GI.square()).flatten()
+    return (mean_O if layer.bias is None else mean_O + layer.bias.detach()), var_O
+
+
+def _transformed(
+    node: fx.Node, module: nn.Module | None, inputs: list[tuple[Tensor, Tensor] | None]
+) -> tuple[Tensor, Tensor] | None:
+    """Mean and variance by channel of a node's output; [1] where all channels are alike; none = not known."""
+    if node.op == "placeholder":
+        return torch.zeros(1), torch.ones(1)
+    if isinstance(module, OutputStats):
+        return module.mean, module.std.square()
+    if not inputs or inputs[0] is None:
+        return None
+    mean, var = inputs[0]
+    target = node.target
+    if kind := activation_of(node, module):
+        if kind in ("relu", "relu6"):
+            return getattr(moments, kind)(mean, var.sqrt())
+        return moments.of_function(APPLY[kind], mean, var.sqrt())
+    if isinstance(module, nn.Dropout | nn.Identity | nn.Flatten | nn.MaxPool2d) or target in (torch.flatten, "flatten"):
+        return mean, var  # max pooling raises the mean; it is left as it is
+    if isinstance(module, nn.AdaptiveAvgPool2d) or target is F.adaptive_avg_pool2d or target == "mean":
+        return mean, torch.zeros_like(var)  # over all of space: its mean, nearly without variance
+    if isinstance(module, nn.AvgPool2d):
+        size = module.kernel_size
+        return mean, var / (size**2 if isinstance(size, int) else size[0] * size[1])
+    if len(inputs) == 2 and inputs[1] is not None and target in ADDITIONS:
+        return mean + inputs[1][0], var + inputs[1][1]
+    if len(inputs) == 2 and inputs[1] is not None and target in PRODUCTS:
+        mean2, var2 = inputs[1]
+        return mean * mean2, var * var2 + var * mean2.square() + var2 * mean.square()
+    if type(module).__name__ == "StochasticDepth" or getattr(target, "__name__", "") in ("stochastic_depth", "dropout"):
+        return mean, var
+    return None

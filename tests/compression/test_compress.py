@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from avpretrain.compression.compress import Plan, compress
+from avpretrain.compression.inputs import IndependentInputs, LayerNormInputs
+from avpretrain.compression.networks import build
+from avpretrain.compression.packed import read_packed, write_packed
+from avpretrain.compression.precondition import equalise, fold_batchnorm, relu6_to_relu
+from avpretrain.core.errors import UsageError, UserError
+from avpretrain.nn.layers import Block
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"), [("mobilenet_v1", 4_231_976), ("efficientnet_b0", 5_288_548), ("mobilenet_v2", 3_504_872)]
+)
+def test_networks_are_walked_and_fold(name: str, parameters: int) -> None:
+    if name != "mobilenet_v1":
+        pytest.importorskip("torchvision")
+    torch.manual_seed(0)
+    net = build(name).eval()
+    assert sum(p.numel() for p in net.parameters()) == parameters
+    x = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        before = net(x)
+        assert fold_batchnorm(net) == []
+        assert float((net(x) - before).norm() / before.norm()) < 1e-5
+        found, missed = IndependentInputs().moments(net)
+        assert missed == []
+        assert set(found) == {n for n, m in net.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
+        if name == "mobilenet_v2":
+            assert relu6_to_relu(net) > 0
+        before = net(x)
+        missed = equalise(net)
+        assert float((net(x) - before).norm() / before.norm()) < 1e-5
+    if name == "efficientnet_b0":  # nothing to scale through
+        assert any("silu" in line for line in missed)
+
+
+@pytest.fixture
+def block() -> Block:
+    torch.manual_seed(0)
+    return Block(16, 2).eval()
+
+
+def test_weights_lie_on_the_grid_and_packed_is_small_and_exact(block: Block, tmp_path: Path) -> None:
+    x = torch.randn(4, 9, 16)
+    found, missed = LayerNormInputs(lambda m: m(x)).moments(block)
+    dense = {k: v.clone() for k, v in block.state_dict().items()}
+    out = compress(block, Plan(bits=4), found, missed)
+    assert out.missed == []
+    for name, layer in out.layers.items():
+        weight = block.get_submodule(name).weight
+        assert max(len(row.unique()) for row in weight) <= 16
+        assert layer["error"] < layer["error_naive"]
+    small = write_packed(tmp_path / "a", block.state_dict(), out.grids)
+    full = write_packed(tmp_path / "b", dense, {})
+    assert small < 0.45 * full
+    back = read_packed(tmp_path / "a")
+    assert set(back) == set(dense)
+    assert all(torch.equal(back[k], v) for k, v in block.state_dict().items())
+
+
+def test_sparse_is_of_its_true_size(block: Block, tmp_path: Path) -> None:
+    found, missed = LayerNormInputs(lambda m: m(torch.randn(4, 9, 16))).moments(block)
+    out = compress(block, Plan(sparsity=0.75), found, missed)
+    for layer in out.layers.values():
+        assert layer["zeros"] == 0.75 * layer["weights"]
+        assert layer["error"] < layer["error_naive"]
+    write_packed(tmp_path / "a", block.state_dict(), {})
+    back = read_packed(tmp_path / "a")
+    assert all(torch.equal(back[k], v) for k, v in block.state_dict().items())
+    weights = sum(layer["weights"] for layer in out.layers.values())
+    assert (tmp_path / "a").stat().st_size < weights * (1 + 1 / 8) + 6000
+
+
+def test_wrong_plans_and_files(tmp_path: Path) -> None:
+    for wrong in ({}, {"bits": 8, "sparsity": 0.5}, {"bits": 1}, {"sparsity": 1.5}):
+        with pytest.raises(UsageError, match="--"):
+            Plan(**wrong)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="no network 'vgg'"):
+        build("vgg")
+    (tmp_path / "x").write_bytes(b"no weights")
+    with pytest.raises(UserError, match="no packed weights"):
+        read_packed(tmp_path / "x")
