@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from avpretrain.core.errors import UserError
-from avpretrain.evaluation.frozen import clip_steps
-from avpretrain.evaluation.longform import filled, spectrogram, step_vectors
+from avpretrain.data.whole import clip_steps, filled, spectrogram
+from avpretrain.evaluation.longform import step_vectors
 from avpretrain.methods.diffmavil.model import DiffMAViL
 from avpretrain.methods.load import load_model as load_checkpoint
 

@@ -21,6 +21,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from avpretrain.config.model import InputConfig
+from avpretrain.data.whole import clip_steps
 from avpretrain.evaluation.settings import Modality, Pooling, Side
 from avpretrain.methods.diffmavil.model import DiffMAViL
 from avpretrain.nn.encoder import Encoder
@@ -53,11 +54,6 @@ Embedder = Callable[[ClipBatch], Tensor]
 def sides_of(modality: Modality) -> tuple[Side, ...]:
     """The encoders that a modality needs."""
     return ("audio", "video") if modality == "both" else (modality,)
-
-
-def clip_steps(frames: int, patch: int) -> int:
-    """Patches along time for `frames`: a last patch counts when at least half of it is clip; 1 at least."""
-    return max(1, (2 * frames + patch) // (2 * patch))
 
 
 def windows(steps: int, longest: int) -> list[tuple[int, int]]:

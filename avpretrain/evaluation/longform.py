@@ -5,58 +5,25 @@ B clips, S waveform samples (in `waveform_BS`) or steps (elsewhere), F spectrogr
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from avpretrain.config.model import InputConfig
-from avpretrain.core.errors import UserError
 from avpretrain.core.files import atomic_path
-from avpretrain.data.batch import RawBatch
 from avpretrain.data.choices import Limits
-from avpretrain.data.decode import DecodeError, resize, upright
-from avpretrain.data.features import Features, frame_length, frame_shift, log_mel
+from avpretrain.data.decode import DecodeError
 from avpretrain.data.media import Source
-from avpretrain.evaluation.frozen import clip_steps, encode_steps, input_for, windows
+from avpretrain.data.whole import clip_steps, filled, normalised_frames, sampled_frames, spectrogram
+from avpretrain.evaluation.frozen import encode_steps, windows
 from avpretrain.evaluation.settings import Modality, Per, Side
 from avpretrain.methods.diffmavil.model import DiffMAViL
 
 WINDOWS_AT_ONCE = 16
-FRAMES_AT_ONCE = 6000
-
-
-def spectrogram(waveform_BS: Tensor, input: InputConfig) -> Tensor:
-    """[B, F, M]: normalised log-mel of all whole frames, as `Features` computes it; one frame at least.
-
-    Args:
-        waveform_BS: float32 in [-1, 1] at the model's sample rate, all of one length.
-    """
-    if input.audio_mean is None or input.audio_std is None:
-        raise UserError(
-            "the model's config has no log-mel statistics (audio_mean, audio_std), so it can't hear; "
-            "an imported model gets them by avpretrain import --audio-stats MEAN STD, or by training"
-        )
-    length, shift = frame_length(input.sample_rate), frame_shift(input.sample_rate)
-    waveform_BS = F.pad(waveform_BS, (0, max(0, length - waveform_BS.shape[1])))
-    frames = 1 + (waveform_BS.shape[1] - length) // shift
-    parts = [
-        log_mel(waveform_BS[:, a * shift : (min(a + FRAMES_AT_ONCE, frames) - 1) * shift + length], input.mels,
-                input.sample_rate)
-        for a in range(0, frames, FRAMES_AT_ONCE)
-    ]  # fmt: skip
-    return (torch.cat(parts, dim=1) - input.audio_mean) / (2 * input.audio_std)
-
-
-def filled(x_BFM: Tensor, frames: int) -> Tensor:
-    """A spectrogram cut to `frames`, or its last frame repeated up to there, as a probe has it."""
-    return F.pad(x_BFM[:, :frames].mT, (0, max(0, frames - x_BFM.shape[1])), mode="replicate").mT
 
 
 @torch.no_grad()
@@ -157,7 +124,7 @@ def _picture_rows(model: DiffMAViL, source: Source, per: Per) -> list[Row]:
     vectors: list[Tensor] = []
     frames: list[NDArray[np.uint8]] = []
     end = 0.0
-    for until, frame_HWC in _sampled(source, fps, model.cfg.input.video_size):
+    for until, frame_HWC in sampled_frames(source, fps, model.cfg.input.video_size):
         end = until
         frames.append(frame_HWC)
         if len(frames) == block:
@@ -172,35 +139,12 @@ def _picture_rows(model: DiffMAViL, source: Source, per: Per) -> list[Row]:
     return _rows(source.path, "video", vectors_SD, spans, patch / fps, end, per)
 
 
-def _sampled(source: Source, fps: float, size: int) -> Iterator[tuple[float, NDArray[np.uint8]]]:
-    """The frame shown at each (i + 1/2) / fps, one at least, and until when it stands for the video."""
-    count, before = 0, None
-    for time, frame in source.frames():
-        last = frame is None
-        while before is not None and ((count + 0.5) / fps < time or (last and count == 0)):
-            count += 1
-            yield min(count / fps, time) if last else count / fps, _small(before, size)
-        before = frame
-
-
-def _small(frame: object, size: int) -> NDArray[np.uint8]:
-    rgb_HWC = upright(frame)
-    small: NDArray[np.uint8] = resize(rgb_HWC[None], size)[0] if min(rgb_HWC.shape[:2]) > size else rgb_HWC
-    return small
-
-
 def _picture_vectors(model: DiffMAViL, frames: list[NDArray[np.uint8]]) -> Tensor:
     """[S, D] of consecutive frames; a last tubelet, filled with its last frame, counts when half of it is there."""
-    device, patch = next(model.parameters()).device, model.cfg.video.patch[0]
+    device, patch = next(model.parameters()).device, model.tower("video").patches.size[0]
     steps = clip_steps(len(frames), patch)
-    shown = np.stack([frames[min(i, len(frames) - 1)] for i in range(steps * patch)])
-    zero_1 = torch.zeros(1, dtype=torch.int64)
-    raw = RawBatch(
-        waveform_BS=torch.zeros(1, 1, dtype=torch.int16), samples_B=zero_1, frames_BTHWC=torch.from_numpy(shown)[None],
-        size_B2=torch.tensor([shown.shape[1:3]]), seed_B=zero_1, index_B=zero_1,
-    )  # fmt: skip
-    features = Features(input_for(model, steps * patch / model.cfg.input.video_fps, "video")).to(device)
-    return step_vectors(model, "video", features.video(raw.to(device)), steps)[0]
+    x_1TCHW = normalised_frames(frames, steps * patch, model.cfg.input, device)
+    return step_vectors(model, "video", x_1TCHW, steps)[0]
 
 
 def _rows(

@@ -25,6 +25,7 @@ from avpretrain.config.model import Side as Side
 from avpretrain.config.reader import from_dict, to_dict
 from avpretrain.core import draws
 from avpretrain.data.batch import AVBatch
+from avpretrain.data.whole import ModelInput, preprocess
 from avpretrain.methods.diffmavil.card import CARD_TEMPLATE, card_values
 from avpretrain.methods.diffmavil.keys import current_key, rename_keys
 from avpretrain.nn.encoder import Encoder, Fusion
@@ -162,6 +163,15 @@ class DiffMAViL(
         return losses
 
     # --- downstream --------------------------------------------------------------------------------------------------
+
+    def preprocess(self, path: str | Path) -> ModelInput:
+        """A file, all of it, as `encode_audio` ([1, F, M]) and `encode_video` ([1, T, C, H, W]) take it, on the CPU.
+
+        Raises:
+            DecodeError: it can't be read, or has neither audio nor video.
+            UserError: the config has no log-mel statistics.
+        """
+        return preprocess(Path(path), self.cfg)
 
     def encode_audio(self, audio_BFM: Tensor) -> Tensor:
         """Tokens [B, prefix + L, D] of whole spectrograms of any number of frames (a multiple of the patch).
