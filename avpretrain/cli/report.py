@@ -23,9 +23,9 @@ def main(
 ) -> None:
     """Compare runs in one HTML page: cost, curves, probes, reconstructions, configs.
 
-    Reads run folders as `avpretrain train` writes them, and the probes in their eval/ folders; no data, no weights.
-    Writes one file that needs no network. Takes about a second. Savings are measured against the run whose name says
-    mavil, else the first.
+    Reads run folders as `avpretrain train` writes them, and the results in their eval/ folders; no data, no weights.
+    Writes one file that needs no network. Takes seconds. Savings and paired differences are measured against the run
+    whose config is MAViL's, else the first.
 
     Args:
         runs: Folders of runs.
