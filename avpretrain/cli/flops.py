@@ -25,7 +25,7 @@ class Arguments(ConfigArguments):
 
     clips: int | None = None
     """Clips in the training split, for the totals of the run."""
-    against: str | None = None
+    baseline: str | None = None
     """Baseline: a YAML file or the name of a preset; none = MAViL at the same size."""
     json: bool = False
     """Print the numbers as JSON."""
@@ -47,7 +47,7 @@ def run(args: Sequence[str]) -> None:
     if given.clips is not None and given.clips < 1:
         raise UsageError(f"--clips must be at least 1, got {given.clips}")
     cfg, samples = given.config, samples_of(given.config, given.clips)
-    other = load_config(given.against) if given.against else mavil_of(cfg)
+    other = load_config(given.baseline) if given.baseline else mavil_of(cfg)
     cost, baseline = run_cost(cfg, samples), run_cost(other, samples)
     if given.json:
         answer: dict[str, Any] = {"config": cfg.name, **as_json(cost, samples is not None)}
@@ -70,7 +70,7 @@ def _show_method(args: Sequence[str], cfg: EngineConfig) -> None:
     name, *rest = args
     arguments = arguments_for(Arguments, type(cfg))
     given: Any = parse(arguments, rest, f"avpretrain flops {name}", arguments(config=cfg), run.__doc__)
-    if given.against or given.clips is not None:
+    if given.baseline or given.clips is not None:
         raise UsageError(f"--against and --clips are for diffmavil; {name} is a config of method {cfg.method}")
     import torch
 

@@ -96,7 +96,7 @@ CHOICES = {
     "shards": ("--source nothing", "--clip-seconds -1"),
     "evaluate": ("--only nothing",),
     "ablate": ("--only nothing", "--base tiny_mavli"),
-    "flops": ("--against tiny_mavli",),
+    "flops": ("--baseline tiny_mavli",),
     "import": ("--config tiny_mavli", "--format tmm", "--into ears"),
     "export": ("--onnx ears",),
     "tokens": ("--documents pages", "--tokenizer nothing", "--val-share 1"),

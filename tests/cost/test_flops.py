@@ -293,7 +293,7 @@ def test_command_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_command_prints_tables(capsys: pytest.CaptureFixture[str]) -> None:
-    cli.main(["flops", "tiny_diffmavil", "--against", "tiny_mavil"])
+    cli.main(["flops", "tiny_diffmavil", "--baseline", "tiny_mavil"])
     said = capsys.readouterr().out
     assert "video decoder" in said
     assert "less than tiny_mavil" in said
