@@ -71,7 +71,7 @@ def _show_method(args: Sequence[str], cfg: EngineConfig) -> None:
     arguments = arguments_for(Arguments, type(cfg))
     given: Any = parse(arguments, rest, f"avpretrain flops {name}", arguments(config=cfg), run.__doc__)
     if given.baseline or given.clips is not None:
-        raise UsageError(f"--against and --clips are for diffmavil; {name} is a config of method {cfg.method}")
+        raise UsageError(f"--baseline and --clips are for diffmavil; {name} is a config of method {cfg.method}")
     import torch
 
     from avpretrain.methods.load import make_method
