@@ -27,7 +27,7 @@ CONFIGS = {
 }
 """Schema of a registered method's config; reading one imports no torch."""
 METHODS = {
-    "diffmavil": "avpretrain.methods.diffmavil.method.DiffMAViLMethod",
+    "diffmavil": "avpretrain.methods.diffmavil.stages.Stages",
     "self_training": "avpretrain.methods.diffmavil.self_training.SelfTraining",
     "openelm": "avpretrain.methods.openelm.method.OpenELM",
 }

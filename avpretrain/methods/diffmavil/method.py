@@ -81,14 +81,6 @@ class DiffMAViLMethod(Method):
         self.previews = self.cfg.run.preview_clips > 0
         self._features: Features | None = None
 
-    @classmethod
-    def of(cls, cfg: EngineConfig) -> Method:
-        if cls is DiffMAViLMethod and cast(TrainConfig, cfg).model.objective == "features":
-            from avpretrain.methods.diffmavil.self_training import SelfTraining
-
-            return SelfTraining(cfg)
-        return cls(cfg)
-
     # --- before the first step ---------------------------------------------------------------------------------------
 
     def open(self) -> Sequence[str]:
