@@ -318,7 +318,7 @@ def _arrival(path: str, seconds: float, most: int) -> Any:
 
     started = time.monotonic()
 
-    class Arrival(fsspec.Callback):  # type: ignore[misc]
+    class Arrival(fsspec.Callback):
         def relative_update(self, inc: int = 1) -> None:
             super().relative_update(inc)
             took = time.monotonic() - started
