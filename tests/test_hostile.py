@@ -147,7 +147,7 @@ def nasty_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Videos, labels, runs and weights whose names would write to the terminal: each verb reads one of them."""
     folder = tmp_path_factory.mktemp("nasty")
     (folder / "videos").mkdir()
-    for i, split in enumerate(("train", "test")):
+    for i in range(2):
         write_media(folder / "videos" / f"{NAME}{i}.mp4", seconds=1.0)
     (folder / "videos" / f"{NAME}.wav").write_bytes(b"no audio")
     rows = [{"path": f"{NAME}{i}.mp4", "split": split, NAME: f"{NAME}{i}"} for i, split in enumerate(("train", "test"))]
