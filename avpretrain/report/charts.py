@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from avpretrain.config.train import TrainConfig
 from avpretrain.cost.clip import COMPONENTS
 from avpretrain.cost.run import run_cost
 from avpretrain.measures.numbers import flops, percent, signed_percent
-from avpretrain.measures.runs import LOSSES, Line, Probe
+from avpretrain.measures.runs import LOSSES, Line, Probe, Run
 from avpretrain.report.comparison import Comparison, score, shown
 from avpretrain.report.groups import Group
 from avpretrain.report.page import Figure, Figures, Legend, Section
@@ -41,9 +42,15 @@ PREVIEWS = {
 """What previews measure, in words."""
 
 
-def colours(comparison: Comparison) -> Legend:
+def colours(groups: Iterable[tuple[int, Group]]) -> Legend:
     """Which group has which colour."""
-    return Legend([(f"c{i % COLOURS}", group.name) for i, group in enumerate(comparison.groups)])
+    return Legend([(f"c{i % COLOURS}", group.name) for i, group in groups])
+
+
+def measured(comparison: Comparison, read: Callable[[Run], Any]) -> list[tuple[int, Group, list[Any]]]:
+    """Index of each group that has any, the group, and what `read` finds of its runs; runs without are left out."""
+    every = [(i, g, [found for run in g.runs if (found := read(run))]) for i, g in enumerate(comparison.groups)]
+    return [one for one in every if one[2]]
 
 
 def words(key: str) -> str:
@@ -102,7 +109,7 @@ def cost_curves(comparison: Comparison) -> Section:
         "Losses of different objectives can't be compared: a diffused patch gives its decoder a hint that a mask token "
         "does not, and a higher masking ratio makes the task harder. Probes can."
     )
-    return Section("cost", "What the cost buys", [colours(comparison), Figures(items)], note)
+    return Section("cost", "What the cost buys", [colours(enumerate(comparison.groups)), Figures(items)], note)
 
 
 def _probe_points(comparison: Comparison, task: str, label: str, x: Callable[[Line], float]) -> Chart:
@@ -125,7 +132,7 @@ def losses(comparison: Comparison) -> Section | None:
     if not items:
         return None
     note = "Unweighted. Inter: contrast of audio and video. Intra: contrast of two masked views of one of them."
-    return Section("losses", "Parts of the loss", [colours(comparison), Figures(items)], note)
+    return Section("losses", "Parts of the loss", [colours(enumerate(comparison.groups)), Figures(items)], note)
 
 
 def schedules(comparison: Comparison) -> Section | None:
@@ -136,7 +143,9 @@ def schedules(comparison: Comparison) -> Section | None:
     items += [_chart(comparison, key, words(key)) for key in more if _has(comparison, key)]
     if not items:
         return None
-    return Section("schedules", "Schedules, gradient and speed", [colours(comparison), Figures(items)])
+    return Section(
+        "schedules", "Schedules, gradient and speed", [colours(enumerate(comparison.groups)), Figures(items)]
+    )
 
 
 def previews(comparison: Comparison) -> Section | None:
@@ -154,7 +163,9 @@ def previews(comparison: Comparison) -> Section | None:
         "Of the few clips that each preview shows, so a glance and no result. R@1: share of clips whose audio finds "
         "its own video first among them. Effective rank: how many directions the embeddings spread over; 1 is collapse."
     )
-    return Section("previews", "Measured during training", [colours(comparison), Figures(items)], note)
+    return Section(
+        "previews", "Measured during training", [colours(enumerate(comparison.groups)), Figures(items)], note
+    )
 
 
 def probes(comparison: Comparison) -> Section | None:

@@ -9,10 +9,10 @@ from typing import Any
 from avpretrain.core.errors import UserError
 from avpretrain.core.files import read_json
 from avpretrain.measures.runs import Run
-from avpretrain.report.charts import COLOURS
+from avpretrain.report.charts import COLOURS, colours, measured
 from avpretrain.report.comparison import Comparison
 from avpretrain.report.groups import Group
-from avpretrain.report.page import Block, Figure, Figures, Legend, Section
+from avpretrain.report.page import Block, Figure, Figures, Section
 from avpretrain.report.svg import Bar, BarChart, Segment, Series, chart
 
 SIDES = ("audio", "video")
@@ -36,13 +36,12 @@ def context_of(run: Run) -> dict[str, Any]:
 
 def contexts(comparison: Comparison) -> Section | None:
     """Benefit of context by timestep, and its mean over the draws of a training."""
-    measured = [(i, g, [c for run in g.runs if (c := context_of(run))]) for i, g in enumerate(comparison.groups)]
-    measured = [(i, group, found) for i, group, found in measured if found]
-    if not measured:
+    every = measured(comparison, context_of)
+    if not every:
         return None
     lines, rows = [], []
     for side in SIDES:
-        heard = [(i, group, own) for i, group, found in measured if (own := [f[side] for f in found if side in f])]
+        heard = [(i, group, own) for i, group, found in every if (own := [f[side] for f in found if side in f])]
         last = max((f["timesteps"][-1] for _, _, own in heard for f in own), default=0)
         series = [line for i, group, own in heard if (line := _line(i, group, own, last)) is not None]
         if series:
@@ -57,8 +56,7 @@ def contexts(comparison: Comparison) -> Section | None:
         "the diffused patch alone, and the encoder learns nothing from it. Mask tokens are at pure noise: a level "
         "line. The mean over draws is what a training sees. Means over seeds."
     )
-    colours = [(f"c{i % COLOURS}", group.name) for i, group, _ in measured]
-    blocks: list[Block] = [Legend(colours), Figures(lines), Figures(rows, "bars")]
+    blocks: list[Block] = [colours(one[:2] for one in every), Figures(lines), Figures(rows, "bars")]
     return Section("context", "What context is worth", blocks, note)
 
 

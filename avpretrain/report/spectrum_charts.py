@@ -10,10 +10,10 @@ from avpretrain.core.files import read_json
 from avpretrain.measures.numbers import percent
 from avpretrain.measures.runs import Run
 from avpretrain.measures.scores import bounds
-from avpretrain.report.charts import COLOURS, percents
+from avpretrain.report.charts import COLOURS, colours, measured, percents
 from avpretrain.report.comparison import Comparison
 from avpretrain.report.groups import Group
-from avpretrain.report.page import Block, Figure, Figures, Legend, Section
+from avpretrain.report.page import Block, Figure, Figures, Section
 from avpretrain.report.svg import Bar, BarChart, Segment, Series, chart
 
 METHODS = {"one_step": "one step", "sampled": "sampled"}
@@ -38,20 +38,19 @@ def spectrum_of(run: Run) -> dict[str, Any]:
 
 def spectra(comparison: Comparison) -> Section | None:
     """Missed detail and the detail's own energy, by mel bin and in the upper half."""
-    measured = [(i, g, [s for run in g.runs if (s := spectrum_of(run))]) for i, g in enumerate(comparison.groups)]
-    measured = [(i, group, found) for i, group, found in measured if found]
-    if not measured:
+    every = measured(comparison, spectrum_of)
+    if not every:
         return None
     items = []
     for method, words in METHODS.items():
-        lines = [_mean_line(i, g, [f[method] for f in found if method in f]) for i, g, found in measured]
+        lines = [_mean_line(i, g, [f[method] for f in found if method in f]) for i, g, found in every]
         series = [line for line in lines if line is not None]
         if series:
             drawn = chart(f"Detail missed by mel bin, {words}", series, "mel bin", y_labels=percents)
             items.append(Figure("Detail missed", drawn, f"{words}, by mel bin", readout=True))
     rows = [
         bar
-        for i, group, found in measured
+        for i, group, found in every
         for method in METHODS
         if (bar := _bar(i, group, method, [f[method] for f in found if method in f])) is not None
     ]
@@ -63,8 +62,7 @@ def spectra(comparison: Comparison) -> Section | None:
         "the reverse chain of diffusion. Kept: the energy of the reconstruction's own detail; a blur has little of it. "
         "Means over seeds."
     )
-    colours = [(f"c{i % COLOURS}", group.name) for i, group, _ in measured]
-    blocks: list[Block] = [Legend(colours), Figures(items), Figures([upper], "bars")]
+    blocks: list[Block] = [colours(one[:2] for one in every), Figures(items), Figures([upper], "bars")]
     return Section("spectra", "Spectrograms by frequency", blocks, note)
 
 
