@@ -1,4 +1,4 @@
-"""An ONNX file in whole numbers of 8 bits, as quantise and dequantise nodes that onnxruntime runs. Needs extra `onnx`."""
+"""An ONNX file in int8, with quantise and dequantise nodes, as onnxruntime runs it. Needs the extra `onnx`."""
 
 from __future__ import annotations
 
@@ -19,14 +19,16 @@ REPEATS = 20
 
 
 def quantise_onnx(path: Path, out: Path, samples: Sequence[np.ndarray]) -> dict[str, Any]:
-    """Writes `out`: weights symmetric by output channel, activations of matrix products by tensor, from samples' ranges.
+    """Writes `out`: weights symmetric by output channel, what they multiply by tensor, from samples' ranges.
+
+    Products of two activations, as in attention, stay in float32.
 
     Args:
         path: a file in float32, with one input.
         samples: batches of that input by which activations' ranges are set; noise where there is to be no data.
 
     Returns:
-        Sizes in bytes, median latencies in ms of one clip in one thread, and how like the outputs are on the last batch.
+        Sizes in bytes, median latencies in ms of one clip in one thread, and the outputs' mean cosine on the last batch.
     """
     try:
         quantization = importlib.import_module("onnxruntime.quantization")
@@ -49,6 +51,7 @@ def quantise_onnx(path: Path, out: Path, samples: Sequence[np.ndarray]) -> dict[
             path, out, Reader(), quant_format=quantization.QuantFormat.QDQ, per_channel=True,
             activation_type=quantization.QuantType.QUInt8, weight_type=quantization.QuantType.QInt8,
             op_types_to_quantize=["MatMul", "Gemm", "Conv"],
+            extra_options={"MatMulConstBOnly": True},
         )  # fmt: skip
     finally:
         logging.getLogger().setLevel(before)
