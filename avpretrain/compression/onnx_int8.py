@@ -28,7 +28,7 @@ def quantise_onnx(path: Path, out: Path, samples: Sequence[np.ndarray]) -> dict[
         samples: batches of that input by which activations' ranges are set; noise where there is to be no data.
 
     Returns:
-        Sizes in bytes, median latencies in ms of one clip in one thread, and the outputs' mean cosine on the last batch.
+        Sizes in bytes, median ms for one clip in one thread, and the outputs' mean cosine on the last batch.
     """
     try:
         quantization = importlib.import_module("onnxruntime.quantization")

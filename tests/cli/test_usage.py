@@ -44,6 +44,7 @@ COMMANDS = {
     "inpaint": "@model @data --out @out_folder",
     "import": "@weights @new_folder --format timm",
     "export": "@model @new_folder",
+    "compress": "@model @new_folder --bits 8",
     "flops": "@config",
     "ledger": "--config @config --bench @bench --out @out_file",
     "ablate": "@matrix --data.shards @data --out @out_folder --dry-run",
@@ -52,6 +53,7 @@ COMMANDS = {
     "bench loader": "@config --data.shards @data --out @out_file",
     "bench features": "--out @out_file",
     "bench manifest": "--out @out_file",
+    "bench compress": "@media --out @out_file",
 }
 """A complete command of each verb; @ marks a place, named for what belongs there."""
 
@@ -91,6 +93,7 @@ CHOICES = {
     "flops": ("--against tiny_mavli",),
     "import": ("--config tiny_mavli", "--format tmm", "--into ears"),
     "export": ("--onnx ears",),
+    "compress": ("--onnx ears", "--solver best", "--bits 1", "--sparsity 0.5"),
     "embed": ("--per minute", "--modality smell"),
 }
 """Names of labels, splits, presets and choices that do not exist."""
