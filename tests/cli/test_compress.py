@@ -100,4 +100,5 @@ def test_int8_runs_in_onnxruntime(saved: Path, tmp_path: Path) -> None:
     tokens, _ = session.run(None, {"audio": clips.numpy()})
     with torch.no_grad():
         expected = load_model(saved).encode_audio(clips).numpy()
-    assert 0 < np.linalg.norm(tokens - expected) < 0.1 * np.linalg.norm(expected)
+    # weights of int8 are 0.15 off on processors without VNNI
+    assert 0 < np.linalg.norm(tokens - expected) < 0.05 * np.linalg.norm(expected)
