@@ -37,7 +37,7 @@ def quantise_onnx(path: Path, out: Path, samples: Sequence[np.ndarray]) -> dict[
         raise UserError("int8 ONNX needs onnxruntime and onnx; pip install 'avpretrain[onnx]'") from None
     name = _session(path).get_inputs()[0].name
 
-    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc,name-defined]
+    class Reader(quantization.CalibrationDataReader):  # type: ignore[name-defined]
         def __init__(self) -> None:
             self.left = iter(samples)
 

@@ -148,21 +148,21 @@ def measure(
             bits_row("independent", ready, independent, bits, per_channel)
             bits_row("propagated", ready, propagated, bits, per_channel)
             bits_row("real", ready, real, bits, per_channel)
-    pruned: list[tuple[str, nn.Module, dict[str, InputMoments] | None, bool]] = [
-        ("magnitude", folded, None, False), ("independent", ready, independent, False),
-        ("propagated", ready, propagated, True), ("real", ready, real, True),
-    ]  # fmt: skip
+
+    def pruned_row(
+        method: str, source: nn.Module, found: dict[str, InputMoments] | None, reoptimise: bool, sparsity: float
+    ) -> None:
+        def change(name: str, layer: nn.Linear | nn.Conv2d) -> Any:
+            inputs = None if found is None else found[name]
+            return prune(layer.weight, layer.bias, inputs, sparsity, reoptimise=reoptimise)
+
+        add(lambda: _each(source, change), table="sparsity", method=method, sparsity=sparsity)
+
     for sparsity in SPARSITIES:
-        for method, source, found, reoptimise in pruned:
-            add(
-                lambda: _each(
-                    source,  # noqa: B023
-                    lambda name, layer: prune(
-                        layer.weight, layer.bias, found and found[name], sparsity, reoptimise=reoptimise  # noqa: B023
-                    ),
-                ),
-                table="sparsity", method=method, sparsity=sparsity,
-            )  # fmt: skip
+        pruned_row("magnitude", folded, None, False, sparsity)
+        pruned_row("independent", ready, independent, False, sparsity)
+        pruned_row("propagated", ready, propagated, True, sparsity)
+        pruned_row("real", ready, real, True, sparsity)
     return rows
 
 
