@@ -35,11 +35,11 @@ def main(
 ) -> None:
     """Make the encoders of a checkpoint small without data: weights of few bits, or sparse ones.
 
-    Reads a checkpoint. Writes the folder OUT: model.safetensors and config.json, which every verb takes as a checkpoint
-    (its weights are of the old type, on the coarser grid), packed.safetensors, the encoders' compressed weights at their true
-    size, and compress.json: what was done to each layer, what was left and why. Decoders and fusion stay as they are.
-    With --onnx the file OUT is one encoder in int8 for onnxruntime, activations included, and OUT.json has sizes and
-    latencies. Takes seconds for a small model; ste and pruning minutes for a large one.
+    Reads a checkpoint. Writes the folder OUT: model.safetensors and config.json, which every verb takes as a
+    checkpoint (its weights are float32 on the coarser grid); packed.safetensors, the encoders' compressed weights at
+    their true size; compress.json, what was done to each layer, what was left and why. Decoders and fusion stay as
+    they are. With --onnx the file OUT is one encoder in int8 for onnxruntime, activations included, and OUT.json has
+    sizes and latencies. Takes seconds for a small model; ste and pruning take minutes for a large one.
 
     Args:
         ckpt: A run folder, a checkpoint, or a folder with model.safetensors and config.json.

@@ -88,8 +88,8 @@ def equalise(model: nn.Module, rounds: int = 40, tolerance: float = 1e-4) -> lis
                 first.bias.data *= s_C
             second.weight.data /= along_input(s_C, second)
             if edge.stats is not None:
-                modules[edge.stats].mean *= s_C  # type: ignore[operator]
-                modules[edge.stats].std *= s_C  # type: ignore[operator]
+                modules[edge.stats].mean *= s_C
+                modules[edge.stats].std *= s_C
             largest = max(largest, float((s_C - 1).abs().max()))
         if largest < tolerance:
             break
@@ -113,7 +113,7 @@ def absorb_bias(model: nn.Module) -> int:
         if len(ranges) != len(excess_C) or not bool(excess_C.any()):
             continue
         first.bias.data -= excess_C
-        stats.mean -= excess_C  # type: ignore[operator]
+        stats.mean -= excess_C
         taps = second.weight.detach().flatten(2).sum(dim=2) if second.weight.ndim > 2 else second.weight.detach()
         depthwise = second.weight.ndim > 2 and second.groups > 1
         moved_O = taps[:, 0] * excess_C if depthwise else taps @ excess_C
@@ -137,7 +137,7 @@ def along_input(factor_I: Tensor, layer: nn.Module) -> Tensor:
 
 def input_ranges(layer: nn.Module) -> Tensor | None:
     """[I], largest absolute weight of each input channel; none = groups that are neither one nor one a channel."""
-    weight: Tensor = layer.weight.detach()  # type: ignore[union-attr,operator,assignment]
+    weight: Tensor = layer.weight.detach()  # type: ignore[operator]
     if isinstance(layer, nn.Conv2d) and layer.groups > 1:
         depthwise = layer.groups == layer.in_channels == layer.out_channels
         return weight.flatten(1).abs().amax(dim=1) if depthwise else None

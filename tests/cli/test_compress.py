@@ -48,8 +48,8 @@ def test_fewer_bits_are_further_from_the_encoder(saved: Path, tmp_path: Path) ->
     model = load_model(tmp_path / "w4").state_dict()
     packed = read_packed(tmp_path / "w4" / "packed.safetensors")
     assert all(torch.equal(model[name], tensor) for name, tensor in packed.items())
-    assert torch.equal(model["audio_decoder.embed.weight"] if "audio_decoder.embed.weight" in model else torch.ones(1),
-                       load_model(saved).state_dict().get("audio_decoder.embed.weight", torch.ones(1)))  # fmt: skip
+    before = load_model(saved).state_dict()
+    assert all(torch.equal(model[name], before[name]) for name in before if "decoder" in name)
 
 
 def test_sparse_and_ste(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -96,9 +96,9 @@ def test_int8_runs_in_onnxruntime(saved: Path, tmp_path: Path) -> None:
     assert json.loads(Path(f"{path}.json").read_text()) == record
     assert record["int8_bytes"] == path.stat().st_size < record["fp32_bytes"]
     clips = random_batch(tiny(), clips=3).audio_BFM
-    tokens, _ = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"]).run(
-        None, {"audio": clips.numpy()}
-    )
+    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    tokens, _ = session.run(None, {"audio": clips.numpy()})
     with torch.no_grad():
         expected = load_model(saved).encode_audio(clips).numpy()
-    assert 0 < np.linalg.norm(tokens - expected) < 0.1 * np.linalg.norm(expected)
+    # weights of int8 are 0.15 off on processors without VNNI
+    assert 0 < np.linalg.norm(tokens - expected) < 0.05 * np.linalg.norm(expected)

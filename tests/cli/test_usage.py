@@ -47,6 +47,7 @@ COMMANDS = {
     "inpaint": "@model @data --out @out_folder",
     "import": "@weights @new_folder --format timm",
     "export": "@model @new_folder",
+    "compress": "@model @new_folder --bits 8",
     "flops": "@config",
     "ledger": "@config --bench @bench --out @out_file",
     "ablate": "@matrix --data.shards @data --out @out_folder --dry-run",
@@ -58,6 +59,7 @@ COMMANDS = {
     "bench loader": "@config --data.shards @data --out @out_file",
     "bench features": "--out @out_file",
     "bench manifest": "--out @out_file",
+    "bench compress": "@media --out @out_file",
 }
 """A complete command of each verb; @ marks a place, named for what belongs there."""
 
@@ -101,6 +103,7 @@ CHOICES = {
     "export": ("--onnx ears",),
     "tokens": ("--documents pages", "--tokenizer nothing", "--val-share 1"),
     "perplexity": ("--split nothing",),
+    "compress": ("--onnx ears", "--solver best", "--bits 1", "--sparsity 0.5"),
     "embed": ("--per minute", "--modality smell"),
 }
 """Names of labels, splits, presets and choices that do not exist."""
