@@ -8,8 +8,8 @@ import torch
 
 from avpretrain.config.model import AudioTowerConfig, DecoderConfig, InputConfig, ModelConfig, VideoTowerConfig
 from avpretrain.data.read.clips import ClipSet
-from avpretrain.evaluation.extract import Extracted, Reading, clip_batches, extract
 from avpretrain.data.whole import clip_steps
+from avpretrain.evaluation.extract import Extracted, Reading, clip_batches, extract
 from avpretrain.evaluation.frozen import FrozenEncoder, Pooling, encode_steps, input_for, windows
 from avpretrain.evaluation.probe.run import random_encoder
 from avpretrain.methods.diffmavil.model import DiffMAViL

@@ -6,8 +6,8 @@ import dataclasses
 
 import torch
 
-from avpretrain.evaluation.frozen import ClipBatch, FrozenEncoder, Pooling, encode_steps
 from avpretrain.data.whole import filled
+from avpretrain.evaluation.frozen import ClipBatch, FrozenEncoder, Pooling, encode_steps
 from avpretrain.evaluation.probe.run import random_encoder
 from tests.support.tiny_models import INPUT, tiny
 
