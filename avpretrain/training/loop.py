@@ -300,7 +300,9 @@ class Trainer:
             return {}
         self.bar.say(preview.line)
         if preview.picture is not None:
-            for failure in log_picture(self.accelerator, "reconstructions", preview.picture, self.progress.seen):
+            for failure in log_picture(
+                self.accelerator.trackers, "reconstructions", preview.picture, self.progress.seen
+            ):
                 self.bar.say(failure)
         return preview.measures
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accelerate import Accelerator
 
 from avpretrain.config.reader import to_dict
 from avpretrain.config.train import EngineConfig
@@ -28,13 +27,13 @@ def _flat(values: Mapping[str, Any], prefix: str) -> dict[str, str | int | float
     return found
 
 
-def log_picture(accelerator: Accelerator, name: str, path: Path, seen: int) -> list[str]:
-    """Gives an image file to each tracker that takes images; returns what failed, one line each.
+def log_picture(trackers: Sequence[Any], name: str, path: Path, seen: int) -> list[str]:
+    """Gives an image file to each of accelerate's trackers that takes images; returns what failed, one line each.
 
     A tracker that is out of reach does not end a run that took days.
     """
     failed = []
-    for tracker in accelerator.trackers:
+    for tracker in trackers:
         try:
             if tracker.name == "mlflow":
                 tracker.log_artifact(str(path), name)

@@ -69,6 +69,6 @@ def test_a_tracker_out_of_reach_costs_a_line(tmp_path: Path) -> None:
         SimpleNamespace(name="aim", log_images=lambda values, step: got.extend(values["reconstructions"])),
         SimpleNamespace(name="dvclive"),
     ]
-    (line,) = log_picture(SimpleNamespace(trackers=trackers), "reconstructions", path, 8)  # type: ignore[arg-type]
+    (line,) = log_picture(trackers, "reconstructions", path, 8)
     assert line == f"tracker wandb did not take {path}: ConnectionError: no route"
     assert got[0].shape == (4, 6, 3)
