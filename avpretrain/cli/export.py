@@ -12,7 +12,7 @@ from avpretrain.cli.shared.places import require_file, require_inputs, require_m
 from avpretrain.core.errors import UsageError, UserError
 from avpretrain.core.files import atomic_path, read_json
 from avpretrain.core.terminal import Console, markdown
-from avpretrain.measures.scores import read_score
+from avpretrain.measures.scores import Score, read_score
 
 if TYPE_CHECKING:
     from avpretrain.methods.diffmavil.model import DiffMAViL
@@ -22,7 +22,10 @@ def main(
     ckpt: Annotated[Positional[Path], arg(metavar="CKPT")],
     out: Annotated[Positional[Path], arg(metavar="OUT")],
     /,
+    format: Literal["avpretrain", "transformers"] = "avpretrain",
     onnx: Literal["audio", "video"] | None = None,
+    dataset: tuple[str, ...] = (),
+    data_license: str = "",
     json: bool = False,
 ) -> None:
     """Write weights with a model card, ready to publish; or one encoder as ONNX.
@@ -35,9 +38,17 @@ def main(
     Args:
         ckpt: A run folder, a checkpoint, or a folder with model.safetensors and config.json.
         out: Folder to write, or file with --onnx.
+        format: What loads the folder. transformers: AutoModel and AutoFeatureExtractor with trust_remote_code, without
+            this package; encoders only, from waveforms and frames to embeddings.
         onnx: Which encoder to write as ONNX; needs the extra: pip install 'avpretrain[onnx]'.
+        dataset: Names of the training data, for the head of the model card.
+        data_license: License of the training data, for the model card.
         json: Print what was written as JSON.
     """
+    if onnx is not None and (format != "avpretrain" or dataset or data_license):
+        raise UsageError(
+            "--onnx writes one file; --format, --dataset and --data-license are of folders: leave them out"
+        )
     if onnx is None:
         require_model_folder(out)
     elif out.is_dir():
@@ -66,7 +77,7 @@ def main(
 
         answer["largest_difference"] = export_onnx(model, onnx, out)
     else:
-        _write_folder(model, ckpt, out)
+        _write_folder(model, ckpt, out, format, dataset, data_license)
     checked = f", within {answer['largest_difference']:.1e} of torch" if onnx else ""
     _say(answer, json, f"wrote {out}{checked}")
 
@@ -78,19 +89,29 @@ def _say(answer: dict[str, Any], json: bool, line: str) -> None:
         Console(highlight=False).print(line)
 
 
-def _write_folder(model: DiffMAViL, ckpt: Path, out: Path) -> None:
-    from avpretrain.methods.diffmavil.card import card_values
+def _write_folder(
+    model: DiffMAViL, ckpt: Path, out: Path, library: str, datasets: tuple[str, ...], data_license: str
+) -> None:
+    from avpretrain.evaluation.portable.export import export_transformers
+    from avpretrain.methods.diffmavil.card import card_values, make_card
 
     parameters = sum(p.numel() for p in model.parameters())
+    data, scores = _provenance(ckpt)
+    values = card_values(model.cfg, parameters, data, data_license, library)
     with atomic_path(out) as folder:
-        model.save_pretrained(folder, model_card_kwargs=card_values(model.cfg, parameters, _provenance(ckpt)))
+        folder.mkdir(parents=True, exist_ok=True)
+        make_card(values, library, scores, datasets).save(folder / "README.md")
+        if library == "transformers":
+            export_transformers(model, folder)
+        else:
+            model.save_pretrained(folder)  # keeps the card that is there
 
 
-def _provenance(ckpt: Path) -> str:
-    """Sentences on what the run was trained on and how its probes did, from its own records."""
+def _provenance(ckpt: Path) -> tuple[str, list[Score]]:
+    """Sentences on what the run was trained on and how its probes did, from its own records; the latter also apart."""
     run = next((f for f in (ckpt, ckpt.parent, ckpt.parent.parent) if (f / "run.json").is_file()), None)
     if run is None:
-        return ""
+        return "", []
     facts = read_json(run / "run.json", "run record")
     try:
         data = facts["data"]
@@ -101,9 +122,8 @@ def _provenance(ckpt: Path) -> str:
             f"run record {run / 'run.json'} is damaged: it does not say what data the run was trained on; "
             "to export the weights without it, copy their folder out of the run and export the copy"
         ) from None
-    for path in sorted((run / "eval").glob("*.json")):
-        score = read_score(path)
-        if score is not None:
-            interval = "" if score.interval is None else ", 95% interval [{:.3f}, {:.3f}]".format(*score.interval)
-            parts.append(f"{markdown(score.words)}: {markdown(score.metric)} {score.value:.3f}{interval}.")
-    return " ".join(parts)
+    found = [score for path in sorted((run / "eval").glob("*.json")) if (score := read_score(path)) is not None]
+    for score in found:
+        interval = "" if score.interval is None else ", 95% interval [{:.3f}, {:.3f}]".format(*score.interval)
+        parts.append(f"{markdown(score.words)}: {markdown(score.metric)} {score.value:.3f}{interval}.")
+    return " ".join(parts), found

@@ -22,6 +22,11 @@ def mechanics(default: Any) -> Any:
     return field(default=default, metadata={MECHANICS: True})
 
 
+Tracker = Literal[
+    "tensorboard", "wandb", "mlflow", "trackio", "comet_ml", "aim", "clearml", "dvclive", "swanlab", "none"
+]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AugmentConfig:
     """Random changes to training clips, drawn on the device from each clip's own seed."""
@@ -202,8 +207,9 @@ class RunConfig:
     """Clips seen between previews (pictures of reconstructions, R@1 on a fixed held-out batch); 0 = at checkpoints."""
     preview_clips: int = 16
     """Size of that batch; 0 = no previews."""
-    tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
-    """Where metrics go beside metrics.jsonl."""
+    tracker: Tracker = "tensorboard"
+    """Where metrics, settings and reconstructions go in addition to metrics.jsonl; its package has to be installed.
+    comet_ml, dvclive and trackio get no pictures."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto = as the launcher was asked, else bf16 on a GPU that computes in it, else fp32."""
     compile: bool = False

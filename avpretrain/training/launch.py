@@ -146,8 +146,9 @@ def check_tracker(name: str) -> None:
     from accelerate.tracking import get_available_trackers
 
     if name != "none" and name not in {str(tracker) for tracker in get_available_trackers()}:
+        package = name.replace("_", "-")
         raise UsageError(
-            f"run.tracker is {name}, which is not installed; pip install {name}, or set run.tracker to none"
+            f"run.tracker is {name}, which is not installed; pip install {package}, or set run.tracker to none"
         )
 
 

@@ -44,6 +44,7 @@ from avpretrain.training.memory_probe import measured_memory
 from avpretrain.training.method import Method
 from avpretrain.training.metrics import MetricsLog, ProgressBar
 from avpretrain.training.run import open_run, resume_point, save_failure
+from avpretrain.training.tracking import hyperparameters, log_picture
 from avpretrain.training.window import MeanLosses, Window, after_step, epoch_line, metrics_line
 
 
@@ -159,7 +160,7 @@ class Trainer:
         """Trains from where the run stands to its end, `stop_at`, or a signal."""
         cfg, main = self.cfg, self.accelerator.is_main_process
         if self.accelerator.log_with:
-            self.accelerator.init_trackers(cfg.run_dir.name)
+            self.accelerator.init_trackers(cfg.run_dir.name, config=hyperparameters(cfg))
         self.log = MetricsLog(cfg.run_dir, self.progress.seen) if main else None
         self.bar = ProgressBar(cfg.name, self.progress.seen, self.total, main, self.method.shown)
         data = f"{len(self.method.data):,} clips ({self.method.data.describe().get('split', 'all')})"
@@ -298,6 +299,11 @@ class Trainer:
         if preview is None:
             return {}
         self.bar.say(preview.line)
+        if preview.picture is not None:
+            for failure in log_picture(
+                self.accelerator.trackers, "reconstructions", preview.picture, self.progress.seen
+            ):
+                self.bar.say(failure)
         return preview.measures
 
     def _snapshot(self, measures: dict[str, float] | None = None) -> Snapshot:

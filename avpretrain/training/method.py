@@ -52,6 +52,8 @@ class Preview:
     line: str
     """For the console."""
     measures: dict[str, float] = field(default_factory=dict)
+    picture: Path | None = None
+    """An image file, which trackers get."""
 
 
 class Method(ABC):

@@ -1,4 +1,4 @@
-"""Classes for `transformers`; exported as source (see `bundle`) and not imported here, where transformers may be absent.
+"""Classes for `transformers`; exported as source (see `bundle`) not imported here, where transformers may be absent.
 
 B clips, S waveform samples, F spectrogram frames, M mel bins, T video frames, C colours, H height, W width, N steps in
 time (patches), D width.

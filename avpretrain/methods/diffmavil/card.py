@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
 from avpretrain.config.model import SIDES, DecoderConfig, ModelConfig, Side
+from avpretrain.measures.scores import Score
+
+TAGS = ["audio", "video", "self-supervised", "masked-autoencoder", "diffusion"]
+PIPELINE = "feature-extraction"
+TASKS = {"audio": "audio-classification", "video": "video-classification"}
+"""What hubs call the task of a probe."""
 
 CARD_TEMPLATE = """---
 {{ card_data }}
@@ -23,19 +33,13 @@ Audio and video encoders pretrained by self-supervision with avpretrain.
 
 ## Use
 
-```python
-from avpretrain.methods.diffmavil.model import DiffMAViL
-
-model = DiffMAViL.from_pretrained("path/or/hub-id").eval()
-tokens = model.encode_audio(log_mel)          # [clips, frames, mels] -> [clips, {{ prefix }}patches, {{ width }}]
-feature = model.audio_encoder.pool(tokens)    # mean over patches
-```
+{{ use }}
 
 {{ normalisation }}
 
 ## Training data, evaluation, limits
 
-{{ data }}
+{{ data }} {{ data_license }}
 
 Features reflect what was in the training clips, their biases included. The weights were trained without labels; measure
 them on your own task before you rely on them.
@@ -47,12 +51,71 @@ of the papers took no part.
 """
 
 
-def card_values(cfg: ModelConfig, parameters: int | None = None, data: str = "") -> dict[str, str]:
+USE = """```python
+from avpretrain.methods.diffmavil.model import DiffMAViL
+
+model = DiffMAViL.from_pretrained("path/or/hub-id").eval()
+clip = model.preprocess("clip.mp4")                    # log-mel [1, F, {mels}], frames [1, T, 3, {size}, {size}]
+tokens = model.encode_audio(clip.audio_1FM)            # [1, {prefix}patches, {width}]
+feature = model.audio_encoder.pool(tokens)             # [1, {width}]: mean over patches
+```"""
+USE_TRANSFORMERS = """Needs `transformers` alone; the code that comes along is read from this folder.
+
+```python
+from transformers import AutoFeatureExtractor, AutoModel
+
+model = AutoModel.from_pretrained("path/or/hub-id", trust_remote_code=True).eval()
+extractor = AutoFeatureExtractor.from_pretrained("path/or/hub-id", trust_remote_code=True)
+inputs = extractor(audio=waveform, videos=frames, sampling_rate={rate})
+out = model(**inputs)                # audio_embeds, video_embeds [clips, {width}]; audio_steps, video_steps over time
+```
+
+`waveform`: float [samples] in [-1, 1], mono, {rate} Hz, or a list of them. `frames`: uint8 [frames, height, width, 3],
+{fps:g} a second, or a list of them. Either may be left out, and clips may have any length."""
+
+
+def make_card(
+    values: dict[str, str],
+    library: str,
+    scores: Sequence[Score] = (),
+    datasets: Sequence[str] = (),
+) -> ModelCard:
+    """The card of exported weights; its head holds what model hubs sort by, results included.
+
+    Args:
+        values: see `card_values`.
+        library: avpretrain or transformers.
+        scores: of probes and retrieval, for the model index.
+        datasets: names of the training data.
+    """
+    results = [
+        EvalResult(
+            task_type=TASKS.get(score.modality, "feature-extraction"),
+            task_name=score.words,
+            dataset_type=score.label or "unnamed",
+            dataset_name=score.label or "unnamed",
+            metric_type=score.metric,
+            metric_value=score.value,
+        )
+        for score in scores
+    ]
+    data = ModelCardData(
+        library_name=library, license="apache-2.0", pipeline_tag=PIPELINE, tags=TAGS, datasets=list(datasets) or None,
+        model_name=values["title"] if results else None, eval_results=results or None,
+    )  # fmt: skip
+    return ModelCard.from_template(data, template_str=CARD_TEMPLATE, **values)
+
+
+def card_values(
+    cfg: ModelConfig, parameters: int | None = None, data: str = "", data_license: str = "", library: str = "avpretrain"
+) -> dict[str, str]:
     """What `CARD_TEMPLATE` asks for.
 
     Args:
         parameters: of the whole model, where known.
         data: a sentence on training data and results.
+        data_license: of the training data.
+        library: that loads the weights, avpretrain or transformers.
     """
     source, loss = cfg.input, cfg.loss
     method = "DiffMAViL" if "diffused" in (cfg.audio.decoder.input, cfg.video.decoder.input) else "MAViL"
@@ -70,8 +133,17 @@ def card_values(cfg: ModelConfig, parameters: int | None = None, data: str = "")
         "parameters": f"{parameters:,} parameters. " if parameters else "",
         "loss": f"{loss.reconstruction:g} x reconstruction of {target} + {loss.inter:g} x inter-modal InfoNCE "
         f"+ {loss.intra:g} x intra-modal InfoNCE",
-        "prefix": "1 + " if cfg.cls_token else "",
-        "width": str(cfg.width),
+        "use": (USE_TRANSFORMERS if library == "transformers" else USE).format(
+            prefix="1 + " if cfg.cls_token else "",
+            width=cfg.width,
+            mels=source.mels,
+            size=source.video_size,
+            rate=source.sample_rate,
+            fps=source.video_fps,
+        ),
+        "data_license": f"License of the data: {data_license}."
+        if data_license
+        else "License of the data: not recorded.",
         "normalisation": "Spectrograms are normalised as (x - mean) / (2 std), where mean and std are "
         f"{stats}; frames with ImageNet's mean and std. `avpretrain embed` does all of it.",
         "data": data or "Not recorded.",

@@ -26,7 +26,7 @@ from avpretrain.config.reader import from_dict, to_dict
 from avpretrain.core import draws
 from avpretrain.data.batch import AVBatch
 from avpretrain.data.whole import ModelInput, preprocess
-from avpretrain.methods.diffmavil.card import CARD_TEMPLATE, card_values
+from avpretrain.methods.diffmavil.card import CARD_TEMPLATE, PIPELINE, TAGS, card_values
 from avpretrain.methods.diffmavil.keys import current_key, rename_keys
 from avpretrain.nn.encoder import Encoder, Fusion
 from avpretrain.nn.layers import init_weights
@@ -42,7 +42,8 @@ class DiffMAViL(
     PyTorchModelHubMixin,
     library_name="avpretrain",
     license="apache-2.0",
-    tags=["audio", "video", "self-supervised", "masked-autoencoder", "diffusion"],
+    tags=TAGS,
+    pipeline_tag=PIPELINE,
     paper_url="https://arxiv.org/abs/2310.03937",
     model_card_template=CARD_TEMPLATE,
 ):
@@ -254,7 +255,6 @@ class DiffMAViL(
 
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> Any:
         """Writes `model.safetensors`, `config.json` and a model card (huggingface_hub's mixin)."""
-        kwargs.setdefault("model_card_kwargs", card_values(self.cfg))
-        return super().save_pretrained(
-            save_directory, config={"method": "diffmavil", "config": to_dict(self.cfg.written_out)}, **kwargs
-        )
+        kwargs["model_card_kwargs"] = kwargs.get("model_card_kwargs") or card_values(self.cfg)
+        kwargs["config"] = {"method": "diffmavil", "config": to_dict(self.cfg.written_out)}  # push_to_hub passes none
+        return super().save_pretrained(save_directory, **kwargs)

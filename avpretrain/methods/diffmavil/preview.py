@@ -76,7 +76,7 @@ class Previewer:
             )
         measures = {"recall": recall, **{f"effective_rank_{side}": rank for side, rank in ranks.items()}}
         write_json(path.with_suffix(".json"), {"seen": seen, **measures})
-        return Preview(line, measures)
+        return Preview(line, measures, path)
 
 
 def effective_rank(x_BD: Tensor) -> float:

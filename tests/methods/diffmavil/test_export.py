@@ -38,6 +38,9 @@ def test_folder_with_a_card(saved: Path, tmp_path: Path) -> None:
     assert "Trained on 1,234 clips (split train, fingerprint 0123456789ab)." in card.text
     assert "linear probe of class (audio): accuracy 0.500, 95% interval [0.400, 0.600]." in card.text
     assert "mean and std are 0.0 and 0.5" in card.text
+    assert card.data.pipeline_tag == "feature-extraction"
+    (scored,) = card.data.eval_results
+    assert (scored.task_type, scored.metric_type, scored.metric_value) == ("audio-classification", "accuracy", 0.5)
     model, batch = load_model(saved), random_batch(tiny())
     copy = DiffMAViL.from_pretrained(tmp_path / "out")
     assert torch.equal(model.encode_audio(batch.audio_BFM), copy.encode_audio(batch.audio_BFM))
