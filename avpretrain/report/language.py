@@ -40,4 +40,4 @@ def held_out(comparison: Comparison) -> Section | None:
     ]
     table = Table("Held-out text", ["run", *(caption for _, caption in MEASURES), "tokens measured"], rows)
     note = "By checkpoint. Perplexities of different tokenizers can't be compared; bits per byte can."
-    return Section("held-out", "Held-out text", [colours(comparison), Figures(items), table], note)
+    return Section("held-out", "Held-out text", [colours(enumerate(comparison.groups)), Figures(items), table], note)
