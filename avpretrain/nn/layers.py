@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from avpretrain.config.scaling import LayerSizes
+from avpretrain.nn.attend import attend
 
 NORM_EPS = 1e-6
 
@@ -36,7 +37,7 @@ class Attention(nn.Module):
     ) -> Float[Tensor, "b l d"]:
         """Args: allowed_B1LL: which token (row) may see which (column); none = all."""
         q_BNLH, k_BNLH, v_BNLH = rearrange(self.qkv(x_BLD), "b l (s n h) -> s b n l h", s=3, n=self.heads)
-        y_BNLH = F.scaled_dot_product_attention(q_BNLH, k_BNLH, v_BNLH, allowed_B1LL)
+        y_BNLH = attend(q_BNLH, k_BNLH, v_BNLH, allowed_B1LL)
         return self.proj(rearrange(y_BNLH, "b n l h -> b l (n h)"))
 
 
@@ -53,7 +54,7 @@ class CrossAttention(nn.Module):
     def forward(self, x_BLD: Float[Tensor, "b l d"], context_BCD: Float[Tensor, "b c d"]) -> Float[Tensor, "b l d"]:
         q_BNLH = rearrange(self.q(x_BLD), "b l (n h) -> b n l h", n=self.heads)
         k_BNCH, v_BNCH = rearrange(self.kv(context_BCD), "b c (s n h) -> s b n c h", s=2, n=self.heads)
-        y_BNLH = F.scaled_dot_product_attention(q_BNLH, k_BNCH, v_BNCH)
+        y_BNLH = attend(q_BNLH, k_BNCH, v_BNCH)
         return self.proj(rearrange(y_BNLH, "b n l h -> b l (n h)"))
 
 
