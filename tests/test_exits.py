@@ -20,7 +20,7 @@ import torch
 import yaml
 
 from avpretrain.config.reader import to_dict
-from avpretrain.config.train import TrainConfig
+from avpretrain.methods.diffmavil.config import TrainConfig
 from avpretrain.methods.diffmavil.model import DiffMAViL
 from tests.support.forks import Forker, forker
 from tests.support.servers import Shards, serving

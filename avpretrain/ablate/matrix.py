@@ -17,11 +17,11 @@ from typing import Any, Literal
 import yaml
 
 from avpretrain.config.changes import flat, with_changes
-from avpretrain.config.reader import find_config, from_dict, load_config, read_yaml, to_dict
-from avpretrain.config.train import TrainConfig
+from avpretrain.config.reader import find_config, from_dict, read_yaml, to_dict
 from avpretrain.core.errors import UsageError
 from avpretrain.core.files import atomic_path
 from avpretrain.evaluation.settings import PoolingKind
+from avpretrain.methods.diffmavil.config import TrainConfig, load_config
 
 OF_A_CELL = ("name", "output_dir", "seed")
 """Keys that each cell sets for itself."""

@@ -12,13 +12,13 @@ from typing import Any
 
 from avpretrain.ablate.matrix import AblationConfig, Cell
 from avpretrain.config.reader import learnt_config, to_dict
-from avpretrain.config.train import TrainConfig
 from avpretrain.core.errors import UsageError
 from avpretrain.core.files import read_json, write_json
-from avpretrain.cost.run import as_json, run_cost
 from avpretrain.data.read.clips import ClipSet
 from avpretrain.measures.runs import LOSSES, Run, read_run
 from avpretrain.measures.scores import read_score
+from avpretrain.methods.diffmavil.config import TrainConfig
+from avpretrain.methods.diffmavil.run_cost import as_json, run_cost
 from avpretrain.methods.load import config_of
 
 FORMAT = 1

@@ -15,8 +15,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from avpretrain.config.curriculum import MaskRatios
 from avpretrain.data.batch import AVBatch
+from avpretrain.methods.diffmavil.curriculum import MaskRatios
 from avpretrain.methods.diffmavil.model import SIDES, DiffMAViL
 from avpretrain.training.bare_step import BareStep
 

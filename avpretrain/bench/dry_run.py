@@ -11,14 +11,14 @@ from typing import Any, cast
 import torch
 
 from avpretrain.bench.step import StepBench, StepShape, median_seconds
-from avpretrain.config.curriculum import MaskRatios
 from avpretrain.config.schedules import Step
-from avpretrain.config.train import TrainConfig
 from avpretrain.core.files import atomic_path
 from avpretrain.core.provenance import environment
-from avpretrain.cost.clip import plan_of, visible_tokens
-from avpretrain.cost.run import RunCost, run_cost
+from avpretrain.methods.diffmavil.config import TrainConfig
+from avpretrain.methods.diffmavil.cost import plan_of, visible_tokens
+from avpretrain.methods.diffmavil.curriculum import MaskRatios
 from avpretrain.methods.diffmavil.example import random_batch
+from avpretrain.methods.diffmavil.run_cost import RunCost, run_cost
 
 CPU_CLIPS, CPU_SECONDS = 2, 1.0
 """On a CPU, where a whole batch may take minutes: clips in the first timed step, seconds at which they grow no more."""

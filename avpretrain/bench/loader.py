@@ -15,10 +15,9 @@ import torch
 
 from avpretrain.bench.step import StepBench, StepShape
 from avpretrain.bench.timing import Stopwatch
-from avpretrain.config.curriculum import phase_at
 from avpretrain.config.model import InputConfig
 from avpretrain.config.schedules import Step
-from avpretrain.config.train import DataConfig, TrainConfig
+from avpretrain.config.train import DataConfig
 from avpretrain.core.errors import UserError
 from avpretrain.data.decode import DecodeError, decode_audio
 from avpretrain.data.features import Features
@@ -28,6 +27,8 @@ from avpretrain.data.read.dataset import process_context, train_loader
 from avpretrain.data.read.sampler import Order
 from avpretrain.data.read.slots import SlotBatch
 from avpretrain.data.read.storage import StorageError
+from avpretrain.methods.diffmavil.config import TrainConfig
+from avpretrain.methods.diffmavil.curriculum import phase_at
 
 SETTLE = 2
 """Batches a loader process delivers before the clock starts."""

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from avpretrain.bench.components import component_seconds
-from avpretrain.config.curriculum import MaskRatios, phases_of
 from avpretrain.config.schedules import batch_size_for, cost_by_rule
-from avpretrain.config.train import TrainConfig
 from avpretrain.core.provenance import environment
-from avpretrain.cost.clip import clip_flops, cost_of
 from avpretrain.data.batch import AVBatch
+from avpretrain.methods.diffmavil.config import TrainConfig
+from avpretrain.methods.diffmavil.cost import clip_flops, cost_of
+from avpretrain.methods.diffmavil.curriculum import MaskRatios, phases_of
 from avpretrain.methods.diffmavil.example import random_batch
 from avpretrain.methods.load import make_method
 from avpretrain.training.bare_step import BareStep

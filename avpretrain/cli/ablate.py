@@ -14,12 +14,12 @@ from avpretrain.cli.shared.config_first import ConfigArguments, first_and_rest
 from avpretrain.cli.shared.places import require_folder
 from avpretrain.cli.shared.tables import show_table
 from avpretrain.config.reader import to_dict
-from avpretrain.config.train import TrainConfig
 from avpretrain.core.errors import UsageError, UserError
 from avpretrain.core.files import atomic_path, read_json, write_json
 from avpretrain.core.terminal import Console, say
-from avpretrain.cost.run import run_cost, samples_of
 from avpretrain.measures.numbers import flops, percent
+from avpretrain.methods.diffmavil.config import TrainConfig
+from avpretrain.methods.diffmavil.run_cost import run_cost, samples_of
 
 WIDE = 240
 """Characters of a table that goes to a file, which has no width of its own."""

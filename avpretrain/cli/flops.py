@@ -10,12 +10,12 @@ from typing import Any
 from avpretrain.cli.shared.arguments import parse
 from avpretrain.cli.shared.config_first import ConfigArguments, arguments_for, read
 from avpretrain.cli.shared.tables import show_table
-from avpretrain.config.reader import load_config
-from avpretrain.config.train import EngineConfig, TrainConfig
+from avpretrain.config.train import EngineConfig
 from avpretrain.core.errors import UsageError
 from avpretrain.core.terminal import Console
-from avpretrain.cost.run import RunCost, as_json, mavil_of, run_cost, samples_of
 from avpretrain.measures.numbers import flops, percent
+from avpretrain.methods.diffmavil.config import TrainConfig, load_config
+from avpretrain.methods.diffmavil.run_cost import RunCost, as_json, mavil_of, run_cost, samples_of
 from avpretrain.methods.load import load_config as load_any_config
 
 

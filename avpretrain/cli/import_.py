@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import Positional, arg
 
 from avpretrain.cli.shared.places import require_model_folder
-from avpretrain.config.model import ModelConfig
-from avpretrain.config.reader import load_config
 from avpretrain.core.errors import UsageError
 from avpretrain.core.files import atomic_path, write_json
 from avpretrain.core.terminal import LONGEST, Console, styled
+from avpretrain.methods.diffmavil.config import ModelConfig, load_config
 from avpretrain.methods.diffmavil.conversions.choices import Format, Into
 
 if TYPE_CHECKING:

@@ -15,11 +15,12 @@ import tyro
 from avpretrain.cli.shards import shard_with_progress
 from avpretrain.cli.shared.arguments import parse
 from avpretrain.cli.shared.config_first import ConfigArguments, first_and_rest
-from avpretrain.config.train import EngineConfig, TrainConfig
+from avpretrain.config.train import EngineConfig
 from avpretrain.core.errors import UsageError
 from avpretrain.core.terminal import say
 from avpretrain.data.write.cached import as_shards
 from avpretrain.data.write.settings import ShardConfig
+from avpretrain.methods.diffmavil.config import TrainConfig
 from avpretrain.methods.load import load_config
 
 

@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar, Union
 
 import yaml
 
-from avpretrain.config.train import MECHANICS, TrainConfig
+from avpretrain.config.train import MECHANICS
 from avpretrain.core.errors import UsageError
 from avpretrain.core.files import read_text
 from avpretrain.core.terminal import LONGEST, brief
@@ -245,17 +245,3 @@ def _overlay(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
         both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
         merged[key] = _overlay(merged[key], value) if both else value
     return merged
-
-
-def load_config(name: str) -> TrainConfig:
-    """Reads a preset or a YAML file of DiffMAViL; its `name` defaults to the file's.
-
-    Raises:
-        UsageError: there is none, it is wrong, or it is of another method.
-    """
-    path = find_config(name)
-    values = read_yaml(path)
-    method = values.get("method", "diffmavil")
-    if method not in ("diffmavil", "self_training"):
-        raise UsageError(f"{path} is a config of method {method}; only 'train' and 'report' know others than diffmavil")
-    return from_dict(TrainConfig, {"name": path.stem, **values})

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from avpretrain.config.model import ModelConfig, require
+from avpretrain.config.model import require
 
 MECHANICS = "mechanics"
 """Mark of fields that say how a run is carried out, not what is learnt. Resuming, grouping and comparing runs, and
@@ -97,25 +97,6 @@ class DataConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RatioConfig:
-    """Share of patches hidden, as a function of progress."""
-
-    kind: Literal["constant", "linear", "cosine", "step"] = "constant"
-    """How the ratio moves from start to end over training; constant: it stays at start."""
-    start: float = 0.8
-    """Share of patches hidden at the start of training."""
-    end: float = 0.8
-    """Not read when constant."""
-    levels: int = 5
-    """Distinct values on the way from start to end (each is one compiled shape)."""
-
-    def __post_init__(self) -> None:
-        for name in ("start", "end"):
-            require(0 < getattr(self, name) < 1, f"{name} must lie in (0, 1), got {getattr(self, name)}")
-        require(self.levels >= 2, f"levels must be at least 2, got {self.levels}")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class BatchConfig:
     """Clips in one optimiser step over all ranks, as a function of progress."""
 
@@ -151,14 +132,6 @@ class LengthConfig:
     def __post_init__(self) -> None:
         require(self.epochs > 0, f"epochs must be positive, got {self.epochs}")
         require(self.samples is None or self.samples > 0, f"samples must be positive, got {self.samples}")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ScheduleConfig(LengthConfig):
-    """How long to train, and what moves on the way: DiffMAViL's masking ratios."""
-
-    audio_mask_ratio: RatioConfig = field(default_factory=RatioConfig)
-    video_mask_ratio: RatioConfig = field(default_factory=RatioConfig)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -230,21 +203,6 @@ class RunConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Stage2Config:
-    """Self-training (MAViL's stage 2); read when `model.objective` is 'features'."""
-
-    teacher: str = ""
-    """Run folder, checkpoint or saved model whose features of whole clips the first student predicts."""
-    rounds: int = 3
-    """Students trained one after another, each taught by the one before it."""
-    start_from: Literal["scratch", "teacher"] = "scratch"
-    """Where a student's encoders and fusion start: afresh, or from its teacher's weights."""
-
-    def __post_init__(self) -> None:
-        require(self.rounds >= 1, f"rounds must be at least 1, got {self.rounds}")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class EngineConfig:
     """What the engine reads of a run's config, whatever it trains; a method adds its own sections.
 
@@ -266,17 +224,3 @@ class EngineConfig:
     @property
     def run_dir(self) -> Path:
         return Path(self.output_dir or f"runs/{self.name}")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainConfig(EngineConfig):
-    """Everything a pretraining run of DiffMAViL is made of."""
-
-    init: str = ""
-    """Run folder, checkpoint or imported model (`avpretrain import`) whose encoders and fusion a fresh run starts from;
-    of an imported one, the parts that were imported. Unless given, its log-mel statistics are taken, too. Empty = all
-    weights start afresh."""
-    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    stage2: Stage2Config = field(default_factory=Stage2Config)

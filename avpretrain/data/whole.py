@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from avpretrain.config.model import InputConfig, ModelConfig
+from avpretrain.config.model import InputConfig
 from avpretrain.core.errors import UserError
 from avpretrain.data.batch import RawBatch
 from avpretrain.data.choices import Limits
@@ -98,8 +98,12 @@ class ModelInput:
     """Normalised frames at the trained rate, in whole tubelets; none = the file has no video."""
 
 
-def preprocess(path: Path, cfg: ModelConfig) -> ModelInput:
-    """Decodes a file, all of it, into what a model of this config takes.
+def preprocess(path: Path, input: InputConfig, audio_patch: int, video_patch: int) -> ModelInput:
+    """Decodes a file, all of it, into what a model takes.
+
+    Args:
+        audio_patch: spectrogram frames of a patch, of which there will be a whole number.
+        video_patch: frames of one.
 
     Raises:
         DecodeError: it can't be read, or has neither audio nor video.
@@ -107,16 +111,16 @@ def preprocess(path: Path, cfg: ModelConfig) -> ModelInput:
     """
     if not path.is_file():
         raise DecodeError(f"{path}: " + ("is no regular file" if path.exists() else "no such file"))
-    source, input = Source(path, None, Limits(max_hours=24.0)), cfg.input
+    source = Source(path, None, Limits(max_hours=24.0))
     audio_1FM = video_1TCHW = None
     pcm_S = source.sound(input.sample_rate) if source.has_audio else None
     if pcm_S is not None:
         audio_1FM = spectrogram(torch.from_numpy(pcm_S.astype(np.float32) / 32768)[None], input)
-        audio_1FM = filled(audio_1FM, clip_steps(audio_1FM.shape[1], cfg.audio.patch[0]) * cfg.audio.patch[0])
+        audio_1FM = filled(audio_1FM, clip_steps(audio_1FM.shape[1], audio_patch) * audio_patch)
     if source.has_video and (
         frames := [frame for _, frame in sampled_frames(source, input.video_fps, input.video_size)]
     ):
-        count = clip_steps(len(frames), cfg.video.patch[0]) * cfg.video.patch[0]
+        count = clip_steps(len(frames), video_patch) * video_patch
         video_1TCHW = normalised_frames(frames, count, input, torch.device("cpu"))
     if audio_1FM is None and video_1TCHW is None:
         raise DecodeError(f"{path}: has neither audio nor video")

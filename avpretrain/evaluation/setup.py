@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from avpretrain.config.model import ModelConfig
 from avpretrain.core.errors import UsageError, UserError
 from avpretrain.data.read.clips import ClipSet
 from avpretrain.data.splits import SplitRoles, split_names
@@ -22,6 +21,7 @@ from avpretrain.evaluation.labels import (
     read_task,
 )
 from avpretrain.evaluation.predictions import Predictions
+from avpretrain.methods.diffmavil.config import ModelConfig
 from avpretrain.methods.diffmavil.model import DiffMAViL
 
 

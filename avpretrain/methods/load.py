@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from avpretrain.training.method import Method
 
 CONFIGS = {
-    "diffmavil": "avpretrain.config.train.TrainConfig",
-    "self_training": "avpretrain.config.train.TrainConfig",
+    "diffmavil": "avpretrain.methods.diffmavil.config.TrainConfig",
+    "self_training": "avpretrain.methods.diffmavil.config.TrainConfig",
     "openelm": "avpretrain.methods.openelm.config.OpenELMConfig",
 }
 """Schema of a registered method's config; reading one imports no torch."""

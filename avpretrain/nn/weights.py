@@ -7,38 +7,40 @@ import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from avpretrain.config.model import MAX_CONFIG_BYTES, ModelConfig
+from avpretrain.config.model import MAX_CONFIG_BYTES
 from avpretrain.config.reader import from_dict
 from avpretrain.core.errors import UserError
 from avpretrain.core.files import mistaken_for, open_file, read_head, read_json
 from avpretrain.core.terminal import brief
 
 Model = TypeVar("Model", bound=nn.Module)
+Config = TypeVar("Config")
 
 MAX_HEADER_BYTES = 16 << 20
 """Largest safetensors header; one of ours takes 100 bytes a tensor."""
 FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 
 
-def read_model(cls: type[Model], config: Path, weights: Path) -> Model:
+def read_model(cls: type[Model], schema: type[Any], config: Path, weights: Path) -> Model:
     """The model in a `config.json` and a `model.safetensors`, on the CPU.
 
     Args:
-        cls: is built from a `ModelConfig`. Where it has a `current_key`, that says what a weight is called now that an
+        schema: of the config that `cls` is built from.
+        cls: the model's class. Where it has a `current_key`, that says what a weight is called now that an
             earlier version saved under another name; its `load_state_dict` takes both.
 
     Raises:
         UserError: a file is missing or damaged, names, shapes or types of the weights are not those that the config
             asks for, or one is not finite.
     """
-    cfg = read_model_config(config)
+    cfg = read_model_config(config, schema)
     if weights.is_file() and (mistaken := mistaken_for(read_head(weights))):
         raise UserError(f"{weights} {mistaken}")
     header = read_header(weights)
@@ -64,7 +66,7 @@ def read_model(cls: type[Model], config: Path, weights: Path) -> Model:
     return model
 
 
-def _layers(cfg: ModelConfig) -> int:
+def _layers(cfg: Any) -> int:
     towers = sum(tower.depth + tower.decoder.depth for tower in (cfg.audio, cfg.video))
     return towers + cfg.fusion.depth
 
@@ -86,7 +88,7 @@ def raise_if_no_memory(error: MemoryError | RuntimeError, path: Path) -> None:
         raise UserError(f"{path} takes more memory than there is") from None
 
 
-def read_model_config(path: Path) -> ModelConfig:
+def read_model_config(path: Path, schema: type[Config]) -> Config:
     """The `config` of a `config.json`.
 
     Raises:
@@ -96,7 +98,7 @@ def read_model_config(path: Path) -> ModelConfig:
     if not isinstance(values, dict) or not isinstance(values.get("config"), dict):
         raise UserError(f"model config {path} holds no 'config'; it is not one of this package's models")
     try:
-        return from_dict(ModelConfig, values["config"], "model.")
+        return from_dict(schema, values["config"], "model.")
     except UserError as error:
         raise UserError(f"model config {path}: {error}") from None
 

@@ -6,11 +6,11 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from avpretrain.config.train import TrainConfig
-from avpretrain.cost.clip import COMPONENTS
-from avpretrain.cost.run import run_cost
 from avpretrain.measures.numbers import flops, percent, signed_percent
 from avpretrain.measures.runs import LOSSES, Line, Probe, Run
+from avpretrain.methods.diffmavil.config import TrainConfig
+from avpretrain.methods.diffmavil.cost import COMPONENTS
+from avpretrain.methods.diffmavil.run_cost import run_cost
 from avpretrain.report.comparison import Comparison, score, shown
 from avpretrain.report.groups import Group
 from avpretrain.report.page import Figure, Figures, Legend, Section

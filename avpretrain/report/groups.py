@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from avpretrain.config.reader import learnt_config
-from avpretrain.config.train import EngineConfig, TrainConfig
-from avpretrain.cost.run import is_mavil
+from avpretrain.config.train import EngineConfig
 from avpretrain.measures.runs import Probe, Run, common_prefix
+from avpretrain.methods.diffmavil.config import TrainConfig
+from avpretrain.methods.diffmavil.run_cost import is_mavil
 
 
 @dataclass(frozen=True, slots=True)

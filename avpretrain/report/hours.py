@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from avpretrain.config.model import ModelConfig
-from avpretrain.config.train import TrainConfig
 from avpretrain.core.errors import UserError
 from avpretrain.core.files import read_json
-from avpretrain.cost.clip import clip_flops
-from avpretrain.cost.run import PhaseCost, RunCost
+from avpretrain.methods.diffmavil.config import ModelConfig, TrainConfig
+from avpretrain.methods.diffmavil.cost import clip_flops
+from avpretrain.methods.diffmavil.run_cost import PhaseCost, RunCost
 
 GPUS = (1, 64)
 """Numbers of GPUs that hours are given for; speed is taken to grow with their number, communication to cost nothing."""

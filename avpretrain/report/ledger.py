@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from avpretrain.config.changes import with_changes
-from avpretrain.config.train import TrainConfig
-from avpretrain.cost.run import RunCost, mavil_of, run_cost, samples_of
+from avpretrain.methods.diffmavil.config import TrainConfig
+from avpretrain.methods.diffmavil.run_cost import RunCost, mavil_of, run_cost, samples_of
 from avpretrain.report.hours import GPUS, Bench, Prediction, predict
 
 DIFFUSED = {"model.audio.decoder.input": "diffused", "model.video.decoder.input": "diffused"}

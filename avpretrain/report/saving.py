@@ -8,9 +8,10 @@ from typing import Any
 
 from avpretrain.config.changes import flat, nested
 from avpretrain.config.reader import from_dict, learnt_config, to_dict
-from avpretrain.config.train import EngineConfig, TrainConfig
+from avpretrain.config.train import EngineConfig
 from avpretrain.core.errors import UsageError
-from avpretrain.cost.run import run_cost
+from avpretrain.methods.diffmavil.config import TrainConfig
+from avpretrain.methods.diffmavil.run_cost import run_cost
 
 CHANGES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("input and encoders", ("model.input.", "model.width", "model.heads", "model.mlp_ratio", "model.cls_token",

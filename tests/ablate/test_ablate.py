@@ -19,12 +19,12 @@ from scipy import stats
 from avpretrain.ablate.matrix import Ablation, cells_of, load_ablation
 from avpretrain.ablate.summary import markdown, summary, table, task_of
 from avpretrain.cli import main as cli
-from avpretrain.config.reader import load_config, to_dict
-from avpretrain.config.train import TrainConfig
+from avpretrain.config.reader import to_dict
 from avpretrain.core.errors import UsageError
-from avpretrain.cost.clip import clip_flops
-from avpretrain.cost.run import run_cost
 from avpretrain.measures.numbers import percent
+from avpretrain.methods.diffmavil.config import TrainConfig, load_config
+from avpretrain.methods.diffmavil.cost import clip_flops
+from avpretrain.methods.diffmavil.run_cost import run_cost
 from avpretrain.training.folders import list_checkpoints
 from tests.cost.test_flops import counted
 from tests.support.tiny_datasets import Spec, make_dataset

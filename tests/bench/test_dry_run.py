@@ -15,13 +15,13 @@ from PIL import Image
 from avpretrain.bench.dry_run import Timing, dry_run
 from avpretrain.bench.step import StepShape
 from avpretrain.cli.main import main
-from avpretrain.config.curriculum import MaskRatios, mask_ratio_at, phases_of
 from avpretrain.config.reader import from_dict, to_dict
 from avpretrain.config.schedules import Phase, cost_by_rule
-from avpretrain.config.train import TrainConfig
 from avpretrain.core.errors import UsageError, UserError
-from avpretrain.cost.clip import cost_of, visible_tokens
-from avpretrain.cost.run import run_cost
+from avpretrain.methods.diffmavil.config import TrainConfig
+from avpretrain.methods.diffmavil.cost import cost_of, visible_tokens
+from avpretrain.methods.diffmavil.curriculum import MaskRatios, mask_ratio_at, phases_of
+from avpretrain.methods.diffmavil.run_cost import run_cost
 from avpretrain.methods.load import make_method
 from avpretrain.training.memory_probe import Peak, measure, measured_memory
 from tests.support.tiny_runs import tiny_config

@@ -13,7 +13,7 @@ from avpretrain.bench.loader import Bench, run_loader
 from avpretrain.bench.manifest import measure_manifest, write_rows
 from avpretrain.cli.main import main
 from avpretrain.config.model import InputConfig
-from avpretrain.config.reader import load_config
+from avpretrain.methods.diffmavil.config import load_config
 from tests.support.tiny_datasets import Spec, make_dataset
 
 

@@ -16,10 +16,11 @@ from torch import Tensor
 from avpretrain.bench.components import COMPONENTS, component_seconds
 from avpretrain.bench.step import StepBench, StepShape, bench_steps, checkpointing_price, with_checkpointing
 from avpretrain.cli import main as cli
-from avpretrain.config.curriculum import MaskRatios
 from avpretrain.config.reader import to_dict
-from avpretrain.config.train import RatioConfig, RunConfig, ScheduleConfig, TrainConfig
+from avpretrain.config.train import RunConfig
 from avpretrain.core.errors import UsageError
+from avpretrain.methods.diffmavil.config import RatioConfig, ScheduleConfig, TrainConfig
+from avpretrain.methods.diffmavil.curriculum import MaskRatios
 from avpretrain.methods.diffmavil.example import random_batch
 from avpretrain.methods.diffmavil.model import DiffMAViL
 from avpretrain.methods.load import make_method

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from avpretrain.cli.shared.config_first import ConfigArguments, read
-from avpretrain.config.train import TrainConfig
 from avpretrain.core.errors import UsageError
+from avpretrain.methods.diffmavil.config import TrainConfig
 
 
 def config(*args: str) -> TrainConfig:

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from avpretrain.config.model import ModelConfig
-from avpretrain.config.reader import find_config, from_dict, learnt_config, load_config, presets, to_dict
-from avpretrain.config.train import TrainConfig
+from avpretrain.config.reader import find_config, from_dict, learnt_config, presets, to_dict
 from avpretrain.core.errors import UsageError
+from avpretrain.methods.diffmavil.config import ModelConfig, TrainConfig, load_config
 
 PRESETS = sorted(presets())
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from avpretrain.ablate.matrix import load_ablation
-from avpretrain.config.reader import SCHEMAS, find_config, load_config, presets, presets_dir
+from avpretrain.config.reader import SCHEMAS, find_config, presets, presets_dir
 from avpretrain.core.errors import UsageError
 from avpretrain.evaluation.suite.plan import load_suite
+from avpretrain.methods.diffmavil.config import load_config
 
 
 def test_every_file_is_a_preset_of_one_schema_and_no_name_is_taken_twice() -> None:

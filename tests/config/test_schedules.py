@@ -7,10 +7,11 @@ from functools import partial
 
 import pytest
 
-from avpretrain.config.curriculum import MaskRatios, mask_ratio_at, phase_at
 from avpretrain.config.schedules import Phase, Step, batch_size_for, lr_at, plan, total_samples
-from avpretrain.config.train import BatchConfig, OptimConfig, RatioConfig, ScheduleConfig
+from avpretrain.config.train import BatchConfig, OptimConfig
 from avpretrain.core.errors import UsageError
+from avpretrain.methods.diffmavil.config import RatioConfig, ScheduleConfig
+from avpretrain.methods.diffmavil.curriculum import MaskRatios, mask_ratio_at, phase_at
 
 FALLING = RatioConfig(kind="linear", start=0.9, end=0.8)
 

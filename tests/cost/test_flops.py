@@ -16,7 +16,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from avpretrain.cli import main as cli
-from avpretrain.config.curriculum import MaskRatios
 from avpretrain.config.model import (
     SIDES,
     AudioTowerConfig,
@@ -24,21 +23,27 @@ from avpretrain.config.model import (
     DiffusionConfig,
     FusionConfig,
     InputConfig,
-    LossConfig,
-    ModelConfig,
     VideoTowerConfig,
 )
-from avpretrain.config.reader import load_config
 from avpretrain.config.scaling import StackConfig
 from avpretrain.config.schedules import Phase
-from avpretrain.config.train import BatchConfig, RatioConfig, ScheduleConfig, TrainConfig
-from avpretrain.cost.clip import COMPONENTS, clip_flops, cost_of, visible_tokens
+from avpretrain.config.train import BatchConfig
 from avpretrain.cost.count import count_flops
-from avpretrain.cost.memory import activation_bytes
-from avpretrain.cost.run import mavil_of, run_cost
 from avpretrain.data.batch import AVBatch
 from avpretrain.measures.numbers import duration, flops, percent, si, significant
+from avpretrain.methods.diffmavil.config import (
+    LossConfig,
+    ModelConfig,
+    RatioConfig,
+    ScheduleConfig,
+    TrainConfig,
+    load_config,
+)
+from avpretrain.methods.diffmavil.cost import COMPONENTS, clip_flops, cost_of, visible_tokens
+from avpretrain.methods.diffmavil.curriculum import MaskRatios
+from avpretrain.methods.diffmavil.memory import activation_bytes
 from avpretrain.methods.diffmavil.model import DiffMAViL
+from avpretrain.methods.diffmavil.run_cost import mavil_of, run_cost
 from avpretrain.nn.layers import Block
 from avpretrain.nn.reconstruction import TeacherFeatures
 from avpretrain.report.ledger import ACCOUNTINGS, VARIANTS, ledger
@@ -187,8 +192,8 @@ def test_counting_imports_no_compiler() -> None:
     """Which would cost as much as torch itself; a curriculum of base size is counted in the time of an import."""
     code = (
         "import sys\n"
-        "from avpretrain.config.reader import load_config\n"
-        "from avpretrain.cost.run import run_cost\n"
+        "from avpretrain.methods.diffmavil.config import load_config\n"
+        "from avpretrain.methods.diffmavil.run_cost import run_cost\n"
         "run_cost(load_config('base_diffmavil'))\n"
         "print(*[name for name in ('torch._dynamo', 'sympy') if name in sys.modules])"
     )

@@ -13,15 +13,16 @@ import torch
 import yaml
 
 from avpretrain.cli.main import run
-from avpretrain.config.model import InputConfig, ModelConfig
+from avpretrain.config.model import InputConfig
 from avpretrain.config.reader import to_dict
-from avpretrain.config.train import DataConfig, TrainConfig
+from avpretrain.config.train import DataConfig
 from avpretrain.core.errors import UsageError
 from avpretrain.data.decode import decode_audio
 from avpretrain.data.features import log_mel
 from avpretrain.data.read import log_mel_stats as module
 from avpretrain.data.read.clips import ClipSet
 from avpretrain.data.read.log_mel_stats import log_mel_stats
+from avpretrain.methods.diffmavil.config import ModelConfig, TrainConfig
 from avpretrain.methods.diffmavil.method import resolve
 from tests.support.tiny_datasets import Spec, make_dataset
 

@@ -10,12 +10,13 @@ import pytest
 
 from avpretrain.cli.main import run
 from avpretrain.config.reader import from_dict, to_dict
-from avpretrain.config.train import DataConfig, TrainConfig
+from avpretrain.config.train import DataConfig
 from avpretrain.core.errors import UsageError, UserError
 from avpretrain.data.read.clips import ClipSet
 from avpretrain.data.splits import SplitRoles, chosen_splits, is_held_out, role_of
 from avpretrain.evaluation.labels import cross_validation_parts, official_parts, read_task
 from avpretrain.evaluation.setup import random_encoder
+from avpretrain.methods.diffmavil.config import TrainConfig
 from avpretrain.methods.diffmavil.method import held_out
 from tests.evaluation.probe.test_probe import clip
 from tests.support.tiny_datasets import Spec, make_dataset

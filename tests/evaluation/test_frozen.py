@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from avpretrain.config.model import AudioTowerConfig, DecoderConfig, InputConfig, ModelConfig, VideoTowerConfig
+from avpretrain.config.model import AudioTowerConfig, DecoderConfig, InputConfig, VideoTowerConfig
 from avpretrain.data.read.clips import ClipSet
 from avpretrain.data.whole import clip_steps
 from avpretrain.evaluation.extract import Extracted, Reading, clip_batches, extract
 from avpretrain.evaluation.frozen import FrozenEncoder, Pooling, encode_steps, input_for, windows
 from avpretrain.evaluation.setup import random_encoder
+from avpretrain.methods.diffmavil.config import ModelConfig
 from avpretrain.methods.diffmavil.model import DiffMAViL
 from tests.support.tiny_datasets import Spec, make_dataset
 

@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 
 from avpretrain.cli import main as cli
-from avpretrain.config.reader import load_config
-from avpretrain.config.train import TrainConfig
 from avpretrain.core.errors import UserError
-from avpretrain.cost.clip import clip_flops
-from avpretrain.cost.run import run_cost
+from avpretrain.methods.diffmavil.config import TrainConfig, load_config
+from avpretrain.methods.diffmavil.cost import clip_flops
+from avpretrain.methods.diffmavil.run_cost import run_cost
 from avpretrain.report.hours import Bench, predict, read_bench
 from avpretrain.report.ledger import ledger
 

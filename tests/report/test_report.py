@@ -16,10 +16,10 @@ import pytest
 
 from avpretrain.cli import main as cli
 from avpretrain.config.model import AudioTowerConfig, DecoderConfig
-from avpretrain.config.reader import load_config
 from avpretrain.core.errors import UserError
-from avpretrain.cost.run import run_cost
 from avpretrain.measures.runs import read_run
+from avpretrain.methods.diffmavil.config import load_config
+from avpretrain.methods.diffmavil.run_cost import run_cost
 from avpretrain.methods.load import config_of
 from avpretrain.report import page as pages
 from avpretrain.report.comparison import Comparison, as_json, sentences, summary_table

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import yaml
 
-from avpretrain.config.reader import load_config, to_dict
-from avpretrain.config.train import TrainConfig
-from avpretrain.cost.clip import clip_flops, plan_of
+from avpretrain.config.reader import to_dict
 from avpretrain.evaluation.predictions import Predictions
 from avpretrain.evaluation.results import predictions_path
+from avpretrain.methods.diffmavil.config import TrainConfig, load_config
+from avpretrain.methods.diffmavil.cost import clip_flops, plan_of
 
 
 def write_run(

@@ -7,16 +7,9 @@ from typing import Any
 
 import torch
 
-from avpretrain.config.model import (
-    AudioTowerConfig,
-    DecoderConfig,
-    DiffusionConfig,
-    InputConfig,
-    LossConfig,
-    ModelConfig,
-    VideoTowerConfig,
-)
+from avpretrain.config.model import AudioTowerConfig, DecoderConfig, DiffusionConfig, InputConfig, VideoTowerConfig
 from avpretrain.data.batch import AVBatch
+from avpretrain.methods.diffmavil.config import LossConfig, ModelConfig
 
 INPUT = InputConfig(audio_frames=64, mels=32, video_frames=4, video_size=32, audio_mean=0.0, audio_std=0.5)
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from avpretrain.config.reader import from_dict
-from avpretrain.config.train import TrainConfig
+from avpretrain.methods.diffmavil.config import TrainConfig
 from avpretrain.training.folders import list_checkpoints
 from tests.support.tiny_datasets import Spec, make_dataset
 

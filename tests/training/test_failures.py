@@ -13,9 +13,9 @@ import yaml
 from avpretrain.cli import main as cli
 from avpretrain.config.reader import to_dict
 from avpretrain.config.schedules import Step
-from avpretrain.config.train import TrainConfig
 from avpretrain.data.read.dataset import ClipSet
 from avpretrain.data.read.sampler import Order
+from avpretrain.methods.diffmavil.config import TrainConfig
 from avpretrain.training.loop import Trainer
 from tests.support.tiny_runs import CONFIG, tiny_config, tiny_data
 

@@ -19,8 +19,8 @@ import yaml
 
 from avpretrain.api import train
 from avpretrain.config.reader import to_dict
-from avpretrain.config.train import TrainConfig
 from avpretrain.core.errors import UsageError, UserError
+from avpretrain.methods.diffmavil.config import TrainConfig
 from avpretrain.methods.diffmavil.model import DiffMAViL
 from avpretrain.methods.load import load_model
 from avpretrain.training.checkpoint import CheckpointWriter

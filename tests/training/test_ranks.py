@@ -17,8 +17,8 @@ from torch.distributed.tensor import DTensor
 
 from avpretrain.api import train
 from avpretrain.config.schedules import Step
-from avpretrain.config.train import TrainConfig
 from avpretrain.core.errors import UsageError
+from avpretrain.methods.diffmavil.config import TrainConfig
 from avpretrain.methods.load import make_method
 from avpretrain.training.build import check_ranks, make_accelerator
 from avpretrain.training.folders import list_checkpoints

@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 
 from avpretrain.api import train
-from avpretrain.config.train import TrainConfig
 from avpretrain.core.errors import UsageError, UserError
 from avpretrain.core.locks import LOCK_NAME, locked
+from avpretrain.methods.diffmavil.config import TrainConfig
 from avpretrain.training.folders import list_checkpoints
 from avpretrain.training.metrics import MetricsLog, read_metrics
 from tests.support.tiny_datasets import Spec, make_dataset

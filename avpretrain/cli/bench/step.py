@@ -15,11 +15,11 @@ import tyro
 from avpretrain.cli.shared.arguments import parse
 from avpretrain.cli.shared.config_first import data_as_shards
 from avpretrain.cli.shared.places import require_file
-from avpretrain.config.reader import load_config
-from avpretrain.config.train import DataConfig, TrainConfig
+from avpretrain.config.train import DataConfig
 from avpretrain.core.errors import UsageError
 from avpretrain.core.files import write_json
 from avpretrain.core.terminal import Console
+from avpretrain.methods.diffmavil.config import TrainConfig, load_config
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,9 +10,9 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from avpretrain.cli.shared.arguments import parse
-from avpretrain.config.reader import load_config
-from avpretrain.config.train import EngineConfig, TrainConfig
+from avpretrain.config.train import EngineConfig
 from avpretrain.core.errors import UsageError
+from avpretrain.methods.diffmavil.config import TrainConfig, load_config
 
 A_CONFIG = "A YAML file or the name of a preset."
 

@@ -92,7 +92,8 @@ class AVPretrainModel(PreTrainedModel):
 
     def tower(self, side: str) -> Any:
         """Encoder of one modality."""
-        return SimpleNamespace(encoder=self.towers[side]["encoder"])
+        towers: Any = self.towers
+        return SimpleNamespace(encoder=towers[side]["encoder"])
 
     def forward(
         self,
@@ -117,8 +118,8 @@ class AVPretrainModel(PreTrainedModel):
             out["video_embeds"], out["video_steps"] = self._encode("video", pixel_values, video_lengths)
         return out
 
-    def _encode(self, side: str, x: Tensor, lengths_B: Tensor | None) -> tuple[Tensor, Tensor]:
-        encoder = self.towers[side]["encoder"]
+    def _encode(self, side: Any, x: Tensor, lengths_B: Tensor | None) -> tuple[Tensor, Tensor]:
+        encoder = self.tower(side).encoder
         patch, kind = encoder.patches.size[0], next(encoder.parameters()).dtype
         lengths = [x.shape[1]] * len(x) if lengths_B is None else lengths_B.tolist()
         rows: dict[int, list[int]] = {}

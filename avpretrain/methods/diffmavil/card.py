@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from avpretrain.config.model import SIDES, DecoderConfig, ModelConfig, Side
+from avpretrain.config.model import SIDES, DecoderConfig, Side
 from avpretrain.measures.scores import Score
+from avpretrain.methods.diffmavil.config import ModelConfig
 
 TAGS = ["audio", "video", "self-supervised", "masked-autoencoder", "diffusion"]
 PIPELINE = "feature-extraction"

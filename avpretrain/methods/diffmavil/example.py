@@ -10,9 +10,10 @@ import math
 import torch
 from torch import Tensor
 
-from avpretrain.config.model import InputConfig, ModelConfig
+from avpretrain.config.model import InputConfig
 from avpretrain.core.draws import normal, sample_seed
 from avpretrain.data.batch import AVBatch
+from avpretrain.methods.diffmavil.config import ModelConfig
 from avpretrain.nn.reconstruction import TeacherFeatures
 
 

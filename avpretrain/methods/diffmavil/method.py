@@ -11,19 +11,19 @@ from typing import Any, ClassVar, Literal, cast
 import torch
 from torch import nn
 
-from avpretrain.config.curriculum import MaskRatios, phase_at, phases_of
-from avpretrain.config.model import ModelConfig
 from avpretrain.config.schedules import Cost, Phase, Step
-from avpretrain.config.train import EngineConfig, TrainConfig
+from avpretrain.config.train import EngineConfig
 from avpretrain.core.errors import UsageError
 from avpretrain.core.files import read_json
-from avpretrain.cost.clip import clip_flops, cost_of
 from avpretrain.data.batch import AVBatch, RawBatch
 from avpretrain.data.features import Features
 from avpretrain.data.read.dataset import ClipSet, Loader, train_loader
 from avpretrain.data.read.log_mel_stats import log_mel_stats
 from avpretrain.data.read.sampler import Order
 from avpretrain.data.splits import is_held_out, split_text
+from avpretrain.methods.diffmavil.config import ModelConfig, TrainConfig
+from avpretrain.methods.diffmavil.cost import clip_flops, cost_of
+from avpretrain.methods.diffmavil.curriculum import MaskRatios, phase_at, phases_of
 from avpretrain.methods.diffmavil.example import random_batch
 from avpretrain.methods.diffmavil.model import DiffMAViL
 from avpretrain.methods.diffmavil.preview import Previewer
@@ -86,7 +86,8 @@ class DiffMAViLMethod(Method):
     def open(self) -> Sequence[str]:
         """Opens the clips; log-mel statistics are filled in, unless given, and formulas of layers become lists."""
         if self.cfg.init:
-            self.cfg = with_log_mel_of(self.cfg, read_model_config(find_weights(self.cfg.init) / WEIGHTS_CONFIG))
+            known = read_model_config(find_weights(self.cfg.init) / WEIGHTS_CONFIG, ModelConfig)
+            self.cfg = with_log_mel_of(self.cfg, known)
         data = self.cfg.data
         self.clips = ClipSet(data.shards, data.split, data.cache_dir, data.request_timeout)
         self.cfg = resolve(self.cfg, self.clips)

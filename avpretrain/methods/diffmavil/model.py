@@ -18,15 +18,15 @@ from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from huggingface_hub.constants import CONFIG_NAME, SAFETENSORS_SINGLE_FILE
 from torch import Tensor, nn
 
-from avpretrain.config.curriculum import MaskRatios
 from avpretrain.config.model import SIDES as SIDES
-from avpretrain.config.model import ModelConfig
 from avpretrain.config.model import Side as Side
 from avpretrain.config.reader import from_dict, to_dict
 from avpretrain.core import draws
 from avpretrain.data.batch import AVBatch
 from avpretrain.data.whole import ModelInput, preprocess
 from avpretrain.methods.diffmavil.card import CARD_TEMPLATE, PIPELINE, TAGS, card_values
+from avpretrain.methods.diffmavil.config import ModelConfig
+from avpretrain.methods.diffmavil.curriculum import MaskRatios
 from avpretrain.methods.diffmavil.keys import current_key, rename_keys
 from avpretrain.nn.encoder import Encoder, Fusion
 from avpretrain.nn.layers import init_weights
@@ -172,7 +172,7 @@ class DiffMAViL(
             DecodeError: it can't be read, or has neither audio nor video.
             UserError: the config has no log-mel statistics.
         """
-        return preprocess(Path(path), self.cfg)
+        return preprocess(Path(path), self.cfg.input, self.cfg.audio.patch[0], self.cfg.video.patch[0])
 
     def encode_audio(self, audio_BFM: Tensor) -> Tensor:
         """Tokens [B, prefix + L, D] of whole spectrograms of any number of frames (a multiple of the patch).
@@ -243,7 +243,7 @@ class DiffMAViL(
         """
         folder = Path(pretrained_model_name_or_path)
         if folder.is_dir():
-            return read_model(cls, folder / CONFIG_NAME, folder / SAFETENSORS_SINGLE_FILE).eval()
+            return read_model(cls, ModelConfig, folder / CONFIG_NAME, folder / SAFETENSORS_SINGLE_FILE).eval()
         config, weights = (
             hf_hub_download(
                 str(pretrained_model_name_or_path), name, revision=revision, cache_dir=cache_dir, token=token,
@@ -251,7 +251,7 @@ class DiffMAViL(
             )
             for name in (CONFIG_NAME, SAFETENSORS_SINGLE_FILE)
         )  # fmt: skip
-        return read_model(cls, Path(config), Path(weights)).eval()
+        return read_model(cls, ModelConfig, Path(config), Path(weights)).eval()
 
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> Any:
         """Writes `model.safetensors`, `config.json` and a model card (huggingface_hub's mixin)."""

@@ -8,8 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from avpretrain.config.curriculum import MaskRatios
-from avpretrain.config.train import TrainConfig
 from avpretrain.core.errors import UserError
 from avpretrain.core.files import atomic_path, write_json
 from avpretrain.data.batch import AVBatch
@@ -17,6 +15,8 @@ from avpretrain.data.features import IMAGENET_MEAN, IMAGENET_STD, Features, fram
 from avpretrain.data.read.dataset import ClipSet, eval_loader
 from avpretrain.data.splits import split_text
 from avpretrain.measures.spectrograms import SECONDS, draw_spectrogram
+from avpretrain.methods.diffmavil.config import TrainConfig
+from avpretrain.methods.diffmavil.curriculum import MaskRatios
 from avpretrain.methods.diffmavil.model import SIDES, DiffMAViL
 from avpretrain.nn.reconstruction import Reconstruction
 from avpretrain.training.method import Preview

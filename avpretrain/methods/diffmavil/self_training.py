@@ -13,11 +13,11 @@ from typing import cast
 from accelerate import PartialState
 from torch import Tensor, nn
 
-from avpretrain.config.model import ModelConfig
-from avpretrain.config.train import EngineConfig, TrainConfig
+from avpretrain.config.train import EngineConfig
 from avpretrain.core.errors import UsageError
 from avpretrain.core.files import atomic_path
 from avpretrain.data.batch import AVBatch
+from avpretrain.methods.diffmavil.config import ModelConfig, TrainConfig
 from avpretrain.methods.diffmavil.example import random_features
 from avpretrain.methods.diffmavil.method import DiffMAViLMethod
 from avpretrain.methods.diffmavil.model import DiffMAViL

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import cast
 
-from avpretrain.config.train import EngineConfig, TrainConfig
+from avpretrain.config.train import EngineConfig
+from avpretrain.methods.diffmavil.config import TrainConfig
 from avpretrain.methods.diffmavil.method import DiffMAViLMethod
 from avpretrain.methods.diffmavil.self_training import SelfTraining
 from avpretrain.training.method import Method

@@ -8,9 +8,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from avpretrain.config.model import ModelConfig
 from avpretrain.core.errors import UsageError
 from avpretrain.data.batch import AVBatch
+from avpretrain.methods.diffmavil.config import ModelConfig
 from avpretrain.methods.diffmavil.model import SIDES, DiffMAViL
 from avpretrain.nn.reconstruction import TeacherFeatures
 

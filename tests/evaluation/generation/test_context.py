@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from avpretrain.cli.main import run
-from avpretrain.config.curriculum import MaskRatios
 from avpretrain.core.errors import UserError
 from avpretrain.evaluation.generation.context import Levels, Worth, levels_of, measure, summary
 from avpretrain.evaluation.setup import random_encoder
+from avpretrain.methods.diffmavil.curriculum import MaskRatios
 from avpretrain.methods.diffmavil.model import SIDES, DiffMAViL
 from avpretrain.report.comparison import Comparison
 from avpretrain.report.write import render

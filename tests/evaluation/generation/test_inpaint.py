@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from avpretrain.cli.main import run as run_verb
-from avpretrain.config.curriculum import MaskRatios
 from avpretrain.config.model import InputConfig
 from avpretrain.core.errors import UsageError
 from avpretrain.data.features import centred, log_mel
 from avpretrain.evaluation.generation.filling import InpaintConfig, inpaint, neighbour_stats
 from avpretrain.evaluation.generation.vocoder import to_waveform
+from avpretrain.methods.diffmavil.curriculum import MaskRatios
 from avpretrain.methods.diffmavil.model import DiffMAViL
 from avpretrain.nn.losses import PatchStats
 from tests.support.tiny_datasets import Spec, make_dataset

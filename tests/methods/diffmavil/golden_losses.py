@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from avpretrain.config.curriculum import MaskRatios
+from avpretrain.methods.diffmavil.curriculum import MaskRatios
 from avpretrain.methods.diffmavil.model import DiffMAViL
 from tests.support.tiny_models import random_batch, tiny
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from avpretrain.config.curriculum import MaskRatios
+from avpretrain.methods.diffmavil.curriculum import MaskRatios
 from avpretrain.methods.diffmavil.model import DiffMAViL
 from avpretrain.nn.diffusion import ForwardProcess
 from tests.support.tiny_models import random_batch, tiny

@@ -9,12 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from avpretrain.config.curriculum import MaskRatios
-from avpretrain.config.model import ModelConfig
 from avpretrain.config.reader import from_dict, to_dict
 from avpretrain.config.scaling import StackConfig
 from avpretrain.config.train import OptimConfig
 from avpretrain.core.errors import UserError
+from avpretrain.methods.diffmavil.config import ModelConfig
+from avpretrain.methods.diffmavil.curriculum import MaskRatios
 from avpretrain.methods.diffmavil.model import DiffMAViL
 from avpretrain.training.build import make_optimizer
 from avpretrain.training.checkpoint import Progress, restore, take_snapshot, write_snapshot

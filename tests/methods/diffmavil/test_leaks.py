@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from avpretrain.config.curriculum import MaskRatios
 from avpretrain.data.batch import AVBatch
+from avpretrain.methods.diffmavil.curriculum import MaskRatios
 from avpretrain.methods.diffmavil.model import DiffMAViL, Side
 from avpretrain.nn.masking import gather_patches
 from tests.support.tiny_models import random_batch, tiny

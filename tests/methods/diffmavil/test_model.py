@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from avpretrain.config.curriculum import MaskRatios
-from avpretrain.config.model import FusionConfig, LossConfig
+from avpretrain.config.model import FusionConfig
+from avpretrain.methods.diffmavil.config import LossConfig
+from avpretrain.methods.diffmavil.curriculum import MaskRatios
 from avpretrain.methods.diffmavil.model import DiffMAViL
 from tests.support.tiny_models import random_batch, smooth_batch, tiny
 
@@ -169,7 +170,7 @@ def test_overfits_one_batch(kind: str, source: str, precision: str) -> None:
 COMPILED = """
 import torch
 from tests.support.tiny_models import random_batch, tiny
-from avpretrain.config.curriculum import MaskRatios
+from avpretrain.methods.diffmavil.curriculum import MaskRatios
 from avpretrain.methods.diffmavil.model import DiffMAViL
 
 shallow = {"depth": 1}

@@ -9,12 +9,12 @@ import yaml
 
 from avpretrain.api import train
 from avpretrain.cli.main import run as run_verb
-from avpretrain.config.curriculum import MaskRatios
-from avpretrain.config.train import Stage2Config, TrainConfig
 from avpretrain.core.errors import UsageError, UserError
 from avpretrain.data.batch import AVBatch
 from avpretrain.data.features import Features
 from avpretrain.data.read.dataset import ClipSet, eval_loader
+from avpretrain.methods.diffmavil.config import Stage2Config, TrainConfig
+from avpretrain.methods.diffmavil.curriculum import MaskRatios
 from avpretrain.methods.diffmavil.model import DiffMAViL
 from avpretrain.methods.diffmavil.self_training import load_teacher
 from avpretrain.methods.diffmavil.self_training import start_from as copy_start

@@ -13,8 +13,8 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor
 
-from avpretrain.config.model import ModelConfig
 from avpretrain.core.errors import UsageError, UserError
+from avpretrain.methods.diffmavil.config import ModelConfig
 from avpretrain.methods.diffmavil.conversions.choices import Format, Into
 from avpretrain.methods.diffmavil.conversions.foreign import (
     READERS,

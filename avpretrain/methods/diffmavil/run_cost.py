@@ -6,12 +6,12 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, cast
 
-from avpretrain.config.curriculum import MaskRatios
 from avpretrain.config.model import DecoderConfig
 from avpretrain.config.schedules import total_samples
-from avpretrain.config.train import RatioConfig, TrainConfig
-from avpretrain.cost.clip import COMPONENTS, clip_flops, plan_of
 from avpretrain.cost.flops import FlopCount, Flops
+from avpretrain.methods.diffmavil.config import RatioConfig, TrainConfig
+from avpretrain.methods.diffmavil.cost import COMPONENTS, clip_flops, plan_of
+from avpretrain.methods.diffmavil.curriculum import MaskRatios
 
 NOMINAL_STEPS = 4000
 """Steps of a run whose length is not known: enough for each phase to take its share."""

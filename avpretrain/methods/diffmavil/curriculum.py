@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from avpretrain.config.schedules import Phase
-from avpretrain.config.train import RatioConfig, ScheduleConfig
+from avpretrain.methods.diffmavil.config import RatioConfig, ScheduleConfig
 
 
 @dataclass(frozen=True, slots=True)

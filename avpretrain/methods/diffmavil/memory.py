@@ -5,9 +5,10 @@ A GPU measures its memory (`training/memory_probe.py`); this serves where there 
 
 from __future__ import annotations
 
-from avpretrain.config.model import SIDES, DecoderConfig, ModelConfig, Side
+from avpretrain.config.model import SIDES, DecoderConfig, Side
 from avpretrain.config.scaling import LayerSizes
 from avpretrain.config.schedules import kept
+from avpretrain.methods.diffmavil.config import ModelConfig
 
 
 def tokens(cfg: ModelConfig, side: Side, ratio: float) -> int:

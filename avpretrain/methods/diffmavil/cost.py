@@ -10,13 +10,13 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, cast
 
-from avpretrain.config.curriculum import MaskRatios, phase_at
-from avpretrain.config.model import SIDES, FusionConfig, ModelConfig, TowerSpec
+from avpretrain.config.model import SIDES, FusionConfig, TowerSpec
 from avpretrain.config.scaling import LayerSizes
 from avpretrain.config.schedules import Cost, Phase, Step, cost_by_rule, kept, plan
-from avpretrain.config.train import TrainConfig
 from avpretrain.cost.flops import FlopCount, Flops
-from avpretrain.cost.memory import activation_bytes, tokens
+from avpretrain.methods.diffmavil.config import ModelConfig, TrainConfig
+from avpretrain.methods.diffmavil.curriculum import MaskRatios, phase_at
+from avpretrain.methods.diffmavil.memory import activation_bytes, tokens
 
 if TYPE_CHECKING:
     from avpretrain.nn.tower import Tower
