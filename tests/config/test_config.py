@@ -9,7 +9,8 @@ import pytest
 
 from avpretrain.config.reader import find_config, from_dict, learnt_config, presets, to_dict
 from avpretrain.core.errors import UsageError
-from avpretrain.methods.diffmavil.config import ModelConfig, TrainConfig, load_config
+from avpretrain.methods.diffmavil.config import ModelConfig, TrainConfig
+from avpretrain.methods.load import load_config
 
 PRESETS = sorted(presets())
 
