@@ -332,7 +332,7 @@ def test_a_misspelt_verb_gets_the_right_one(wrong: str, place: Path, tmp_path: P
         ("export a b --onnx ears", "--onnx can't be 'ears'; choose from audio, video"),
         ("export a b --onnx audoi", "--onnx can't be 'audoi'; did you mean 'audio'?"),
         ("import a b --format timm --audio-stats 1", "--audio-stats takes FLOAT FLOAT, got 1"),
-        ("flops tiny_mavil --clips x", "--clips takes INT, got x"),
+        ("flops tiny_mavil --clips x", "--clips takes a whole number, got x"),
         ("ablate ablation --seeds a", "--seeds takes [INT [INT ...]], got a"),
     ],
 )

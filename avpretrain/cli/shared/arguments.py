@@ -18,6 +18,8 @@ from avpretrain.core.errors import UsageError
 T = TypeVar("T")
 
 
+KINDS = {"INT": "a whole number", "FLOAT": "a number", "PATH": "a path", "STR": "a text"}
+"""Types of values as tyro names them, in words."""
 BOOLEAN = re.compile(r"--[^=]+=(true|false)", re.IGNORECASE)
 
 
@@ -89,7 +91,10 @@ def bind(function: Callable[..., None], args: Sequence[str], prog: str) -> Calla
 
 
 def _one_line(box: str, prog: str) -> str:
-    """The message inside tyro's box in our words, without its frame, its help texts and its line breaks."""
+    """The message inside tyro's box in our words, without its frame, its help texts and its line breaks.
+
+    tyro prints its errors and exits; it has no interface that hands them over, so that its text is read back.
+    """
     lines = re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()
     text = "".join("\n" if re.match(r"[│ ]*([╭╰─]{2}|-{3,} *$)", line) else f"{line.strip('│ ')} " for line in lines)
     parts = [part.strip() for part in text.split("\n") if part.strip()]
@@ -109,7 +114,7 @@ def _in_our_words(message: str, helptext: str) -> str:
         given = re.search(r"(?:instantiated from|for arguments:) (\[[^]]*\])", why)
         if given:
             values = " ".join(re.findall(r"'([^']*)'", given.group(1)))
-            return f"{name} takes {kind}, got {values}"
+            return f"{name} takes {KINDS.get(kind, kind)}, got {values}"
         number = re.search(r"(?:literal for int\(\) with base 10|could not convert string to float): (.*)", why)
         if number:
             wanted = "a whole number" if "int()" in why else "a number"
