@@ -66,7 +66,7 @@ class AblationConfig:
     seeds: tuple[int, ...] = (0, 1, 2)
     probes: tuple[ProbeSpec, ...] = ()
     retrieval: bool = True
-    """Measure R@1 between sound and picture."""
+    """Measure R@1 between audio and video."""
     spectrum: bool = True
     """Measure the error of reconstructed spectrograms by frequency."""
     split: str = "test"

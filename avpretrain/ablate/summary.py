@@ -180,20 +180,20 @@ def _line(cells: Sequence[str]) -> str:
 
 def notes(found: Mapping[str, Any]) -> list[str]:
     """How to read the table, and what keeps it from being read as it stands."""
-    said = [
+    remarks = [
         "Medians over seeds; in brackets the 95% interval of the mean over seeds by Student's t, or with one seed that "
         "over clips.",
         "High detail missed: share of the energy of hidden detail that a reconstruction misses in the upper half of "
         "the mel bins.",
     ]
-    return said + warnings(found) + [f"Failed: {name}: {error}" for name, error in found["failed"].items()]
+    return remarks + warnings(found) + [f"Failed: {name}: {error}" for name, error in found["failed"].items()]
 
 
 def warnings(found: Mapping[str, Any]) -> list[str]:
     """Why wall clock can't be compared, if it can't."""
-    said = []
+    remarks = []
     if any(jobs > 1 for jobs in found["cells_at_a_time"]):
-        said.append("Several cells shared the machine: compare FLOPs, not wall clock.")
+        remarks.append("Several cells shared the machine: compare FLOPs, not wall clock.")
     if isinstance(found["hardware"], list) and len(found["hardware"]) > 1:
-        said.append("Cells ran on different hardware: compare FLOPs, not wall clock.")
-    return said
+        remarks.append("Cells ran on different hardware: compare FLOPs, not wall clock.")
+    return remarks

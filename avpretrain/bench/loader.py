@@ -81,13 +81,13 @@ def _join(barrier: Any) -> None:
 def _decode_only(bench: Bench, process: int) -> float:
     """Decodes clips held in memory, as often as asked; clips/s, or 0 where none decodes."""
     input = bench.cfg.model.input
-    held = _hold(bench, process)
+    ready = _hold(bench, process)
     _together.wait(timeout=3600)
     started = time.perf_counter()
-    for i in range(bench.clips // bench.workers if held else 0):
-        encoded, at = held[i % len(held)]
+    for i in range(bench.clips // bench.workers if ready else 0):
+        encoded, at = ready[i % len(ready)]
         decode_window(encoded, input, 0, at, training_short_side(input))
-    return bench.clips // bench.workers / (time.perf_counter() - started) if held else 0.0
+    return bench.clips // bench.workers / (time.perf_counter() - started) if ready else 0.0
 
 
 def _hold(bench: Bench, process: int) -> list[tuple[Encoded, tuple[float, float]]]:
@@ -95,7 +95,7 @@ def _hold(bench: Bench, process: int) -> list[tuple[Encoded, tuple[float, float]
     data = bench.cfg.data
     clips = ClipSet(data.shards, data.split, data.cache_dir)
     order = Order(clips.shard_sizes, data.shuffle_window, bench.cfg.seed)
-    held, size = [], 0
+    ready, size = [], 0
     for position in range(process, len(order), bench.workers):
         place = order.place(position)
         try:
@@ -103,11 +103,11 @@ def _hold(bench: Bench, process: int) -> list[tuple[Encoded, tuple[float, float]
             decode_window(encoded, bench.cfg.model.input, 0)
         except (DecodeError, StorageError):
             continue
-        held.append((encoded, random_window(order.sample_seed(place))))
+        ready.append((encoded, random_window(order.sample_seed(place))))
         size += len(encoded.media.video) + len(encoded.media.audio)
-        if size > HELD_BYTES or len(held) >= HELD_CLIPS:
+        if size > HELD_BYTES or len(ready) >= HELD_CLIPS:
             break
-    return held
+    return ready
 
 
 def bare_decode(bench: Bench) -> float:

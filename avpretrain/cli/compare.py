@@ -37,12 +37,12 @@ def main(
         return
     interval = bounds(found["difference_ci"])
     if interval is None:
-        said = "95% interval unknown: the clips are too few or too alike to tell"
+        certainty = "95% interval unknown: the clips are too few or too alike to tell"
     else:
         clear = interval[0] > 0 or interval[1] < 0
         sure = "the interval leaves out 0" if clear else "no clear difference: the interval holds 0"
-        said = f"95% interval {points(interval, '+')} ({sure})"
+        certainty = f"95% interval {points(interval, '+')} ({sure})"
     say(
         f"{found['metric']} of {a} less that of {b}, on {found['clips']} clips: "
-        f"{100 * found['difference']:+.1f} points, {said}"
+        f"{100 * found['difference']:+.1f} points, {certainty}"
     )

@@ -51,8 +51,8 @@ def run(args: Sequence[str]) -> None:
     cost, baseline = run_cost(cfg, samples), run_cost(other, samples)
     if given.json:
         answer: dict[str, Any] = {"config": cfg.name, **as_json(cost, samples is not None)}
-        against = {"config": other.name, **as_json(baseline, samples is not None), "saving": cost.saving(baseline)}
-        print(json.dumps({**answer, "baseline": against}, indent=2))
+        reference = {"config": other.name, **as_json(baseline, samples is not None), "saving": cost.saving(baseline)}
+        print(json.dumps({**answer, "baseline": reference}, indent=2))
         return
     console = Console()
     _show_components(cfg.name, cost, other.name, baseline)

@@ -45,10 +45,12 @@ def main(
     for name, number in (("clips", run.clips), ("batch-size", run.batch_size), ("steps", how.steps)):
         if number < 1:
             raise UsageError(f"--{name} must be at least 1, got {number}")
-    from avpretrain.evaluation.results import result_path
+    folder = out
+    if folder is None:
+        from avpretrain.evaluation.results import result_path
 
-    beside = result_path(ckpt, None, "inpaint")
-    folder = out or (beside.with_suffix("") if beside else None)
+        in_run = result_path(ckpt, None, "inpaint")
+        folder = in_run.with_suffix("") if in_run else None
     if folder is None:
         raise UsageError(f"{ckpt} belongs to no run; name a folder for the results with --out")
     require_folder(folder)

@@ -116,8 +116,8 @@ def _spread(values: np.ndarray) -> dict[str, float] | None:
 def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     rows: list[tuple[str, str]] = []
 
-    def add(name: str, said: str) -> None:
-        rows.append((name, said))
+    def add(name: str, shown: str) -> None:
+        rows.append((name, shown))
 
     add("data set", plain_line(facts["name"]))
     size = f"{facts['bytes'] / 1e6:.1f} MB in {len(facts['shards'])} shards"
@@ -126,8 +126,8 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         key, reason = next(iter(damaged.items()))
         add("damaged rows", f"{len(damaged)}, such as {key}: {reason}; in training they count as damaged clips")
     add("splits", ", ".join(f"{plain_line(name)} {split['clips']}" for name, split in facts["splits"].items()))
-    add("with picture", str(facts["with_video"]))
-    add("with sound", str(facts["with_audio"]))
+    add("with video", str(facts["with_video"]))
+    add("with audio", str(facts["with_audio"]))
     for name, unit in (("duration", "s"), ("fps", ""), ("short_side", "px")):
         if facts[name]:
             add(name.replace("_", " "), "{min:g} to {max:g}, median {median:g} ".format(**facts[name]) + unit)

@@ -25,11 +25,11 @@ VERBS = {
     "compare": ("avpretrain.cli.compare", "say by how much one result is better than another"),
     "embed": ("avpretrain.cli.embed", "turn audio and video files into vectors"),
     "finetune": ("avpretrain.cli.finetune", "train a classifier from a checkpoint"),
-    "retrieve": ("avpretrain.cli.retrieve", "find pictures by sound and sounds by picture"),
+    "retrieve": ("avpretrain.cli.retrieve", "find video by audio and audio by video"),
     "evaluate": ("avpretrain.cli.evaluate", "run a list of evaluations and write their table"),
     "context": ("avpretrain.cli.context", "what the encoder is worth to the decoders, by timestep"),
     "spectrum": ("avpretrain.cli.spectrum", "error of reconstructed spectrograms by frequency"),
-    "inpaint": ("avpretrain.cli.inpaint", "fill hidden sound and picture, with figures of error"),
+    "inpaint": ("avpretrain.cli.inpaint", "fill in hidden audio and video, with figures of error"),
     "generate": ("avpretrain.cli.generate", "go on with a text by a language model"),
     "perplexity": ("avpretrain.cli.perplexity", "measure a language model on text: perplexity, bits per byte"),
     "bench": ("avpretrain.cli.bench", "measure speed and memory of loader, features and manifest"),
@@ -66,8 +66,8 @@ def one_line_errors(debug: bool) -> Iterator[None]:
             raise
         if is_lost_rank(error):
             rank = os.environ.get("RANK", "0")
-            said = f"rank {rank}: another rank of this run has ended, so this one does, too"
-            print(plain(f"avpretrain: {said}"), file=sys.stderr)
+            message = f"rank {rank}: another rank of this run has ended, so this one does, too"
+            print(plain(f"avpretrain: {message}"), file=sys.stderr)
             sys.exit(1)
         more = f"; {FAULT}" if isinstance(error, (*PROGRAM_ERRORS, LookupError)) else " (--debug shows where)"
         print(plain(f"avpretrain: {describe(error)}{more}"), file=sys.stderr)

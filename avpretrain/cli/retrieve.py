@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from tyro.conf import Positional, arg
 
 from avpretrain.cli.shared.places import require_file, require_inputs
-from avpretrain.cli.shared.results import against
+from avpretrain.cli.shared.results import comparison_line
 from avpretrain.cli.shared.tables import show_table
 from avpretrain.core.terminal import Console, say
 from avpretrain.measures.scores import points, require_score
@@ -81,7 +81,7 @@ def main(
         return
     _show(found.result, path)
     if comparison:
-        say(against(comparison))
+        say(comparison_line(comparison))
 
 
 def _show(result: dict[str, Any], path: Path | None) -> None:

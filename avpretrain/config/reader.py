@@ -190,9 +190,9 @@ def _read_yaml(path: Path, depth: int) -> dict[str, Any]:
 
 def _extended(path: Path, parent: str) -> Path:
     """The file that `extends: PARENT` in the file `path` means: one beside it, else a preset by its name."""
-    for beside in (path.parent / parent, path.parent / f"{parent}.yaml"):
-        if beside.is_file() and beside.resolve() != path.resolve():
-            return beside
+    for own in (path.parent / parent, path.parent / f"{parent}.yaml"):
+        if own.is_file() and own.resolve() != path.resolve():
+            return own
     known = presets("suites") | presets("ablations") | presets()
     stem = parent.removesuffix(".yaml")
     if stem in known:

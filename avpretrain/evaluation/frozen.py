@@ -136,7 +136,7 @@ class FrozenEncoder(nn.Module):
                 rows_by_steps.setdefault(clip_steps(frames, patch), []).append(row)
         out_BD = x.new_zeros(len(x), self._width(side))
         for steps, rows in rows_by_steps.items():
-            part = held(x, frames_B, rows, steps * patch)
+            part = clip_part(x, frames_B, rows, steps * patch)
             out_BD[rows] = self._pool(side, *encode_steps(self.model, side, part, steps, self.pooling.layers))
         return out_BD
 
@@ -154,7 +154,7 @@ class FrozenEncoder(nn.Module):
         return torch.cat(parts, dim=-1).flatten(1)
 
 
-def held(x: Tensor, frames_B: Tensor, rows: list[int], frames: int) -> Tensor:
+def clip_part(x: Tensor, frames_B: Tensor, rows: list[int], frames: int) -> Tensor:
     """The first `frames` of some rows of [B, F, ...]; what lies after a clip's end repeats its last frame."""
     index_B = torch.tensor(rows, device=x.device)
     place_F = torch.arange(frames, device=x.device)

@@ -186,8 +186,8 @@ def without_test(task: Task) -> Task:
     if not len(val):
         train, val = carve(train, task.groups)
     kept = np.sort(np.concatenate([train, val]))
-    held = set(val.tolist())
-    return replace(task.take(kept), splits=tuple("test" if i in held else "train" for i in kept.tolist()))
+    held_out = set(val.tolist())
+    return replace(task.take(kept), splits=tuple("test" if i in held_out else "train" for i in kept.tolist()))
 
 
 def cross_validation_parts(task: Task, folds: Sequence[str]) -> list[Parts]:

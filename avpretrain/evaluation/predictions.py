@@ -155,7 +155,7 @@ def difference(a: Scored, b: Scored, seed: int) -> dict[str, Any]:
     return found
 
 
-def beside(ours: Predictions, others: Mapping[str, Predictions], seed: int) -> dict[str, Any]:
+def with_baselines(ours: Predictions, others: Mapping[str, Predictions], seed: int) -> dict[str, Any]:
     """Our summary, and under `baselines` each other's, with the paired difference ours less theirs."""
     baselines = {}
     for name, theirs in others.items():

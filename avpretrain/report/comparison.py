@@ -90,7 +90,7 @@ def interval_of(probe: Probe) -> str:
 
 def sentences(comparison: Comparison) -> list[str]:
     """What each group spent and reached beside the baseline, a sentence a group."""
-    base, said = comparison.baseline, []
+    base, remarks = comparison.baseline, []
     for group in comparison.others:
         parts = [f"{group.name} took {_less(comparison, group)} a clip than {base.name}"]
         for task in group.tasks():
@@ -99,8 +99,8 @@ def sentences(comparison: Comparison) -> list[str]:
                 parts.append(f"{task}: {score(ours)} {ours.metric} against {score(theirs)}")
                 if (paired := comparison.paired(task, group)) is not None:
                     parts[-1] += f", {paired.words}"
-        said.append("; ".join(parts) + ".")
-    return said
+        remarks.append("; ".join(parts) + ".")
+    return remarks
 
 
 def _less(comparison: Comparison, group: Group) -> str:
@@ -114,15 +114,15 @@ def _less(comparison: Comparison, group: Group) -> str:
 
 def cautions(comparison: Comparison) -> list[str]:
     """What keeps the numbers from being compared as they stand."""
-    runs, said = comparison.runs, []
+    runs, remarks = comparison.runs, []
     for run in runs:
         if not run.finished:
-            said.append(f"{run.name} is not finished: {percent(run.share_done, 0)} of its clips seen.")
+            remarks.append(f"{run.name} is not finished: {percent(run.share_done, 0)} of its clips seen.")
     if _differs(runs, "hardware"):
-        said.append("The runs were made on different hardware: compare FLOPs, not wall clock.")
+        remarks.append("The runs were made on different hardware: compare FLOPs, not wall clock.")
     if _differs(runs, "data"):
-        said.append("The runs were trained on different data.")
-    return said
+        remarks.append("The runs were trained on different data.")
+    return remarks
 
 
 def _differs(runs: Sequence[Run], key: str) -> bool:

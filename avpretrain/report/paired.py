@@ -31,14 +31,14 @@ class Paired:
         """'+2.1 points (-0.4 to +4.6), no clear difference'."""
         if self.value is None:
             return f"not paired: {self.reason}"
-        said = f"{100 * self.value:+.1f} points"
+        text = f"{100 * self.value:+.1f} points"
         if self.interval is None:
-            return f"{said}, interval unknown: the clips are too few or too alike"
+            return f"{text}, interval unknown: the clips are too few or too alike"
         low, high = self.interval
-        said += f" ({100 * low:+.1f} to {100 * high:+.1f}"
+        text += f" ({100 * low:+.1f} to {100 * high:+.1f}"
         if self.pairs > 1:
-            return f"{said} over {self.pairs} seeds)"
-        return f"{said}), {'clear' if low > 0 or high < 0 else 'no clear difference'}"
+            return f"{text} over {self.pairs} seeds)"
+        return f"{text}), {'clear' if low > 0 or high < 0 else 'no clear difference'}"
 
 
 def paired_difference(task: str, ours: Group, theirs: Group) -> Paired:

@@ -148,8 +148,8 @@ class Trainer:
         """Where the run goes on from; none = it begins."""
         checkpoint: Path | None = None
         if self.accelerator.is_main_process:
-            checkpoint, said = resume_point(self.cfg, self.method.model_config)
-            for line in said:
+            checkpoint, messages = resume_point(self.cfg, self.method.model_config)
+            for line in messages:
                 say(f"avpretrain: {line}")
         found: Path | None = broadcast_object_list([checkpoint])[0]
         return found

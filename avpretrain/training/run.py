@@ -161,7 +161,7 @@ def resume_point(cfg: EngineConfig, model: Any) -> tuple[Path | None, list[str]]
     """
     root = cfg.run_dir / "checkpoints"
     clear_leftovers(root)
-    intact, said = None, []
+    intact, messages = None, []
     for checkpoint in reversed(checkpoint_folders(root)):
         try:
             fault = fault_of(checkpoint, model) if intact is None else fault_of_state(checkpoint)
@@ -174,7 +174,9 @@ def resume_point(cfg: EngineConfig, model: Any) -> tuple[Path | None, list[str]]
         if aside.exists():
             shutil.rmtree(aside, ignore_errors=True)
         checkpoint.rename(aside)
-        said.append(f"checkpoint {checkpoint.name} is damaged ({fault}) and is passed over; it is kept as {aside.name}")
-    if said and intact is None:
-        said.append("no checkpoint is intact, so the run begins anew")
-    return intact, said
+        messages.append(
+            f"checkpoint {checkpoint.name} is damaged ({fault}) and is passed over; it is kept as {aside.name}"
+        )
+    if messages and intact is None:
+        messages.append("no checkpoint is intact, so the run begins anew")
+    return intact, messages

@@ -35,12 +35,12 @@ def show_result(result: dict[str, Any], comparison: dict[str, Any] | None, path:
             highlight=False,
         )
     if comparison:
-        console.print(against(comparison), highlight=False)
+        console.print(comparison_line(comparison), highlight=False)
     if path:
         console.print(f"result: {path}", highlight=False, soft_wrap=True)
 
 
-def against(comparison: dict[str, Any]) -> str:
+def comparison_line(comparison: dict[str, Any]) -> str:
     """A paired difference in a line."""
     gain = f"{100 * comparison['difference']:+.1f} ({points(comparison['difference_ci'], '+')}) points"
     return f"against {comparison['b']['path']}: {gain} on {comparison['clips']} clips"

@@ -51,8 +51,8 @@ def show_facts(rows: Sequence[tuple[str, str]], console: Console | None = None) 
     shown = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     shown.add_column(width=min(LONGEST_LABEL, max((cell_len(name) for name, _ in rows), default=1)), overflow="fold")
     shown.add_column(min_width=20, overflow="fold")
-    for name, said in rows:
-        shown.add_row(styled(name, ""), styled(said, ""))
+    for name, value in rows:
+        shown.add_row(styled(name, ""), styled(value, ""))
     _print(console, shown, LONGEST_LABEL + 24)
 
 

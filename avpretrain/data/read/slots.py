@@ -85,9 +85,9 @@ def _frames_at(shapes: Shapes) -> int:
 
 def _arrived(storage: torch.UntypedStorage, shapes: Shapes, small: dict[str, Any]) -> RawBatch:
     whole = torch.empty(0, dtype=torch.uint8).set_(storage).numpy()
-    held = whole[LINE:]
-    weakref.finalize(held, _let_go, whole[:1]).atexit = False
-    waveform_BS, frames_BTHWC = lay_out(torch.from_numpy(held), shapes)  # they keep `held` alive
+    shared = whole[LINE:]
+    weakref.finalize(shared, _let_go, whole[:1]).atexit = False
+    waveform_BS, frames_BTHWC = lay_out(torch.from_numpy(shared), shapes)  # they keep `held` alive
     rest: dict[str, Any] = {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in small.items()}
     return RawBatch(waveform_BS=waveform_BS, frames_BTHWC=frames_BTHWC, **rest)
 

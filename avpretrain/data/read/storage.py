@@ -262,12 +262,12 @@ class RemoteStore:
                 waited = time.monotonic() - started
                 if waited + pause >= patience:
                     reason = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(": ")
-                    said = (
+                    message = (
                         f"{path} can't be read: {attempts} attempts in {waited:.0f} s failed, the last by {reason}; "
                         "start again when the server answers (data.request_timeout says how long it may be silent)"
                     )
-                    self._gone = time.monotonic() + self.request_timeout, said
-                    raise UnreachableError(said) from None
+                    self._gone = time.monotonic() + self.request_timeout, message
+                    raise UnreachableError(message) from None
             time.sleep(pause)
             pause = min(2 * pause, LAST_PAUSE)
 

@@ -69,14 +69,14 @@ def pack(
         if not splits:
             raise UserError("no document is left to train on: lower min_characters or min_tokens, or name more text")
         tokenizer.save(folder)
-        said = {"splits": splits, "tokenizer": tokenizer.sha256, "separator": tokenizer.separator}
+        identity = {"splits": splits, "tokenizer": tokenizer.sha256, "separator": tokenizer.separator}
         index = {
             "format": FORMAT,
             "dtype": _dtype(tokenizer).name,
             "vocabulary": tokenizer.size,
             "separator_name": tokenizer.separator_name,
-            **said,
-            "fingerprint": hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest(),
+            **identity,
+            "fingerprint": hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest(),
             "made_from": made_from(files, cfg),
             "created_with": versions(),
         }

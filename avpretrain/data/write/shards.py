@@ -81,7 +81,7 @@ def make_shards(
     for split in sorted({item.split for item in listing.items}):
         if not is_shard_name(f"{split}-000000.tar"):
             raise UserError(f"{src}: the split {split!r} can't be part of a file name; give it a plain name")
-    refuse_strangers(out)
+    require_own_folder(out)
     with locked(out, "writing shards"):
         ledger = Ledger.open(out, _created_with(cfg))
         unlisted = find_unlisted(src, listing, ledger)
@@ -139,7 +139,7 @@ def in_several_splits(manifest: Manifest) -> list[str]:
     return list(found)
 
 
-def refuse_strangers(out: Path) -> None:
+def require_own_folder(out: Path) -> None:
     """Keeps a data set from being written among other files.
 
     Raises:

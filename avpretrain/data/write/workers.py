@@ -111,7 +111,7 @@ def _collect(pool: list[_Worker], timeout: float) -> Iterator[Outcome[Any]]:
             try:
                 message, text, *trace = worker.pipe.recv()
             except (EOFError, OSError):
-                failure = _epitaph(worker)
+                failure = _why_it_ended(worker)
                 killed = worker.process.exitcode == -signal.SIGKILL
             else:
                 worker.last_beat = time.monotonic()
@@ -131,7 +131,7 @@ def _collect(pool: list[_Worker], timeout: float) -> Iterator[Outcome[Any]]:
             yield Outcome(worker.task, failure, killed)
 
 
-def _epitaph(worker: _Worker) -> str:
+def _why_it_ended(worker: _Worker) -> str:
     worker.process.join(timeout=5)
     code = worker.process.exitcode
     if code is not None and code < 0:

@@ -35,7 +35,7 @@ from avpretrain.evaluation.finetune.classifier import Classifier, parameter_grou
 from avpretrain.evaluation.finetune.recipes import FinetuneConfig
 from avpretrain.evaluation.frozen import input_for
 from avpretrain.evaluation.labels import Parts, Task
-from avpretrain.evaluation.predictions import Predictions, beside
+from avpretrain.evaluation.predictions import Predictions, with_baselines
 from avpretrain.evaluation.probe.selection import across_parts, headline, majority, pool
 from avpretrain.evaluation.results import origin
 from avpretrain.evaluation.setup import Outcome, all_clips, parts_of, random_encoder, roles_of
@@ -88,7 +88,7 @@ def run_finetune(checkpoint: Path, shards: tuple[str, ...], label: str, cfg: Fin
     unreadable, task = len(task) - len(usable), task.take(usable)
     setting = dataclasses.replace(setting, task=task)
     parts = parts_of(clips, task, cfg.folds)
-    ours, said = _over_parts(setting, model, parts)
+    ours, part_results = _over_parts(setting, model, parts)
     others = {"majority_class": majority(task, parts)}
     if cfg.baselines:
         # Nothing is known of a random encoder, so all of it learns at the full rate.
@@ -98,9 +98,9 @@ def run_finetune(checkpoint: Path, shards: tuple[str, ...], label: str, cfg: Fin
         "task": "attentive_probe" if cfg.freeze and cfg.head == "attentive" else "finetune",
         "label": label,
         "modality": cfg.modality,
-        **beside(ours, others, cfg.seed),
-        "parts": said,
-        **across_parts(said),
+        **with_baselines(ours, others, cfg.seed),
+        "parts": part_results,
+        **across_parts(part_results),
         "classes": list(task.classes),
         "clips": {"used": len(task), "without_label": task.without_label, "unreadable": unreadable},
         "finetune": dataclasses.asdict(cfg),
@@ -128,15 +128,15 @@ def readable(setting: Setting) -> NDArray[np.int64]:
 
 def _over_parts(setting: Setting, model: DiffMAViL, parts: list[Parts]) -> tuple[Predictions, list[dict[str, Any]]]:
     """Pooled test predictions, and each part's sizes and scores."""
-    scores, said = [], []
+    scores, part_results = [], []
     for part in parts:
         classifier, val_score = train_classifier(setting, copy.deepcopy(model), part)
         test_NC = predict(setting, classifier, part.test)
         scores.append(test_NC)
         sizes = {"fit": len(part.fit), "val": len(part.val), "test": len(part.test)}
         test_score = headline(test_NC, setting.task.target[part.test])
-        said.append({"name": part.name, **sizes, "val_score": val_score, "test_score": test_score})
-    return pool(setting.task, parts, scores), said
+        part_results.append({"name": part.name, **sizes, "val_score": val_score, "test_score": test_score})
+    return pool(setting.task, parts, scores), part_results
 
 
 def train_classifier(setting: Setting, model: DiffMAViL, part: Parts) -> tuple[Classifier, float | None]:

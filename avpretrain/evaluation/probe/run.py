@@ -29,7 +29,7 @@ from avpretrain.evaluation.labels import (
     Task,
     without_test,
 )
-from avpretrain.evaluation.predictions import beside
+from avpretrain.evaluation.predictions import with_baselines
 from avpretrain.evaluation.probe.selection import METHODS, across_parts, at_edge, evaluate, majority
 from avpretrain.evaluation.results import origin
 from avpretrain.evaluation.settings import Modality, Pooling
@@ -162,7 +162,7 @@ def _probe(
     parts = parts_of(clips, task, cfg.folds)
     method = METHODS[cfg.classifier]
     names = {ENCODER: ENCODER} | ({RANDOM: RANDOM, PLAIN: PLAIN_NAMES[cfg.modality]} if cfg.baselines else {})
-    features = {said: found.of(name, cfg, task.rows_N.tolist()) for name, said in names.items()}
+    features = {title: found.of(name, cfg, task.rows_N.tolist()) for name, title in names.items()}
     device = PartialState().device
     tested = {name: evaluate(x_ND.to(device), task, parts, method) for name, x_ND in features.items()}
     ours = tested.pop(ENCODER)
@@ -175,7 +175,7 @@ def _probe(
         "task": f"{cfg.classifier}_probe",
         "label": cfg.label,
         "modality": cfg.modality,
-        **beside(ours.predictions, others, cfg.seed),
+        **with_baselines(ours.predictions, others, cfg.seed),
         "parts": ours.parts,
         **across_parts(ours.parts),
         "tried": {"setting": method.setting, "values": list(method.grid), "at_edge": at_edge(ours.parts, method)},

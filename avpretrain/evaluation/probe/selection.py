@@ -81,7 +81,7 @@ def evaluate(x_ND: Tensor, task: Task, parts: Sequence[Parts], method: Method) -
     Args:
         x_ND: features of the task's clips, in the task's order.
     """
-    scores, said = [], []
+    scores, part_results = [], []
     for part in parts:
         classifier, setting, val_score = select(x_ND, task, part, method)
         test_NC = classifier(x_ND[part.test])
@@ -89,8 +89,8 @@ def evaluate(x_ND: Tensor, task: Task, parts: Sequence[Parts], method: Method) -
         sizes = {"fit": len(part.fit), "val": len(part.val), "test": len(part.test)}
         test_score = headline(test_NC, task.target[part.test])
         chosen = {method.setting: setting, "val_score": val_score, "test_score": test_score}
-        said.append({"name": part.name, **sizes, **chosen})
-    return Tested(pool(task, parts, scores), said)
+        part_results.append({"name": part.name, **sizes, **chosen})
+    return Tested(pool(task, parts, scores), part_results)
 
 
 def across_parts(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

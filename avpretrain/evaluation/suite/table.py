@@ -107,14 +107,14 @@ def _retrievals(found: Sequence[tuple[Job, Result]]) -> str:
                 rank = f"{of[direction]['median_rank']:g}"
                 ahead = _gain(of) if first and "difference" in of else ""
                 head = [job.entry.name, str(result["gallery"])] if first and name == "encoder" else ["", ""]
-                said = name.replace("_", " ") if first else ""
-                rows.append([*head, said, "sound" if first else "picture", *recalls, rank, ahead])
+                label = name.replace("_", " ") if first else ""
+                rows.append([*head, label, "audio" if first else "video", *recalls, rank, ahead])
     return f"{_table(headings, rows, 4)}\n\nThe lead in R@1 is that of the mean over both directions."
 
 
 def _head(job: Job, result: Result) -> Row:
     clips = sum(part["test"] for part in result["parts"])
-    modality = {"audio": "sound", "video": "picture", "both": "both"}[job.modality]
+    modality = job.modality
     return [job.entry.name, f"{clips:,}", modality]
 
 

@@ -65,7 +65,7 @@ def test_list_becomes_results_and_a_table(
     assert said.out.strip() == table.strip()
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line[:1] == "|"]
     pitch = next(row for row in rows if row[0] == "Tones, pitch")
-    assert pitch[1:4] == ["12", "sound", "linear probe"]
+    assert pitch[1:4] == ["12", "audio", "linear probe"]
     assert pitch[4] == "100.0 (75.8 to 100.0)" and pitch[7] == "50.0"
     widths = {len(row) for row in rows}
     assert widths == {8, 9, 10}  # fine-tuning, retrieval, probes

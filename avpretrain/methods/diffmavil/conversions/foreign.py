@@ -115,7 +115,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         zipfile.BadZipFile,
     ) as error:  # fmt: skip - torch's reader raises any of them on damage
         reason = " ".join(str(error).split())[:150] or type(error).__name__
-        raise UserError(f"{path} is not a readable checkpoint: {reason}") from None
+        raise UserError(
+            f"{path} is not a readable checkpoint: {reason}; name a file of weights (.pth, .bin or .safetensors)"
+        ) from None
 
 
 def _unwrapped(saved: Any, size: int) -> dict[str, Tensor]:

@@ -66,8 +66,8 @@ def import_checkpoint(
     try:
         return _imported(taker, format, base, into, heads)
     except UserError as error:
-        said = str(error)
-        raise type(error)(said if said.startswith(str(path)) else f"{path}: {said}") from None
+        message = str(error)
+        raise type(error)(message if message.startswith(str(path)) else f"{path}: {message}") from None
     except (RuntimeError, IndexError, ZeroDivisionError) as error:  # arithmetic on tensors of unfitting shapes
         reason = " ".join(str(error).split())[:150]
         raise UserError(f"{path} is no checkpoint of format {format}: {reason}; is --format right?") from None
