@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
+from avpretrain.methods.diffmavil.config import ModelConfig
 from avpretrain.methods.diffmavil.model import DiffMAViL
 from avpretrain.nn.weights import read_model_config
 from tests.support.hostile import Change, instead, sparse, text
@@ -78,7 +79,7 @@ def _sparse_weights(root: Path) -> None:
     config("config", "width", value=65_536)(root)
     config("config", "heads", value=64)(root)
     config("config", "audio", "depth", value=10)(root)
-    cfg = read_model_config(root / "config.json")
+    cfg = read_model_config(root / "config.json", ModelConfig)
     with torch.device("meta"):
         wanted = DiffMAViL(cfg).state_dict()
     place, tensors = 0, {}

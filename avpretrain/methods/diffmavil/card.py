@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from avpretrain.config.model import SIDES, DecoderConfig, Side
+from avpretrain.core.terminal import markdown, plain_line
 from avpretrain.measures.scores import Score
 from avpretrain.methods.diffmavil.config import ModelConfig
 
@@ -92,16 +93,16 @@ def make_card(
     results = [
         EvalResult(
             task_type=TASKS.get(score.modality, "feature-extraction"),
-            task_name=score.words,
-            dataset_type=score.label or "unnamed",
-            dataset_name=score.label or "unnamed",
-            metric_type=score.metric,
+            task_name=markdown(score.words),
+            dataset_type=markdown(score.label or "unnamed"),
+            dataset_name=markdown(score.label or "unnamed"),
+            metric_type=markdown(score.metric),
             metric_value=score.value,
         )
         for score in scores
     ]
     data = ModelCardData(
-        library_name=library, license="apache-2.0", pipeline_tag=PIPELINE, tags=TAGS, datasets=list(datasets) or None,
+        library_name=library, license="apache-2.0", pipeline_tag=PIPELINE, tags=TAGS, datasets=[plain_line(name) for name in datasets] or None,
         model_name=values["title"] if results else None, eval_results=results or None,
     )  # fmt: skip
     return ModelCard.from_template(data, template_str=CARD_TEMPLATE, **values)
@@ -142,7 +143,7 @@ def card_values(
             rate=source.sample_rate,
             fps=source.video_fps,
         ),
-        "data_license": f"License of the data: {data_license}."
+        "data_license": f"License of the data: {markdown(data_license)}."
         if data_license
         else "License of the data: not recorded.",
         "normalisation": "Spectrograms are normalised as (x - mean) / (2 std), where mean and std are "
