@@ -102,9 +102,14 @@ def make_card(
         for score in scores
     ]
     data = ModelCardData(
-        library_name=library, license="apache-2.0", pipeline_tag=PIPELINE, tags=TAGS, datasets=[plain_line(name) for name in datasets] or None,
-        model_name=values["title"] if results else None, eval_results=results or None,
-    )  # fmt: skip
+        library_name=library,
+        license="apache-2.0",
+        pipeline_tag=PIPELINE,
+        tags=TAGS,
+        datasets=[plain_line(name) for name in datasets] or None,
+        model_name=values["title"] if results else None,
+        eval_results=results or None,
+    )
     return ModelCard.from_template(data, template_str=CARD_TEMPLATE, **values)
 
 
