@@ -53,7 +53,7 @@ def say(what: str, step: str, started: float, more: str = "") -> None:
 
 def run(what: str, step: str, command: Sequence[str | Path], folder: Path) -> str:
     """Runs a command in `folder` and returns what it printed; one that fails ends everything."""
-    unset = ("PYTHONPATH", "VIRTUAL_ENV")
+    unset = ("PYTHONPATH", "VIRTUAL_ENV", "PYTHONDONTWRITEBYTECODE")  # torch is compiled once, not by each verb
     env = {name: value for name, value in os.environ.items() if name not in unset} | {"UV_PYTHON_DOWNLOADS": "never"}
     done = subprocess.run(
         list(map(str, command)), cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
