@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-
-import numpy as np
+import statistics
 
 from avpretrain.core.errors import UserError
 from avpretrain.measures.numbers import percent
@@ -66,7 +65,7 @@ def _of_group(group: Group, task: str) -> Values:
     if not every:
         return {}
     return {
-        name: (float(np.mean([values[name][0] for values in every if name in values])), count)
+        name: (statistics.fmean(values[name][0] for values in every if name in values), count)
         for name, (_, count) in every[0].items()
     }
 
