@@ -117,6 +117,7 @@ class Joiner:
                 digest.update(data)
             file.write(END_OF_TAR)
             digest.update(END_OF_TAR)
+        self.ledger.retire([name])  # a tar that is in place when this run is killed goes, unless it is joined after all
         temporary.replace(self.ledger.out / name)
         shard = Shard(name, self.pending_split, len(rows), offset + len(END_OF_TAR), digest.hexdigest())
         self.ledger.record(JoinedShard(shard, rows))

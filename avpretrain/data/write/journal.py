@@ -129,6 +129,7 @@ class Ledger:
     def close(self) -> None:
         """Leaves no work folder behind where there was nothing to do."""
         if not (self.work / "parts").is_dir() and not self.joined:
+            _delete_retired(self.out)
             shutil.rmtree(self.work)
 
     def joined_parts(self) -> dict[ItemKey, tuple[str, int]]:
@@ -163,11 +164,11 @@ class Ledger:
     def discard(self, joined: JoinedShard) -> None:
         """Gives up a shard that is not committed."""
         self.joined.remove(joined)
-        self._retire([joined.shard.name])
+        self.retire([joined.shard.name])
         (self.work / "shards" / f"{joined.shard.name}.json").unlink()
         (self.out / joined.shard.name).unlink(missing_ok=True)
 
-    def _retire(self, names: Iterable[str]) -> None:
+    def retire(self, names: Iterable[str]) -> None:
         """Has the next commit delete shards, unless its manifest names them."""
         for name in sorted(names):
             (self.work / "retired").mkdir(exist_ok=True)
@@ -198,7 +199,7 @@ class Ledger:
         shards, clips, sums = self._everything(retired)
         if self.base is not None and not clips:
             raise UserError(f"no clip of {self.out} is in the list any more; delete that folder, or name another one")
-        self._retire(retired.shards)
+        self.retire(retired.shards)
         for done in [*self._used(), *skipped]:
             self.done[done.path, done.segment] = done
         for key in retired.files:
@@ -285,10 +286,11 @@ def _recover(out: Path) -> None:
 
 
 def _delete_retired(out: Path) -> None:
-    """Deletes the shards that were replaced, once the manifest that does without them is in place."""
-    retired = out / ".work" / "retired"
+    """Deletes shards that were replaced or never recorded, once the manifest that does without them is in place."""
+    retired, summary = out / ".work" / "retired", out / DATASET_NAME
     if retired.is_dir():
-        named = {shard["name"] for shard in read_json(out / DATASET_NAME, "data set summary")["shards"]}
+        shards = read_json(summary, "data set summary")["shards"] if summary.is_file() else ()
+        named = {shard["name"] for shard in shards}
         for marker in sorted(retired.iterdir()):
             if marker.name not in named:
                 (out / marker.name).unlink(missing_ok=True)

@@ -18,6 +18,7 @@ from avpretrain.cli.main import main
 from avpretrain.core.errors import UserError
 from avpretrain.data.manifest import Manifest
 from avpretrain.data.verify import verify
+from avpretrain.data.write.journal import Ledger
 from avpretrain.data.write.shards import ShardConfig, ShardReport, make_shards
 from avpretrain.data.write.transcode import TranscodeConfig
 from tests.data.write.test_shards_resume import contents
@@ -69,6 +70,25 @@ def src(tmp_path: Path) -> Path:
 def shard(src: Path, out: Path, **options: Any) -> ShardReport:
     clips = TranscodeConfig(clip_seconds=1.0)
     return make_shards(src, out, ShardConfig(clips=clips, workers=1, shard_clips=4, **options))
+
+
+def test_a_shard_that_was_in_place_and_not_recorded_goes(
+    src: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between the two, and then no clip has that split any more, so that no other shard takes its name."""
+
+    def killed(self: Ledger, joined: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Ledger, "record", killed)
+        shard(src, tmp_path / "set")
+    (left,) = (tmp_path / "set").glob("*.tar")
+    split = left.name.split("-")[0]
+    write_table(src, [{**row, "split": "other"} for row in first_rows()])
+    report = shard(src, tmp_path / "set")
+    assert not left.exists(), split
+    assert sorted(p.name for p in (tmp_path / "set").glob("*.tar")) == [s.name for s in report.manifest.shards]
 
 
 def said_of(out: Path) -> dict[str, tuple[str, str, str]]:
