@@ -19,7 +19,8 @@ from avpretrain.config.model import InputConfig
 from avpretrain.config.schedules import Step
 from avpretrain.config.train import DataConfig
 from avpretrain.core.errors import UserError
-from avpretrain.data.decode import DecodeError, decode_audio
+from avpretrain.data.container import DecodeError
+from avpretrain.data.decode import decode_audio
 from avpretrain.data.features import Features
 from avpretrain.data.read.clips import ClipSet, Encoded, Sample, decode_window
 from avpretrain.data.read.collate import Collate, random_window, training_short_side

@@ -44,7 +44,7 @@ def main(
     from accelerate import PartialState
     from accelerate.utils import gather_object
 
-    from avpretrain.data.decode import DecodeError
+    from avpretrain.data.container import DecodeError
     from avpretrain.evaluation.longform import Row, embed_file, write_rows
     from avpretrain.methods.load import load_model
 

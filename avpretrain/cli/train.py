@@ -30,7 +30,8 @@ class Arguments(ConfigArguments):
 
     dry_run: bool = False
     """Print the whole plan and draw its schedules, without training: steps, clips, tokens, FLOPs, shapes, and hours on
-    this device. Needs --data or --schedule.samples, writes the plot alone, takes seconds (tiny) to minutes."""
+    this device. Needs --data or --schedule.samples, takes seconds (tiny) to minutes, and writes the plot alone (and, of
+    a plain folder of videos, its shards)."""
     timing: bool = True
     """With --dry-run: time a few steps of each phase on this device."""
     plot: Path | None = None

@@ -167,7 +167,11 @@ def count_flops(
             with META:
                 batch = example(phase, COUNTED, META)
             return count(model, lambda: model(batch, phase)["loss"]).training / COUNTED
-        except (NotImplementedError, RuntimeError, TypeError):
+        except (
+            NotImplementedError,
+            RuntimeError,
+            TypeError,
+        ):  # torch's words for "no meta kernel", "no value", "no array"
             model, batch = build(), example(phase, COUNTED, torch.device("cpu"))
             with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
                 model(batch, phase)["loss"].backward()

@@ -19,16 +19,16 @@ import av
 import numpy as np
 
 from avpretrain.data.choices import Limits
-from avpretrain.data.decode import (
+from avpretrain.data.container import (
     NOT_FINITE,
     DecodeError,
-    Sound,
     audio_streams,
     average_rate,
     check_sample_rate,
     open_media,
     video_streams,
 )
+from avpretrain.data.decode import Sound
 
 SAMPLE_RATE = 16_000
 

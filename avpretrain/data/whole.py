@@ -19,7 +19,8 @@ from avpretrain.config.model import InputConfig
 from avpretrain.core.errors import UserError
 from avpretrain.data.batch import RawBatch
 from avpretrain.data.choices import Limits
-from avpretrain.data.decode import DecodeError, resize, upright
+from avpretrain.data.container import DecodeError
+from avpretrain.data.decode import resize, upright
 from avpretrain.data.features import Features, frame_length, frame_shift, log_mel
 from avpretrain.data.media import Source
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from avpretrain.core.files import atomic_path
 from avpretrain.data.choices import Limits
-from avpretrain.data.decode import DecodeError
+from avpretrain.data.container import DecodeError
 from avpretrain.data.media import Source
 from avpretrain.data.whole import clip_steps, filled, normalised_frames, sampled_frames, spectrogram
 from avpretrain.evaluation.frozen import encode_steps, windows

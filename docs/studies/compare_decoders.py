@@ -21,7 +21,8 @@ import tyro
 from avpretrain.core.files import write_json
 from avpretrain.core.provenance import environment
 from avpretrain.data.choices import Limits
-from avpretrain.data.decode import DecodeError, decode_video
+from avpretrain.data.container import DecodeError
+from avpretrain.data.decode import decode_video
 from avpretrain.data.sources import find_items
 from avpretrain.data.write.settings import TranscodeConfig
 from avpretrain.data.write.transcode import cut

@@ -26,7 +26,8 @@ from avpretrain.core.errors import UserError
 from avpretrain.core.files import write_json
 from avpretrain.core.provenance import environment
 from avpretrain.data.choices import Limits
-from avpretrain.data.decode import decode_audio, decode_video, open_media, sound_stream
+from avpretrain.data.container import open_media, sound_stream
+from avpretrain.data.decode import decode_audio, decode_video
 from avpretrain.data.media import SAMPLE_RATE
 from avpretrain.data.sources import find_items
 from avpretrain.data.write.settings import TranscodeConfig

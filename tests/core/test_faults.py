@@ -16,8 +16,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from avpretrain.core.errors import PROGRAM_ERRORS, describe
-from avpretrain.data import decode
-from avpretrain.data.decode import DecodeError, decode_audio, decode_video, decoding, open_media
+from avpretrain.data import container, decode
+from avpretrain.data.container import DecodeError, decoding, open_media, probe_media
+from avpretrain.data.decode import decode_audio, decode_video
 from tests.support.media_files import write_media
 
 ROOT = Path(__file__).parents[2]
@@ -105,7 +106,7 @@ def test_a_call_that_a_library_does_not_know_passes_through(
         decord = pytest.importorskip("decord")
         monkeypatch.setattr(decord, "VideoReader", lambda file: None)
     else:
-        monkeypatch.setitem(decode._OPEN, "no_such_option", 1)
+        monkeypatch.setitem(container._OPEN, "no_such_option", 1)
     with pytest.raises(TypeError):
         decode_video(data, [0.0], backend=call)
 
@@ -121,7 +122,7 @@ def test_titles_in_unknown_encodings_are_no_damage(tmp_path: Path) -> None:
     data = path.read_bytes()
     assert data.count(b"TITLE****") == 1
     path.write_bytes(data.replace(b"TITLE****", b"TITLE\xff\xfe\xe4\xf6"))
-    assert decode.probe_media(path).has_video
+    assert probe_media(path).has_video
     assert decode_video(path.read_bytes(), [0.0], backend="pyav").shape == (1, 16, 16, 3)
 
 

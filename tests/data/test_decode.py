@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from avpretrain.data.decode import DecodeError, decode_audio, decode_video, fit, nearest, probe_media
+from avpretrain.data.container import DecodeError, probe_media
+from avpretrain.data.decode import decode_audio, decode_video, fit, nearest
 from tests.support.media_files import SIZE, write_media
 
 decord = pytest.importorskip("decord", reason="decord has no wheel for this platform")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from avpretrain.cli.main import main
-from avpretrain.data.decode import DecodeError
+from avpretrain.data.container import DecodeError
 from tests.support.clips import (
     BACKENDS,
     MODES,

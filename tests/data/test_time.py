@@ -16,7 +16,8 @@ import pytest
 
 from avpretrain.config.model import InputConfig
 from avpretrain.data.choices import Limits
-from avpretrain.data.decode import DecodeError, decode_audio, decode_video
+from avpretrain.data.container import DecodeError
+from avpretrain.data.decode import decode_audio, decode_video
 from avpretrain.data.media import SAMPLE_RATE, Segment, Source
 from avpretrain.data.read.clips import ClipSet, decode_window
 from avpretrain.data.write.shards import ShardConfig, make_shards

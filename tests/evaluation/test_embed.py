@@ -9,7 +9,7 @@ import torch
 
 from avpretrain.cli.main import run
 from avpretrain.core.errors import UsageError, UserError
-from avpretrain.data.decode import DecodeError
+from avpretrain.data.container import DecodeError
 from avpretrain.data.read.clips import ClipSet
 from avpretrain.evaluation.extract import Reading, extract
 from avpretrain.evaluation.frozen import FrozenEncoder, Pooling, input_for

@@ -15,7 +15,8 @@ from avpretrain.cli.inspect import label_in_a_line
 from avpretrain.cli.main import run as run_verb
 from avpretrain.core.errors import UsageError, UserError
 from avpretrain.core.files import atomic_path
-from avpretrain.data.decode import DecodeError, decode_audio
+from avpretrain.data.container import DecodeError
+from avpretrain.data.decode import decode_audio
 from avpretrain.data.media import Limits, Source
 from avpretrain.evaluation.frozen import encode_steps
 from avpretrain.evaluation.longform import embed_file

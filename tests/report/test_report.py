@@ -1,12 +1,10 @@
-"""The report: what it reads, what it says, and how the page behaves in a browser."""
+"""The report: what it reads, what it compares, and the page."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -38,19 +36,9 @@ from avpretrain.report.page import (
     Table,
 )
 from avpretrain.report.saving import config_differences, split_saving
-from avpretrain.report.svg import Bar, BarChart, Segment, Series, chart, thinned, tick_labels, ticks
-from avpretrain.report.write import render, write_report
-from tests.support.runs import write_inpainted, write_probe, write_run
-
-
-@pytest.fixture
-def pair(tmp_path: Path) -> list[Path]:
-    """A finished MAViL run and a finished DiffMAViL run."""
-    return [
-        write_run(tmp_path / "mavil", "tiny_mavil", name="mavil", accuracy=0.80),
-        write_run(tmp_path / "diffmavil", "tiny_diffmavil", name="diffmavil", accuracy=0.82),
-    ]
-
+from avpretrain.report.svg import Bar, BarChart, Segment, Series, chart
+from avpretrain.report.write import render
+from tests.support.runs import write_run
 
 # --- reading ---------------------------------------------------------------------------------------------------------
 
@@ -212,53 +200,7 @@ def test_config_differences_leave_out_names() -> None:
     assert "name" not in found
 
 
-# --- charts ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "inside", "expected"),
-    [
-        (0, 1, False, [0, 0.2, 0.4, 0.6, 0.8, 1.0]),
-        (0.81, 0.9, False, [0.8, 0.82, 0.84, 0.86, 0.88, 0.9]),
-        (3, 3, False, [3, 4, 5, 6]),
-        (0, 0.9, True, [0, 0.2, 0.4, 0.6, 0.8]),
-        (0, 2064, True, [0, 500, 1000, 1500, 2000]),
-    ],
-)
-def test_ticks_are_round_and_cover(low: float, high: float, inside: bool, expected: list[float]) -> None:
-    assert ticks(float(low), float(high), inside) == pytest.approx(expected)
-
-
-def test_every_axis_has_more_than_two_ticks() -> None:
-    for high in (1.001**i * 1e-6 for i in range(0, 40_000, 37)):
-        for low in (0.0, 0.3 * high, 0.97 * high):
-            found = ticks(low, high)
-            assert 4 <= len(found) <= 10 and found[0] <= low * (1 + 1e-6) + 1e-12 and found[-1] >= high * (1 - 1e-6)
-        inner = ticks(0.0, high, inside=True)
-        assert 4 <= len(inner) <= 10 and inner[-1] <= high * (1 + 1e-6) + 1e-12
-
-
-def test_tick_labels_agree_with_each_other() -> None:
-    assert tick_labels([0.8, 0.85, 0.9]) == ["0.80", "0.85", "0.90"]
-    assert tick_labels([0.0, 500.0, 1000.0]) == ["0", "500", "1000"]
-    assert tick_labels([0.0, 10_000.0, 20_000.0]) == ["0", "10 k", "20 k"]
-    assert tick_labels([0.0, 0.0005, 0.001]) == ["0", "0.0005", "0.0010"]
-
-
-def test_long_series_are_thinned_and_bad_values_left_out() -> None:
-    xs = [float(i) for i in range(5000)]
-    points = thinned(xs, xs)
-    assert 300 < len(points) <= 400
-    assert sum(y for _, y in points) / len(points) == pytest.approx(2499.5, rel=0.01)
-    assert thinned([0.0, 1.0, 2.0], [1.0, float("nan"), 3.0]) == [(0.0, 1.0), (2.0, 3.0)]
-
-
-def test_a_step_holds_back_to_the_value_before() -> None:
-    drawn = chart("ratio", [Series("a", [10.0, 20.0], [0.9, 0.8], 0)], "clips", steps=True)
-    places = [tuple(map(float, pair.split(","))) for pair in drawn.lines[0].path.split()]
-    left, middle, right = 46.0, 197.0, 348.0
-    assert [x for x, _ in places] == [left, left, middle, middle, right]
-    assert len({y for _, y in places[:3]}) == len({y for _, y in places[3:]}) == 1
+# --- the page --------------------------------------------------------------------------------------------------------
 
 
 def test_whatever_a_template_prints_is_escaped_and_plain() -> None:
@@ -281,9 +223,6 @@ def test_whatever_a_template_prints_is_escaped_and_plain() -> None:
     html = pages.render("page.html", {**values, "sections": [Section("a", bad, blocks, bad)]})
     assert "<b " not in html and "\x1b" not in html and "\u202e" not in html
     assert html.count("&lt;b onload=&#39;x&#39;&gt;\\x1b[2J\\u202e&#34;") > 40
-
-
-# --- the page --------------------------------------------------------------------------------------------------------
 
 
 class Links(HTMLParser):
@@ -345,112 +284,3 @@ def test_command_needs_runs(capsys: pytest.CaptureFixture[str]) -> None:
         cli.main(["report"])
     assert stop.value.code == 2
     assert capsys.readouterr().err.count("\n") == 1
-
-
-# --- in a browser ----------------------------------------------------------------------------------------------------
-
-PROBE_SCRIPT = """
-<script>
-window.addEventListener("load", () => {
-  const table = document.querySelector("table.sortable");
-  const order = () => [...table.tBodies[0].rows].map((row) => row.cells[0].textContent);
-  const column = [...table.tHead.rows[0].cells].findIndex((cell) => cell.textContent.startsWith("FLOPs a clip"));
-  const orders = [];
-  for (let i = 0; i < 2; i++) {
-    table.tHead.rows[0].cells[column].querySelector("button").click();
-    orders.push(order());
-  }
-  const chart = document.querySelector("svg[data-range]");
-  const box = chart.getBoundingClientRect();
-  const [clientX, clientY] = [box.x + box.width - 30, box.y + 20];
-  chart.dispatchEvent(new PointerEvent("pointermove", { clientX, clientY }));
-  const slider = document.querySelector(".sequence input");
-  const frames = [...slider.closest(".sequence").querySelectorAll(".frame")];
-  const moment = () => frames.filter((frame) => !frame.hidden).map((frame) => frame.dataset.name).join();
-  const moments = [moment()];
-  slider.value = 0;
-  slider.dispatchEvent(new Event("input"));
-  moments.push(moment());
-  const image = document.querySelector("#listening img");
-  const before = image.getBoundingClientRect().width;
-  image.click();
-  const drawn = (element) => {
-    const { width, height } = element.getBoundingClientRect();
-    return width > 100 && height > 50 && (element.tagName !== "IMG" || element.naturalWidth > 0);
-  };
-  const pictures = [...document.querySelectorAll("figure svg, figure img")].filter((e) => !e.closest("[hidden]"));
-  const lines = [...document.querySelectorAll("polyline, rect.bar")];
-  const result = {
-    errors: window.errors,
-    orders,
-    readout: chart.parentElement.querySelector("output").textContent,
-    moments,
-    copy: [...document.querySelectorAll("button.copy")].every((button) => !button.hidden),
-    copied: document.querySelector("button.copy").previousElementSibling.textContent,
-    sounds: document.querySelectorAll("audio").length,
-    zoomed: [before, image.getBoundingClientRect().width, image.naturalWidth],
-    figures: document.querySelectorAll("figure").length,
-    drawn: pictures.filter(drawn).length,
-    coloured: lines.every((line) => {
-      const style = getComputedStyle(line);
-      return /rgb/.test(line.tagName === "rect" ? style.fill : style.stroke);
-    }),
-    overflow: document.documentElement.scrollWidth - document.documentElement.clientWidth,
-    background: getComputedStyle(document.body).backgroundColor,
-  };
-  document.body.textContent = "RESULT" + JSON.stringify(result) + "END";
-});
-</script></body>"""
-
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-
-
-def in_browser(page: Path, width: int, dark: bool) -> dict[str, Any]:
-    """What a script finds in the page as Chromium shows it."""
-    html = page.read_text().replace(
-        "<head>", "<head><script>window.errors = []; onerror = (m) => { errors.push(String(m)); };</script>", 1
-    )
-    probed = page.with_name("probed.html")
-    probed.write_text(html.replace("</body>", PROBE_SCRIPT, 1))
-    command = [
-        str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
-        "--disable-background-networking", "--disable-component-update", "--disable-sync",
-        f"--user-data-dir={page.parent / f'browser-{width}-{dark}'}", f"--window-size={width},1200",
-        f"--blink-settings=preferredColorScheme={0 if dark else 1}", "--enable-logging=stderr", "--dump-dom",
-        probed.as_uri(),
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "CONSOLE" not in done.stderr
-    found = re.search("RESULT(.*)END", done.stdout)
-    assert found, done.stdout[-500:]
-    answer: dict[str, Any] = json.loads(found[1].replace("&amp;", "&").replace("&lt;", "<").replace("&gt;", ">"))
-    return answer
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(
-    CHROMIUM is None,
-    reason="needs a browser, which is no Python package: put Chromium or Chrome on PATH (.ci/run installs one)",
-)
-def test_page_works_in_a_browser(pair: list[Path]) -> None:
-    write_probe(pair[0], 0.6, modality="video")
-    write_inpainted(pair[0])
-    for moment in (10, 20):
-        (pair[1] / "reconstructions" / f"{moment:012d}.png").write_bytes(next(pair[1].glob("r*/*.png")).read_bytes())
-    page = pair[0].parent / "report.html"
-    write_report(pair, page)
-    light, dark = in_browser(page, 1280, dark=False), in_browser(page, 390, dark=True)
-    for result in (light, dark):
-        assert result["errors"] == []
-        assert result["figures"] == result["drawn"] > 15
-        assert result["coloured"]
-        assert result["orders"] == [["diffmavil", "mavil"], ["mavil", "diffmavil"]]
-        assert re.search(r"clips seen: mavil [\d.]+ · diffmavil [\d.]+", result["readout"])
-        assert result["overflow"] <= 0
-        assert result["moments"] == ["after 6,400 clips", "after 10 clips"]
-        assert result["copy"] and result["copied"] == "avpretrain train mavil"
-        assert result["sounds"] == 2
-        shown, full, natural = result["zoomed"]
-        assert shown <= full == pytest.approx(natural, abs=2.5)
-    assert light["background"] != dark["background"]

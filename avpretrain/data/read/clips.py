@@ -17,7 +17,8 @@ import numpy as np
 
 from avpretrain.config.model import InputConfig
 from avpretrain.core.errors import UsageError, UserError
-from avpretrain.data.decode import DecodeError, decode_audio, decode_video
+from avpretrain.data.container import DecodeError
+from avpretrain.data.decode import decode_audio, decode_video
 from avpretrain.data.manifest import Clip, Manifest, Shard
 from avpretrain.data.read.storage import REQUEST_TIMEOUT, StorageError, Store, open_store
 from avpretrain.data.splits import chosen_splits

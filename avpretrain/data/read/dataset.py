@@ -19,7 +19,7 @@ from avpretrain.config.schedules import Step
 from avpretrain.config.train import DataConfig
 from avpretrain.core import draws
 from avpretrain.core.errors import UserError
-from avpretrain.data.decode import DecodeError
+from avpretrain.data.container import DecodeError
 from avpretrain.data.read.clips import ClipSet, Encoded, Modality, Sample, decode_window
 from avpretrain.data.read.collate import MAX_SKIPS, Collate, gave_up, random_window, training_short_side
 from avpretrain.data.read.loader import Loader, process_context

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from avpretrain.data.decode import DecodeError, decode_audio
+from avpretrain.data.container import DecodeError
+from avpretrain.data.decode import decode_audio
 from avpretrain.data.log_mel_sums import MELS, LogMelSums, log_mel_sums
 from avpretrain.data.media import SAMPLE_RATE
 from avpretrain.data.read.clips import ClipSet

@@ -19,7 +19,7 @@ from avpretrain.config.schedules import Step
 from avpretrain.core import draws
 from avpretrain.core.errors import UsageError, UserError
 from avpretrain.data.batch import RawBatch
-from avpretrain.data.decode import DecodeError
+from avpretrain.data.container import DecodeError
 from avpretrain.data.manifest import Clip
 from avpretrain.data.read.clips import ClipSet, Encoded, Media, Sample, check_media, decode_window
 from avpretrain.data.read.collate import MAX_SKIPS, Collate, gave_up, random_window, training_short_side

@@ -13,7 +13,8 @@ import av
 import numpy as np
 import soundfile
 
-from avpretrain.data.decode import DecodeError, Sound, decoding, fit
+from avpretrain.data.container import DecodeError, decoding
+from avpretrain.data.decode import Sound, fit
 
 _CONTAINERS = {"h264": "mp4", "hevc": "mp4", "mpeg4": "mp4", "av1": "mp4", "vp9": "mp4", "vp8": "webm"}
 """Container for a copied stream, by codec; others go into Matroska."""

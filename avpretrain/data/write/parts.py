@@ -23,7 +23,7 @@ import av
 
 from avpretrain.core.errors import UserError
 from avpretrain.data.choices import Limits, Need
-from avpretrain.data.decode import DecodeError
+from avpretrain.data.container import DecodeError
 from avpretrain.data.log_mel_sums import log_mel_sums
 from avpretrain.data.media import SAMPLE_RATE
 from avpretrain.data.names import escape_name, name_bytes

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from avpretrain.data.choices import Limits, Need
-from avpretrain.data.decode import DecodeError, Sound, decode_video
+from avpretrain.data.container import DecodeError
+from avpretrain.data.decode import Sound, decode_video
 from avpretrain.data.media import HELD, MIN_COVER, SAMPLE_RATE, Segment, Source
 from avpretrain.data.write.encode import ClipEncoder, encode_flac, prepare, remux
 from avpretrain.data.write.settings import TranscodeConfig

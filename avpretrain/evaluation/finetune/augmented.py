@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from avpretrain.config.model import InputConfig
 from avpretrain.core import draws
 from avpretrain.data.batch import AVBatch, RawBatch
-from avpretrain.data.decode import DecodeError
+from avpretrain.data.container import DecodeError
 from avpretrain.data.read.clips import ClipSet, Encoded, Modality, Sample, decode_window
 from avpretrain.data.read.collate import Collate, random_window, training_short_side
 from avpretrain.data.read.dataset import Loader, ahead, remote_roots

@@ -17,7 +17,7 @@ import pytest
 
 import avpretrain.data.write.shards as shards_module
 from avpretrain.core.errors import UserError
-from avpretrain.data.decode import DecodeError, decoding
+from avpretrain.data.container import DecodeError, decoding
 from avpretrain.data.write.parts import AwayError, Task, away, make_part
 from avpretrain.data.write.shards import MAX_AWAY, Progress, ShardConfig, ShardReport, make_shards
 from avpretrain.data.write.transcode import TranscodeConfig

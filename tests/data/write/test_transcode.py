@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from avpretrain.data.choices import Limits, Need
-from avpretrain.data.decode import DecodeError, decode_audio, decode_video
+from avpretrain.data.container import DecodeError
+from avpretrain.data.decode import decode_audio, decode_video
 from avpretrain.data.media import SAMPLE_RATE, Segment
 from avpretrain.data.write.encode import ClipEncoder, prepare
 from avpretrain.data.write.transcode import ClipMedia, TranscodeConfig, cut

@@ -19,7 +19,7 @@ from torch import nn
 
 from avpretrain.cli.main import run as run_verb
 from avpretrain.core.errors import UsageError
-from avpretrain.data.decode import DecodeError
+from avpretrain.data.container import DecodeError
 from avpretrain.data.whole import clip_steps, filled, normalised_frames, spectrogram
 from avpretrain.evaluation.frozen import encode_steps
 from avpretrain.evaluation.longform import embed_file
