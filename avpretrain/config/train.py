@@ -72,6 +72,9 @@ class DataConfig:
     memory_cache_mb: int = mechanics(0)
     """MiB of decoded clips that each loader process keeps: of clips that fit the model's input, since longer ones are
     cut anew in every epoch. For small sets, where decoding would cost more than the model; 0 = none."""
+    decoded_dir: str = mechanics("")
+    """Folder that keeps decoded clips, of those that fit the model's input, for all processes, ranks and runs; a second
+    run decodes nothing. Takes the size of the raw frames and samples; may be deleted at any time. Empty = none."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     num_workers: int = mechanics(2)
     """Processes that decode, for each rank; 0 decodes in the training process."""

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -22,6 +23,7 @@ from avpretrain.core.errors import UserError
 from avpretrain.data.container import DecodeError
 from avpretrain.data.read.clips import ClipSet, Encoded, Modality, Sample, decode_window
 from avpretrain.data.read.collate import MAX_SKIPS, Collate, gave_up, random_window, training_short_side
+from avpretrain.data.read.decoded import DecodedClips
 from avpretrain.data.read.loader import Loader, process_context
 from avpretrain.data.read.sampler import BatchPlaces, Order, Place, spread
 from avpretrain.data.read.storage import RemoteStore, StorageError
@@ -68,7 +70,8 @@ def train_loader(
         stream = ShardStream(clips, order, input, list(steps), rank, world, cfg.num_workers)
         return Loader(stream, cfg.num_workers, cfg.prefetch, remote_roots(clips), batch_size=None)
     places = BatchPlaces(order, steps, rank, world)
-    dataset = _TrainingClips(clips, order, input, cfg.memory_cache_mb << 20)
+    decoded = DecodedClips(Path(cfg.decoded_dir), input, training_short_side(input)) if cfg.decoded_dir else None
+    dataset = _TrainingClips(clips, order, input, cfg.memory_cache_mb << 20, decoded)
     options = {"batch_sampler": places, "collate_fn": Collate(input)}
     return Loader(dataset, cfg.num_workers, cfg.prefetch, remote_roots(clips), **options)
 
@@ -112,10 +115,18 @@ class _TrainingClips(Dataset[Sample]):
     Args:
         cache_bytes: of decoded clips to keep, in each process, where a clip fits the model's input and so has but one
             window: it is the same in every epoch.
+        decoded: keeps such clips on disk as well.
     """
 
-    def __init__(self, clips: ClipSet, order: Order, input: InputConfig, cache_bytes: int = 0) -> None:
-        self.clips, self.order, self.input = clips, order, input
+    def __init__(
+        self,
+        clips: ClipSet,
+        order: Order,
+        input: InputConfig,
+        cache_bytes: int = 0,
+        decoded: DecodedClips | None = None,
+    ) -> None:
+        self.clips, self.order, self.input, self.decoded = clips, order, input, decoded
         self.short_side = training_short_side(input)
         self.longest = min(input.audio_seconds, input.video_seconds)
         self.cache_room, self.cached = cache_bytes, dict[int, Sample]()
@@ -127,7 +138,15 @@ class _TrainingClips(Dataset[Sample]):
 
     def _fetch(self, place: Place, skip: int = 0) -> Encoded | Sample:
         row = self.order.row(place, skip)
-        return self.cached.get(row) or self.clips.encoded(row)
+        if row in self.cached:
+            return self.cached[row]
+        if self.decoded is not None:
+            clip = self.clips.clip(row)
+            kept = self.decoded.read(clip, row) if clip.duration <= self.longest else None
+            if kept is not None:
+                self._remember(kept)
+                return kept
+        return self.clips.encoded(row)
 
     def _sample(self, place: Place, fetched: Future[Encoded | Sample], reader: Executor) -> Sample:
         seed = self.order.sample_seed(place)
@@ -148,11 +167,17 @@ class _TrainingClips(Dataset[Sample]):
             return kept
         assert isinstance(fetched, Encoded)
         sample = decode_window(fetched, self.input, seed, random_window(seed), self.short_side)
-        if self.cache_room > 0 and fetched.clip.duration <= self.longest:
+        if fetched.clip.duration <= self.longest:
+            self._remember(sample)
+            if self.decoded is not None:
+                self.decoded.keep(fetched.clip, sample)
+        return sample
+
+    def _remember(self, sample: Sample) -> None:
+        if self.cache_room > 0:
             frames = 0 if sample.frames_THWC is None else sample.frames_THWC.nbytes
             self.cache_room -= sample.waveform_S.nbytes + frames
-            self.cached[fetched.index] = sample
-        return sample
+            self.cached[sample.index] = sample
 
 
 class _EvaluationClips(Dataset[Sample]):

@@ -319,6 +319,42 @@ def test_a_memory_cache_changes_nothing_but_the_reading(root: Path, monkeypatch:
         assert len(rows) == decoded, "60 clips are seen of 22"
 
 
+def test_decoded_clips_on_disk_change_nothing_but_the_reading(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second run decodes nothing but clips longer than the input; a damaged file is decoded and written anew."""
+    fits = replace(INPUT, audio_frames=400, video_frames=16)
+    keeping = config(root, decoded_dir=str(tmp_path / "kept"))
+    for input, first, second in ((fits, 22, 0), (INPUT, 60, 60)):
+        expected = clip_hashes(train_loader(config(root), input, 7, plan()))
+        rows: list[int] = []
+        monkeypatch.setattr(dataset, "decode_window", _counted(dataset.decode_window, rows))
+        assert clip_hashes(train_loader(keeping, input, 7, plan())) == expected
+        assert len(rows) == first
+        rows.clear()
+        assert clip_hashes(train_loader(keeping, input, 7, plan())) == expected
+        assert len(rows) == second
+        monkeypatch.undo()
+    files = sorted(path for path in (tmp_path / "kept").rglob("*") if path.is_file())
+    assert len(files) == 22
+    data = files[0].read_bytes()
+    for damaged in (data[:20], data[:-1], data[:-1] + bytes([data[-1] ^ 1]), b""):
+        files[0].write_bytes(damaged)
+        expected = clip_hashes(train_loader(config(root), fits, 7, plan()))
+        assert clip_hashes(train_loader(keeping, fits, 7, plan())) == expected
+        assert files[0].read_bytes() == data
+    other = replace(fits, video_size=fits.video_size * 2)
+    expected = clip_hashes(train_loader(config(root), other, 7, plan()))
+    assert clip_hashes(train_loader(keeping, other, 7, plan())) == expected
+
+
+def test_a_folder_for_decoded_clips_that_can_t_be_written(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "kept").write_text("no folder")
+    fits = replace(INPUT, audio_frames=400, video_frames=16)
+    with pytest.raises(UserError, match=r"can't keep decoded clips in .*kept: .*data\.decoded_dir"):
+        list(train_loader(config(root, decoded_dir=str(tmp_path / "kept")), fits, 7, plan()))
+
+
 def _counted(decode: Callable[..., Sample], rows: list[int]) -> Callable[..., Sample]:
     def counting(encoded: Encoded, *args: Any) -> Sample:
         rows.append(encoded.index)
