@@ -17,7 +17,7 @@ from types import FrameType
 from typing import Any
 
 from avpretrain.ablate.matrix import AblationConfig, Cell
-from avpretrain.ablate.record import Fingerprint, write_failure, write_record
+from avpretrain.ablate.record import Fingerprint, Record, write_failure, write_record
 from avpretrain.core.errors import UserError
 from avpretrain.measures.numbers import duration
 from avpretrain.measures.runs import read_run
@@ -35,19 +35,19 @@ def stages(cell: Cell, settings: AblationConfig) -> list[tuple[str, list[str]]]:
     """Name and `avpretrain` arguments of each process of a cell, in order."""
     run, own = str(cell.run), cell.config.data
     common = ["--seed", str(cell.seed), "--num-workers", str(own.num_workers)]
-    found = [("train", ["train", str(cell.config_file)])]
+    processes = [("train", ["train", str(cell.config_file)])]
     for spec in settings.probes:
         named = ["--label", spec.label, "--modality", spec.modality, "--classifier", spec.classifier]
         named += ["--folds", spec.folds] if spec.folds else []
         named += ["--pooling", spec.pooling] if spec.pooling != "mean" else []
         named += ["--split", settings.split] if settings.split == "val" else []
         result = ["--out", str(cell.run / "eval" / f"{spec.task}.json")]
-        found.append((spec.task, ["probe", run, *(spec.data or own.shards), *named, *common, *result]))
+        processes.append((spec.task, ["probe", run, *(spec.data or own.shards), *named, *common, *result]))
     if settings.retrieval:
-        found.append(("retrieval", ["retrieve", run, *own.shards, "--split", settings.split, *common]))
+        processes.append(("retrieval", ["retrieve", run, *own.shards, "--split", settings.split, *common]))
     if settings.spectrum:
-        found.append(("spectrum", ["spectrum", run, *own.shards, "--split", settings.split, *common]))
-    return found
+        processes.append(("spectrum", ["spectrum", run, *own.shards, "--split", settings.split, *common]))
+    return processes
 
 
 class Runner:
@@ -67,7 +67,7 @@ class Runner:
         for slot in range(jobs):
             self.slots.put(_environment(slot, jobs))
 
-    def run(self, cells: Sequence[tuple[Cell, Fingerprint]]) -> list[dict[str, Any]]:
+    def run(self, cells: Sequence[tuple[Cell, Fingerprint]]) -> list[Record]:
         """Records of the cells, failed ones included.
 
         Args:
@@ -86,14 +86,14 @@ class Runner:
                 raise
         return [future.result() for future in futures]
 
-    def _cell(self, cell: Cell, digest: Fingerprint) -> dict[str, Any]:
+    def _cell(self, cell: Cell, digest: Fingerprint) -> Record:
         environment = self.slots.get()
         try:
             return self._stages(cell, digest, environment)
         finally:
             self.slots.put(environment)
 
-    def _stages(self, cell: Cell, digest: Fingerprint, environment: dict[str, str]) -> dict[str, Any]:
+    def _stages(self, cell: Cell, digest: Fingerprint, environment: dict[str, str]) -> Record:
         """All processes of one cell; the first that fails is the cell's error."""
         cell.write_config()
         seconds: dict[str, float] = {}

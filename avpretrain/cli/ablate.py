@@ -6,7 +6,6 @@ import json as json_format
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from avpretrain.ablate.matrix import OF_A_CELL, Ablation, Cell, cells_of, load_ablation
 from avpretrain.cli.shared.arguments import parse
@@ -15,7 +14,7 @@ from avpretrain.cli.shared.places import require_folder
 from avpretrain.cli.shared.tables import show_table
 from avpretrain.config.reader import to_dict
 from avpretrain.core.errors import UsageError, UserError
-from avpretrain.core.files import atomic_path, read_json, write_json
+from avpretrain.core.files import atomic_path, write_json
 from avpretrain.core.terminal import Console, say
 from avpretrain.measures.numbers import flops, percent
 from avpretrain.methods.diffmavil.config import TrainConfig
@@ -115,25 +114,26 @@ def _run(ablation: Ablation, cells: Sequence[Cell], given: Arguments) -> None:
 
 def _conclude(ablation: Ablation, cells: Sequence[Cell], given: Arguments) -> list[str]:
     """Writes what the cells say together; names of those that failed."""
+    from avpretrain.ablate.record import read_record
     from avpretrain.ablate.summary import markdown, notes, summary, table, warnings
     from avpretrain.report.write import write_report
 
     out = cells[0].out
-    records: dict[str, dict[str, Any]] = {cell.name: read_json(cell.record, "cell") for cell in cells}
-    found = summary(ablation, list(records.values()))
-    write_json(out / "summary.json", found)
+    records = {cell.name: read_record(cell.record) for cell in cells}
+    matrix = summary(ablation, list(records.values()))
+    write_json(out / "summary.json", matrix.to_json())
     with atomic_path(out / "table.md") as temporary:
-        temporary.write_text(markdown(found))
-    done = [cell.run for cell in cells if records[cell.name]["status"] == "done"]
+        temporary.write_text(markdown(matrix))
+    done = [cell.run for cell in cells if records[cell.name].status == "done"]
     if done:
-        write_report(done, out / "report.html", warnings(found))
+        write_report(done, out / "report.html", warnings(matrix))
     if given.json:
-        print(json_format.dumps(found, indent=2))
+        print(json_format.dumps(matrix.to_json(), indent=2))
     elif done:
-        _show(f"{ablation.name}: variants of {ablation.settings.base}", table(found))
-        say("\n".join(notes(found)))
+        _show(f"{ablation.name}: variants of {ablation.settings.base}", table(matrix))
+        say("\n".join(notes(matrix)))
         say(f"report: {out / 'report.html'}")
-    return list(found["failed"])
+    return list(matrix.failed)
 
 
 def _show(title: str, rows: Sequence[Sequence[str]]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
@@ -11,6 +11,8 @@ from avpretrain.cli.shared.studies import run_study
 from avpretrain.cli.shared.tables import show_table
 from avpretrain.core.terminal import Console
 from avpretrain.evaluation.settings import ContextConfig
+from avpretrain.measures.results import Estimate
+from avpretrain.measures.studies import Context
 
 
 def main(
@@ -35,7 +37,7 @@ def main(
         json: Print the result as JSON.
     """
 
-    def measure() -> dict[str, Any]:
+    def measure() -> Context:
         from avpretrain.evaluation.generation.context import run_context
 
         return run_context(ckpt, data, how)
@@ -44,22 +46,22 @@ def main(
     run_study("context", ckpt, data, how, least, out, json, measure, _show)
 
 
-def _show(result: dict[str, Any], console: Console) -> None:
-    for side, found in result["sides"].items():
+def _show(result: Context, console: Console) -> None:
+    for side, benefit in result.sides.items():
         headings = ("timestep", "alpha_bar", "draws", "error", "benefit of context", "encoder gradient")
         names = ("timesteps", "alphas_cumprod", "share", "error_own", "benefit", "gradient")
         rows = [
-            (str(t), f"{alpha:.2g}", f"{share:.0%}", f"{error:.3f}", f"{benefit:.3f}", f"{gradient:.2g}")
-            for t, alpha, share, error, benefit, gradient in zip(*(found[name] for name in names), strict=True)
+            (str(t), f"{alpha:.2g}", f"{share:.0%}", f"{error:.3f}", f"{worth:.3f}", f"{gradient:.2g}")
+            for t, alpha, share, error, worth, gradient in zip(*(getattr(benefit, name) for name in names), strict=True)
         ]
-        title = f"{side}, {found['input'].replace('_', ' ')}, {result['clips'][side]} clips"
+        title = f"{side}, {benefit.input.replace('_', ' ')}, {result.clips[side]} clips"
         show_table(headings, rows, title, console=console)
-        drawn, effective = found["benefit_of_draws"], found["effective_share"]
+        drawn, effective = benefit.benefit_of_draws, benefit.effective_share
         console.print(f"mean over draws: benefit {_interval(drawn, '.3f')}", highlight=False)
         console.print(f"share of the benefit at the most noise: {_interval(effective, '.0%')}", highlight=False)
 
 
-def _interval(found: dict[str, Any], shape: str) -> str:
-    if found["value"] is None or None in found["ci"]:
+def _interval(estimate: Estimate, shape: str) -> str:
+    if estimate.value is None or None in estimate.ci:
         return "undefined (context is worth nothing there)"
-    return f"{found['value']:{shape}} [{found['ci'][0]:{shape}}, {found['ci'][1]:{shape}}]"
+    return f"{estimate.value:{shape}} [{estimate.ci[0]:{shape}}, {estimate.ci[1]:{shape}}]"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json as json_format
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
@@ -13,7 +13,9 @@ from avpretrain.cli.shared.tables import show_table
 from avpretrain.core.errors import UsageError
 from avpretrain.core.terminal import Console
 from avpretrain.evaluation.settings import InpaintConfig, InpaintRun
+from avpretrain.measures.results import Estimate
 from avpretrain.measures.scores import bounds
+from avpretrain.measures.studies import Inpainting
 
 
 def main(
@@ -59,30 +61,29 @@ def main(
 
     result = run_inpaint(ckpt, data, folder, how, run)
     if json:
-        print(json_format.dumps(result, indent=2))
+        print(json_format.dumps(result.to_json(), indent=2))
     else:
         _show(result, folder)
 
 
-def _show(result: dict[str, Any], folder: Path) -> None:
+def _show(result: Inpainting, folder: Path) -> None:
     from avpretrain.evaluation.generation.filling import METHODS
 
     rows = [
-        [method.replace("_", " "), *(_cell(result["mse"][side].get(method)) for side in result["mse"])]
-        for method in METHODS
+        [method.replace("_", " "), *(_cell(errors.get(method)) for errors in result.mse.values())] for method in METHODS
     ]
     console = Console()
-    title = f"mean squared error on hidden patches, {result['clips']} clips (95% interval)"
-    show_table(("filling", *result["mse"]), rows, title, console=console)
-    if source := result["settings"]["statistics"]:
+    title = f"mean squared error on hidden patches, {result.clips} clips (95% interval)"
+    show_table(("filling", *result.mse), rows, title, console=console)
+    if source := result.settings["statistics"]:
         where = {"neighbours": "come from visible neighbours", "own": "are the hidden patches' own"}[source]
         console.print(f"The model predicts normalised patches; means and variances {where}.")
     console.print(f"pictures, sounds and errors.json: {folder}", highlight=False)
 
 
-def _cell(error: dict[str, Any] | None) -> str:
+def _cell(error: Estimate | None) -> str:
     """'0.1234 (0.1200 to 0.1300)'."""
     if error is None:
         return "-"
-    ci = bounds(error["ci"])
-    return f"{error['value']:.4f} " + ("(unknown)" if ci is None else f"({ci[0]:.4f} to {ci[1]:.4f})")
+    ci = bounds(error.ci)
+    return f"{error.value:.4f} " + ("(unknown)" if ci is None else f"({ci[0]:.4f} to {ci[1]:.4f})")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
@@ -11,7 +11,9 @@ from avpretrain.cli.shared.studies import run_study
 from avpretrain.cli.shared.tables import show_table
 from avpretrain.core.terminal import Console
 from avpretrain.evaluation.settings import SpectrumConfig
+from avpretrain.measures.results import Estimate
 from avpretrain.measures.scores import points
+from avpretrain.measures.studies import Spectrum
 
 
 def main(
@@ -36,7 +38,7 @@ def main(
         json: Print the result as JSON.
     """
 
-    def measure() -> dict[str, Any]:
+    def measure() -> Spectrum:
         from avpretrain.evaluation.generation.spectrum import run_spectrum
 
         return run_spectrum(ckpt, data, how)
@@ -45,15 +47,15 @@ def main(
     run_study("spectrum", ckpt, data, how, least, out, json, measure, _show)
 
 
-def _show(result: dict[str, Any], console: Console) -> None:
+def _show(result: Spectrum, console: Console) -> None:
     from avpretrain.evaluation.generation.spectrum import METHODS
 
     rows = []
     columns = {f"{name}_{place}": f"{name}, {place}" for name in ("missed", "detail") for place in ("low", "high")}
     for method in METHODS:
-        if method in result["methods"]:
-            cells = [result["methods"][method][key] for key in columns]
-            rows.append([method.replace("_", " "), *(f"{c['value']:.1%} ({points(c['ci'])})" for c in cells)])
-    title = f"detail of hidden spectrogram patches in %, {result['clips']} clips (95% interval)"
+        if method in result.methods:
+            cells: list[Estimate] = [getattr(result.methods[method], key) for key in columns]
+            rows.append([method.replace("_", " "), *(f"{c.value:.1%} ({points(c.ci)})" for c in cells)])
+    title = f"detail of hidden spectrogram patches in %, {result.clips} clips (95% interval)"
     show_table(("reconstruction", *columns.values()), rows, title, console=console)
     console.print("Shares of the true detail's energy. Low and high: the halves of the mel bins.", highlight=False)

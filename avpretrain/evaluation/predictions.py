@@ -27,6 +27,7 @@ from avpretrain.measures.metrics import (
     by_class,
     without_positives,
 )
+from avpretrain.measures.results import Estimate
 
 MAX_PREDICTIONS_BYTES = 1 << 30
 """Largest file of predictions, unpacked."""
@@ -123,9 +124,9 @@ def summarise(predictions: Predictions, seed: int) -> dict[str, Any]:
         )
         for name in predictions.metrics
     }
-    summary: dict[str, Any] = {"metric": predictions.metric, **{name: value["value"] for name, value in found.items()}}
-    summary["ci"] = found[predictions.metric]["ci"]
-    summary["cis"] = {name: value["ci"] for name, value in found.items()}
+    summary: dict[str, Any] = {"metric": predictions.metric, **{name: value.value for name, value in found.items()}}
+    summary["ci"] = list(found[predictions.metric].ci)
+    summary["cis"] = {name: list(value.ci) for name, value in found.items()}
     if predictions.target.ndim == 2:
         summary["classes_without_positives"] = [predictions.classes[i] for i in without_positives(predictions.target)]
     return summary
@@ -143,15 +144,15 @@ def class_values(predictions: Predictions) -> tuple[NDArray[np.float64], NDArray
     return value_C, target.astype(bool).sum(axis=0)
 
 
-def difference(a: Scored, b: Scored, seed: int) -> dict[str, Any]:
+def difference(a: Scored, b: Scored, seed: int) -> Estimate:
     """Headline metric of `a` less that of `b` on the same clips, with a paired bootstrap interval.
 
     Where no resample differs from another, the interval has a closed form (proportions) or is unknown (mAP).
     """
     of_a, of_b = a.statistic(a.metric), b.statistic(a.metric)
     found = intervals.estimate(lambda weight_RN: of_a(weight_RN) - of_b(weight_RN), len(a.keys), seed)
-    if a.metric in PROPORTIONS and found["ci"] == [None, None] and found["value"] is not None:
-        found["ci"] = list(intervals.agresti_min(found["value"], len(a.keys)))
+    if a.metric in PROPORTIONS and found.ci == (None, None) and found.value is not None:
+        return Estimate(value=found.value, ci=intervals.agresti_min(found.value, len(a.keys)))
     return found
 
 
@@ -160,7 +161,7 @@ def with_baselines(ours: Predictions, others: Mapping[str, Predictions], seed: i
     baselines = {}
     for name, theirs in others.items():
         gain = difference(ours, theirs, seed)
-        baselines[name] = {**summarise(theirs, seed), "difference": gain["value"], "difference_ci": gain["ci"]}
+        baselines[name] = {**summarise(theirs, seed), "difference": gain.value, "difference_ci": list(gain.ci)}
     return {**summarise(ours, seed), "baselines": baselines}
 
 

@@ -90,7 +90,7 @@ def compare_results(a: Path, b: Path, seed: int = 0) -> dict[str, Any]:
             side: {"path": str(path), "checkpoint": named[side].checkpoint, ours.metric: named[side].value}
             for side, path in (("a", a), ("b", b))
         },
-        "difference": gain["value"],
-        "difference_ci": gain["ci"],
+        "difference": gain.value,
+        "difference_ci": list(gain.ci),
         "seed": seed,
     }

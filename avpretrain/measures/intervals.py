@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri, stdtrit
 
+from avpretrain.measures.results import Estimate
+
 Floats = NDArray[np.float64]
 Statistic = Callable[[Floats], Floats]
 """Weights [R, N] -> values [R]."""
@@ -85,17 +87,17 @@ def agresti_min(difference: float, clips: int) -> tuple[float, float]:
 
 def estimate(
     statistic: Statistic, clips: int, seed: int, exact: Callable[[float, int], tuple[float, float]] | None = None
-) -> dict[str, Any]:
-    """`value` and `ci` of a statistic, as results record them; null where it is undefined, infinite or unknown.
+) -> Estimate:
+    """A statistic and its interval.
 
     Args:
         exact: gives the interval of a value over so many clips where that is not left to the bootstrap (`wilson`).
     """
     value = point(statistic, clips)
     if exact is not None and math.isfinite(value):
-        return {"value": value, "ci": list(exact(min(1.0, max(0.0, value)), clips))}
+        return Estimate(value=value, ci=exact(min(1.0, max(0.0, value)), clips))
     low, high = (x if math.isfinite(x) else None for x in interval(statistic, clips, seed))
-    return {"value": value if math.isfinite(value) else None, "ci": [low, high]}
+    return Estimate(value=value if math.isfinite(value) else None, ci=(low, high))
 
 
 def across(scores: Sequence[float]) -> dict[str, Any]:

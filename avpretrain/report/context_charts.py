@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
-from avpretrain.core.errors import UserError
-from avpretrain.core.files import read_json
 from avpretrain.measures.runs import Run
+from avpretrain.measures.scores import bounds
+from avpretrain.measures.studies import Benefit, Context
 from avpretrain.report.charts import COLOURS, colours, measured
 from avpretrain.report.comparison import Comparison
 from avpretrain.report.groups import Group
@@ -16,10 +15,9 @@ from avpretrain.report.page import Block, Figure, Figures, Section
 from avpretrain.report.svg import Bar, BarChart, Segment, Series, chart
 
 SIDES = ("audio", "video")
-KEYS = {"timesteps", "benefit", "benefit_of_draws"}
 
 
-def context_of(run: Run) -> dict[str, Any]:
+def context_of(run: Run) -> Mapping[str, Benefit]:
     """Modality -> what `avpretrain context` found of a run; empty where it was not measured.
 
     Raises:
@@ -28,10 +26,7 @@ def context_of(run: Run) -> dict[str, Any]:
     path = next(iter(sorted((run.path / "eval").glob("context*.json"))), None)
     if path is None:
         return {}
-    found = read_json(path, "context").get("sides")
-    if not isinstance(found, dict) or not all(isinstance(f, dict) and f.keys() >= KEYS for f in found.values()):
-        raise UserError(f"context {path} holds no levels of noise; write it anew with: avpretrain context") from None
-    return found
+    return Context.read(path, "context", "avpretrain context").sides
 
 
 def contexts(comparison: Comparison) -> Section | None:
@@ -42,7 +37,7 @@ def contexts(comparison: Comparison) -> Section | None:
     lines, rows = [], []
     for side in SIDES:
         heard = [(i, group, own) for i, group, found in every if (own := [f[side] for f in found if side in f])]
-        last = max((f["timesteps"][-1] for _, _, own in heard for f in own), default=0)
+        last = max((run.timesteps[-1] for _, _, own in heard for run in own), default=0)
         series = [line for i, group, own in heard if (line := _line(i, group, own, last)) is not None]
         if series:
             drawn = chart(f"Benefit of context, {side}", series, "timestep", from_zero=True)
@@ -60,20 +55,18 @@ def contexts(comparison: Comparison) -> Section | None:
     return Section("context", "What context is worth", blocks, note)
 
 
-def _line(index: int, group: Group, found: Sequence[dict[str, Any]], last: int) -> Series | None:
+def _line(index: int, group: Group, runs: Sequence[Benefit], last: int) -> Series | None:
     """Of one group; runs that looked at other timesteps than its first are left out."""
-    xs = found[0]["timesteps"]
-    ys = [
-        statistics.fmean(column) for column in zip(*(f["benefit"] for f in found if f["timesteps"] == xs), strict=True)
-    ]
+    xs = runs[0].timesteps
+    ys = [statistics.fmean(column) for column in zip(*(r.benefit for r in runs if r.timesteps == xs), strict=True)]
     if len(xs) == 1:
-        xs, ys = [0, last], ys * 2
+        xs, ys = (0, last), ys * 2
     return Series(group.name, [float(x) for x in xs], ys, index % COLOURS, dashed=index >= COLOURS)
 
 
-def _bar(index: int, group: Group, found: Sequence[dict[str, Any]]) -> Bar:
+def _bar(index: int, group: Group, runs: Sequence[Benefit]) -> Bar:
     """With the interval over clips of one run, or the range over several."""
-    values = [f["benefit_of_draws"]["value"] for f in found]
+    values = [run.benefit_of_draws.value or 0.0 for run in runs]
     mean = statistics.fmean(values)
-    interval = tuple(found[0]["benefit_of_draws"]["ci"]) if len(found) == 1 else (min(values), max(values))
+    interval = bounds(runs[0].benefit_of_draws.ci) if len(runs) == 1 else (min(values), max(values))
     return Bar(group.name, f"{mean:.3f}", [Segment(0.0, max(mean, 0.0), f"c{index % COLOURS}")], interval)

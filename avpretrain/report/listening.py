@@ -6,8 +6,9 @@ import io
 from pathlib import Path
 
 from avpretrain.core.errors import UserError
-from avpretrain.core.files import read_bytes, read_json
+from avpretrain.core.files import read_bytes
 from avpretrain.measures.runs import Run
+from avpretrain.measures.studies import Inpainting
 from avpretrain.report.comparison import Comparison
 from avpretrain.report.page import Figure, Figures, Picture, Players, Section, data_uri
 
@@ -41,8 +42,7 @@ def _filled(run: Run) -> list[Path]:
     """
     found = []
     for path in sorted((run.path / "eval").glob("inpaint*/errors.json")):
-        shown = read_json(path, "inpainting").get("shown", [])
-        found += [path.parent / str(key) for key in shown if isinstance(key, str)]
+        found += [path.parent / key for key in Inpainting.read(path, "inpainting", "avpretrain inpaint").shown]
     return [
         stem
         for stem in found

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import statistics
-from typing import Any
 
-from avpretrain.core.errors import UserError
-from avpretrain.core.files import read_json
 from avpretrain.measures.numbers import percent
 from avpretrain.measures.runs import Run
 from avpretrain.measures.scores import bounds
+from avpretrain.measures.studies import MissedDetail, Spectrum
 from avpretrain.report.charts import COLOURS, colours, measured, percents
 from avpretrain.report.comparison import Comparison
 from avpretrain.report.groups import Group
@@ -20,7 +18,7 @@ METHODS = {"one_step": "one step", "sampled": "sampled"}
 """Names of reconstructions in results, and in words."""
 
 
-def spectrum_of(run: Run) -> dict[str, Any]:
+def spectrum_of(run: Run) -> dict[str, MissedDetail]:
     """Method -> what `avpretrain spectrum` found of a run; empty where it was not measured.
 
     Raises:
@@ -29,11 +27,8 @@ def spectrum_of(run: Run) -> dict[str, Any]:
     path = next(iter(sorted((run.path / "eval").glob("spectrum*.json"))), None)
     if path is None:
         return {}
-    try:
-        found: dict[str, Any] = read_json(path, "spectrum")["methods"]
-        return {name: found[name] for name in METHODS if name in found}
-    except (KeyError, TypeError):
-        raise UserError(f"spectrum {path} holds no methods; write it anew with: avpretrain spectrum") from None
+    methods = Spectrum.read(path, "spectrum", "avpretrain spectrum").methods
+    return {name: methods[name] for name in METHODS if name in methods}
 
 
 def spectra(comparison: Comparison) -> Section | None:
@@ -66,20 +61,20 @@ def spectra(comparison: Comparison) -> Section | None:
     return Section("spectra", "Spectrograms by frequency", blocks, note)
 
 
-def _mean_line(index: int, group: Group, found: list[dict[str, Any]]) -> Series | None:
-    if not found:
+def _mean_line(index: int, group: Group, runs: list[MissedDetail]) -> Series | None:
+    if not runs:
         return None
-    ys = [statistics.fmean(values) for values in zip(*(f["missed_by_mel"] for f in found), strict=True)]
+    ys = [statistics.fmean(values) for values in zip(*(run.missed_by_mel for run in runs), strict=True)]
     return Series(group.name, [float(m + 1) for m in range(len(ys))], ys, index % COLOURS, dashed=index >= COLOURS)
 
 
-def _bar(index: int, group: Group, method: str, found: list[dict[str, Any]]) -> Bar | None:
+def _bar(index: int, group: Group, method: str, runs: list[MissedDetail]) -> Bar | None:
     """One group's missed share, with the interval over clips of one run, or the range over several."""
-    if not found:
+    values = [run.missed_high.value for run in runs if run.missed_high.value is not None]
+    if not values:
         return None
-    values = [f["missed_high"]["value"] for f in found]
     value, low_high = statistics.fmean(values), (min(values), max(values))
-    kept = percent(statistics.fmean(f["detail_high"]["value"] for f in found))
-    interval = low_high if len(found) > 1 else bounds(found[0]["missed_high"]["ci"])
+    kept = percent(statistics.fmean(run.detail_high.value or 0.0 for run in runs))
+    interval = low_high if len(runs) > 1 else bounds(runs[0].missed_high.ci)
     label = f"{group.name}, {METHODS[method]}"
     return Bar(label, f"{percent(value)}, kept {kept}", [Segment(0.0, value, f"c{index % COLOURS}")], interval)

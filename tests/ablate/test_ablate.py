@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,11 @@ import yaml
 from scipy import stats
 
 from avpretrain.ablate.matrix import Ablation, cells_of, load_ablation
-from avpretrain.ablate.summary import markdown, summary, table, task_of
+from avpretrain.ablate.record import Done, Failure, read_record
+from avpretrain.ablate.summary import Summary, markdown, summary, table
 from avpretrain.cli import main as cli
 from avpretrain.config.reader import to_dict
-from avpretrain.core.errors import UsageError
+from avpretrain.core.errors import UsageError, UserError
 from avpretrain.measures.numbers import percent
 from avpretrain.methods.diffmavil.config import TrainConfig, load_config
 from avpretrain.methods.diffmavil.cost import clip_flops
@@ -143,7 +144,7 @@ def test_matrices_hold_the_presets(matrix: str, base: str) -> None:
     for name in ("mavil", "diffmavil", "fast"):
         preset = load_config(f"{base}_{name}")
         samples = configs[name].schedule.samples
-        expected = dataclasses.replace(preset, schedule=dataclasses.replace(preset.schedule, samples=samples))
+        expected = replace(preset, schedule=replace(preset.schedule, samples=samples))
         assert learnt(configs[name]) == learnt(expected)
 
 
@@ -169,7 +170,7 @@ def test_noise_designs_differ_in_noise_alone() -> None:
             model = configs[f"{name}_{sides}"].model
             inputs = model.audio.decoder.input, model.video.decoder.input
             assert inputs == tuple("diffused" if side in sides else "mask_token" for side in "av")
-            assert model.diffusion == dataclasses.replace(base.model.diffusion, **design)
+            assert model.diffusion == replace(base.model.diffusion, **design)
             assert configs[f"{name}_{sides}"].schedule == base.schedule
 
 
@@ -281,54 +282,82 @@ def test_sigterm_leaves_a_checkpoint_and_no_process(tmp_path: Path, shards: str)
 # --- what it says ----------------------------------------------------------------------------------------------------
 
 
-def record(variant: str, seed: int, seconds: float, accuracy: float, missed: float) -> dict[str, Any]:
+def record(variant: str, seed: int, seconds: float, accuracy: float, missed: float, **more: Any) -> Done:
     share = {"value": missed, "ci": [missed, missed]}
     probe = {"task": "linear_probe", "label": "class", "modality": "audio", "metric": "accuracy", "value": accuracy,
              "ci": [accuracy - 0.1, accuracy + 0.1], "baselines": {"random_encoder": 0.3}}  # fmt: skip
-    methods = {"one_step": dict.fromkeys(("missed_low", "missed_high", "detail_low", "detail_high"), share)}
+    shares = dict.fromkeys(("missed_low", "missed_high", "detail_low", "detail_high"), share)
+    methods = {"one_step": {**shares, "missed_by_mel": [missed], "detail_by_mel": [missed]}}
     per_clip = 100.0 if variant == "mavil" else 68.0
-    return {
-        "status": "done",
-        "variant": variant,
-        "seed": seed,
-        "flops": {"per_clip": per_clip, "total": 1e4 * per_clip, "components": {"fusion": {"training": 7.0}}},
+    flops = {"per_clip": per_clip, "total": 1e4 * per_clip, "components": {"fusion": {"training": 7.0}}}
+    values = {
+        **head(variant, seed, "done"),
+        "config": {},
+        "flops": {**flops, "clips": 10_000, "steps": 100, "phases": []},
         "training": {
             "clips": 10_000, "steps": 100, "seconds": seconds, "clips_per_second": 10_000 / seconds,
-            "peak_memory_bytes": 5_000_000_000, "losses": {"loss": 1.0 + seed},
+            "median_clips_per_second": 10_000 / seconds, "data_wait_share": 0.0, "flops_total": 1e4 * per_clip,
+            "peak_memory_bytes": 5_000_000_000, "failed_clips": 0, "losses": {"loss": 1.0 + seed},
         },
         "evaluations": [probe, {"task": "spectrum", "methods": methods}],
         "jobs": 1, "hardware": {"gpus": ["a card"]}, "versions": {"torch": "2"}, "data": {"fingerprint": "5e"},
+        "stage_seconds": {}, "parameters": 1, "precision": "fp32", "commit": None,
+    }  # fmt: skip
+    return Done.from_json(values | more)
+
+
+def head(variant: str, seed: int, status: str) -> dict[str, Any]:
+    return {
+        "format": 1, "variant": variant, "seed": seed, "status": status, "training_hash": "a", "hash": "b",
+        "extends": [], "changes": {}, "differences": {},
     }  # fmt: skip
 
 
 def test_a_probe_is_called_by_its_name() -> None:
-    evaluation = record("mavil", 0, 1.0, 0.5, 0.5)["evaluations"][0]
-    assert task_of(evaluation) == "class from audio, linear probe"
-    assert task_of({**evaluation, "name": "ESC-10, bands"}) == "ESC-10, bands"
+    evaluation = record("mavil", 0, 1.0, 0.5, 0.5).evaluations[0]
+    assert evaluation.words == "class from audio, linear probe"
+    assert replace(evaluation, name="ESC-10, bands").words == "ESC-10, bands"
 
 
-def summarised(tmp_path: Path) -> dict[str, Any]:
+def summarised(tmp_path: Path) -> Summary:
     matrix = write_matrix(tmp_path, {"mavil": {}, "diffmavil": DIFFMAVIL, "late": {"optim.lr": 0.1}})
     records = [record("mavil", s, 100.0 + s, v, 0.5) for s, v in enumerate((0.70, 0.74, 0.78))]
     records += [record("diffmavil", s, 80.0 + s, v, 0.4) for s, v in enumerate((0.73, 0.75, 0.80))]
-    failed = {"status": "failed", "variant": "late", "seed": 0, "stage": "train", "error": "out of memory"}
+    failed = Failure.from_json({**head("late", 0, "failed"), "stage": "train", "error": "out of memory"})
     return summary(load_ablation(str(matrix)), [*records, failed])
 
 
 def test_summary_pairs_seeds_and_measures_savings(tmp_path: Path) -> None:
     found = summarised(tmp_path)
-    mavil, diffmavil = found["variants"]
-    assert (mavil["flops_saving"], diffmavil["flops_saving"]) == (0.0, pytest.approx(0.32))
-    assert diffmavil["time_saving"] == pytest.approx(1 - 81 / 101)
-    result = diffmavil["results"]["class from audio, linear probe"]
-    assert (result["median"], result["values"]) == (0.75, [0.73, 0.75, 0.80])
+    mavil, diffmavil = found.variants
+    assert (mavil.flops_saving, diffmavil.flops_saving) == (0.0, pytest.approx(0.32))
+    assert diffmavil.time_saving == pytest.approx(1 - 81 / 101)
+    result = diffmavil.results["class from audio, linear probe"]
+    assert (result.median, result.values) == (0.75, (0.73, 0.75, 0.80))
     paired = stats.ttest_rel([0.73, 0.75, 0.80], [0.70, 0.74, 0.78]).confidence_interval()
-    assert result["gain"]["mean"] == pytest.approx(0.02)
-    assert result["gain"]["ci"] == pytest.approx([paired.low, paired.high])
-    assert result["baselines"] == {"random_encoder": pytest.approx(0.3)}
-    assert found["failed"] == {"late-s0": "train: out of memory"}
-    assert (found["hardware"], found["baseline"]) == ({"gpus": ["a card"]}, "mavil")
-    json.dumps(found, allow_nan=False)
+    assert result.gain is not None and result.gain.mean == pytest.approx(0.02)
+    assert result.gain.ci == pytest.approx((paired.low, paired.high))
+    assert result.baselines == {"random_encoder": pytest.approx(0.3)}
+    assert found.failed == {"late-s0": "train: out of memory"}
+    assert (found.hardware, found.baseline) == ({"gpus": ["a card"]}, "mavil")
+    assert Summary.from_json(json.loads(json.dumps(found.to_json(), allow_nan=False))) == found
+
+
+@pytest.mark.parametrize("folder", ["ablation_tiny", "ablation_noise_h200"])
+def test_cells_in_docs_are_read(folder: str) -> None:
+    cells = sorted((Path("docs/results") / folder / "cells").glob("*.json"))
+    records = [read_record(path) for path in cells]
+    assert len(records) > 8
+    for record_ in records:
+        again = type(record_).from_json(json.loads(json.dumps(record_.to_json())))
+        assert again == record_
+
+
+def test_a_damaged_cell_is_said_in_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "mavil-s0.json"
+    path.write_text('{"status": "done", "format": 1, "variant": "mavil", "seed": "0"}')
+    with pytest.raises(UserError, match=r"mavil-s0.json holds no cell \('seed' is '0'\); write it anew with"):
+        read_record(path)
 
 
 def test_table_says_it_in_words(tmp_path: Path) -> None:
@@ -347,8 +376,8 @@ def test_table_says_it_in_words(tmp_path: Path) -> None:
 
 def test_shared_machines_are_cautioned_against(tmp_path: Path) -> None:
     matrix = load_ablation(str(write_matrix(tmp_path, {"mavil": {}})))
-    shared = record("mavil", 0, 100.0, 0.7, 0.5) | {"jobs": 3}
-    other = record("mavil", 1, 100.0, 0.7, 0.5) | {"hardware": {"gpus": []}}
+    shared = record("mavil", 0, 100.0, 0.7, 0.5, jobs=3)
+    other = record("mavil", 1, 100.0, 0.7, 0.5, hardware={"gpus": []})
     text = markdown(summary(matrix, [shared, other]))
     assert "Several cells shared the machine" in text
     assert "different hardware" in text

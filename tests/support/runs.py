@@ -12,10 +12,17 @@ import numpy as np
 import yaml
 
 from avpretrain.config.reader import to_dict
+from avpretrain.core.files import write_json
 from avpretrain.evaluation.predictions import Predictions
 from avpretrain.evaluation.results import predictions_path
+from avpretrain.measures.studies import Inpainting
 from avpretrain.methods.diffmavil.config import TrainConfig, load_config
 from avpretrain.methods.diffmavil.cost import clip_flops, plan_of
+
+ORIGIN: dict[str, Any] = {
+    "format": 1, "checkpoint": {}, "data": {}, "model": {}, "seed": 0, "versions": {}, "hardware": {}, "commit": None,
+}  # fmt: skip
+"""What every result of a checkpoint says of where it comes from, empty."""
 
 
 def write_run(
@@ -130,7 +137,8 @@ def write_inpainted(folder: Path, key: str = "clip") -> Path:
 
     inpaint = folder / "eval" / "inpaint"
     inpaint.mkdir(parents=True, exist_ok=True)
-    (inpaint / "errors.json").write_text(json.dumps({"task": "inpaint", "shown": [key]}))
+    filled = Inpainting(clips=1, split="test", settings={}, shown=(key,), mse={}, **ORIGIN)
+    write_json(inpaint / "errors.json", filled.to_json())
     _picture(inpaint / f"{key}-audio.png", 0)
     for i, name in enumerate(("original", "filled")):
         samples = (8000 * np.sin(np.arange(1600) * 0.1 * (i + 1))).astype(np.int16)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 from avpretrain.cli.shared.places import require_file, require_inputs
 from avpretrain.core.errors import UsageError
 from avpretrain.core.files import write_json
 from avpretrain.core.terminal import Console
+from avpretrain.measures.results import Result
+
+Study = TypeVar("Study", bound=Result)
 
 
 @runtime_checkable
@@ -31,8 +34,8 @@ def run_study(
     least: Mapping[str, int],
     out: Path | None,
     as_json: bool,
-    measure: Callable[[], dict[str, Any]],
-    show: Callable[[dict[str, Any], Console], None],
+    measure: Callable[[], Study],
+    show: Callable[[Study, Console], None],
 ) -> None:
     """Checks the settings, measures, writes the result to `out` or into the run's eval/ folder, and shows it.
 
@@ -56,9 +59,9 @@ def run_study(
 
     path = result_path(ckpt, out, name, how.split)
     if path:
-        write_json(path, result)
+        write_json(path, result.to_json())
     if as_json:
-        print(json.dumps(result, indent=2))
+        print(json.dumps(result.to_json(), indent=2))
         return
     console = Console()
     show(result, console)

@@ -14,7 +14,6 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -29,12 +28,14 @@ from avpretrain.evaluation.generation.held_out import open_held_out
 from avpretrain.evaluation.results import origin
 from avpretrain.evaluation.settings import ContextConfig
 from avpretrain.measures.intervals import Floats, Statistic, estimate
+from avpretrain.measures.results import Estimate
+from avpretrain.measures.studies import Benefit, Context
 from avpretrain.methods.diffmavil.model import SIDES, DiffMAViL, Side
 from avpretrain.nn.losses import normalise_patches
 from avpretrain.nn.masking import gather_patches
 from avpretrain.nn.reconstruction import MaskedView
 
-UNDEFINED = {"value": None, "ci": [None, None]}
+UNDEFINED = Estimate(value=None)
 DRAWS = 1 << 16
 """Timesteps drawn to learn how often each level of noise is trained."""
 
@@ -43,11 +44,11 @@ DRAWS = 1 << 16
 class Levels:
     """The levels of noise of one modality."""
 
-    timesteps: list[int]
-    alphas_cumprod: list[float]
-    share: list[float]
+    timesteps: tuple[int, ...]
+    alphas_cumprod: tuple[float, ...]
+    share: tuple[float, ...]
     """Of a training's draws that fall to each."""
-    weight: list[float]
+    weight: tuple[float, ...]
     """Of the training's loss, on squared errors of the clean patch."""
 
 
@@ -67,7 +68,7 @@ def levels_of(model: DiffMAViL, side: Side, count: int) -> Levels:
     diffusion, process = model.cfg.diffusion, model.tower(side).process
     last = diffusion.num_train_timesteps
     if model.tower(side).decoder.cfg.input == "mask_token":
-        return Levels([last], [0.0], [1.0], [1.0])
+        return Levels((last,), (0.0,), (1.0,), (1.0,))
     edges = np.unique(np.linspace(0, last, min(count, last) + 1).round().astype(int))
     timesteps = [int(a + b - 1) // 2 for a, b in itertools.pairwise(edges)]
     seed_B = torch.arange(DRAWS, device=process.alphas_cumprod_T.device)
@@ -77,7 +78,8 @@ def levels_of(model: DiffMAViL, side: Side, count: int) -> Levels:
         timesteps, shares = [*timesteps, last], [*shares, float(np.mean(drawn == last))]
     asked = torch.tensor(timesteps, device=seed_B.device)
     weights = process.loss_weight(asked) * process.error_scale(asked)
-    return Levels(timesteps, process.alphas_cumprod_T[asked].tolist(), shares, weights.tolist())
+    alphas = process.alphas_cumprod_T[asked].tolist()
+    return Levels(tuple(timesteps), tuple(alphas), tuple(shares), tuple(weights.tolist()))
 
 
 def measure(model: DiffMAViL, batch: AVBatch, side: Side, levels: Levels, ratio: float) -> Worth:
@@ -130,7 +132,7 @@ def _at(
     return own_B.detach(), other_B, gradient_B
 
 
-def run_context(checkpoint: Path, shards: Sequence[str], cfg: ContextConfig) -> dict[str, Any]:
+def run_context(checkpoint: Path, shards: Sequence[str], cfg: ContextConfig) -> Context:
     """Measures what context is worth to each decoder of a checkpoint on held-out clips.
 
     Raises:
@@ -149,46 +151,57 @@ def run_context(checkpoint: Path, shards: Sequence[str], cfg: ContextConfig) -> 
         batch = features(raw.to(device))
         for side in SIDES:
             found[side].append(measure(model, batch, side, levels[side], cfg.ratio))
-    sides = {side: summary(levels[side], parts, cfg.seed) for side, parts in found.items() if _clips(parts)}
+    sides: dict[str, Benefit] = {
+        side: summary(model.tower(side).decoder.cfg.input, levels[side], parts, cfg.seed)
+        for side, parts in found.items()
+        if _clips(parts)
+    }
     if not sides:
         raise UserError(f"split '{cfg.split}' has too few clips: a context is borrowed from another clip of a batch")
-    return {
-        "task": "context",
-        "label": cfg.split,
-        "clips": {side: _clips(parts) for side, parts in found.items()},
-        "sides": {side: {"input": model.tower(side).decoder.cfg.input, **values} for side, values in sides.items()},
-        "settings": dataclasses.asdict(cfg),
+    return Context(
+        label=cfg.split,
+        clips={side: _clips(parts) for side, parts in found.items()},
+        sides=sides,
+        settings=dataclasses.asdict(cfg),
         **origin(checkpoint, model, clips, tuple(shards), cfg.seed),
-    }
+    )
 
 
 def _clips(parts: Sequence[Worth]) -> int:
     return sum(len(part.own_NK) for part in parts)
 
 
-def summary(levels: Levels, parts: Sequence[Worth], seed: int) -> dict[str, Any]:
-    """Means over clips at each level, and over the draws of a training with their intervals."""
+def summary(input: str, levels: Levels, parts: Sequence[Worth], seed: int) -> Benefit:
+    """Means over clips at each level, and over the draws of a training with their intervals.
+
+    Args:
+        input: of the decoder.
+    """
     own_NK, other_NK, gradient_NK = (
         np.concatenate([getattr(part, name) for part in parts]) for name in ("own_NK", "other_NK", "gradient_NK")
     )
     benefit_NK, share_K = other_NK - own_NK, np.array(levels.share)
     drawn_N, purest_N = benefit_NK @ share_K, benefit_NK[:, -1]
 
-    def mean(values: Floats) -> list[float]:
-        return [round(float(x), 6) for x in values.mean(axis=0)]
+    def mean(values: Floats) -> tuple[float, ...]:
+        return tuple(round(float(x), 6) for x in values.mean(axis=0))
 
     def ratio(weight_RN: Floats) -> Floats:
         below_R = weight_RN @ purest_N
         return np.divide(weight_RN @ drawn_N, below_R, out=np.full_like(below_R, np.nan), where=below_R > 0)
 
     drawn: Statistic = lambda weight_RN: weight_RN @ drawn_N / weight_RN.sum(axis=1)  # noqa: E731
-    return {
-        **dataclasses.asdict(levels),
-        "error_own": mean(own_NK),
-        "error_other": mean(other_NK),
-        "benefit": mean(benefit_NK),
-        "gradient": mean(gradient_NK),
-        "benefit_of_draws": estimate(drawn, len(own_NK), seed),
-        "effective_share": estimate(ratio, len(own_NK), seed) if purest_N.mean() > 0 else UNDEFINED,
-        "gradient_of_draws": round(float((gradient_NK @ share_K).mean()), 6),
-    }
+    return Benefit(
+        input=input,
+        timesteps=levels.timesteps,
+        alphas_cumprod=levels.alphas_cumprod,
+        share=levels.share,
+        weight=levels.weight,
+        error_own=mean(own_NK),
+        error_other=mean(other_NK),
+        benefit=mean(benefit_NK),
+        gradient=mean(gradient_NK),
+        benefit_of_draws=estimate(drawn, len(own_NK), seed),
+        effective_share=estimate(ratio, len(own_NK), seed) if purest_N.mean() > 0 else UNDEFINED,
+        gradient_of_draws=round(float((gradient_NK @ share_K).mean()), 6),
+    )

@@ -24,15 +24,15 @@ from avpretrain.evaluation.generation.vocoder import to_waveform
 from avpretrain.evaluation.results import origin
 from avpretrain.evaluation.settings import InpaintConfig, InpaintRun
 from avpretrain.measures.intervals import Floats, estimate
+from avpretrain.measures.results import Estimate
+from avpretrain.measures.studies import Inpainting
 from avpretrain.methods.diffmavil.model import SIDES, Side
 from avpretrain.methods.load import load_model
 
 ERRORS = "errors.json"
 
 
-def run_inpaint(
-    checkpoint: Path, shards: Sequence[str], out: Path, how: InpaintConfig, run: InpaintRun
-) -> dict[str, Any]:
+def run_inpaint(checkpoint: Path, shards: Sequence[str], out: Path, how: InpaintConfig, run: InpaintRun) -> Inpainting:
     """Writes `KEY-audio.png`, `KEY-video.png`, `KEY-original.wav`, `KEY-filled.wav`, `errors.json`; returns the last.
 
     Both wavs are rebuilt from log-mel spectrograms, so that what differs between them is the filling alone.
@@ -61,22 +61,21 @@ def run_inpaint(
                 key = clips.clip(int(raw.index_B[i])).key
                 _write_files(batch, filled, i, out / key, model.cfg.input, how, int(frames_B[i]))
                 written.append(key)
-    result = {
-        "task": "inpaint",
-        "clips": count,
-        "split": run.split,
-        "settings": {**dataclasses.asdict(how), **({} if model.cfg.loss.norm_pix_loss else {"statistics": None})},
-        "shown": written,
-        "mse": _summary(parts, run.seed),
+    result = Inpainting(
+        clips=count,
+        split=run.split,
+        settings={**dataclasses.asdict(how), **({} if model.cfg.loss.norm_pix_loss else {"statistics": None})},
+        shown=tuple(written),
+        mse=_summary(parts, run.seed),
         **origin(checkpoint, model, clips, tuple(shards), run.seed),
-    }
-    write_json(out / ERRORS, result)
+    )
+    write_json(out / ERRORS, result.to_json())
     return result
 
 
-def _summary(parts: Sequence[dict[str, dict[str, Tensor]]], seed: int) -> dict[str, dict[str, Any]]:
+def _summary(parts: Sequence[dict[str, dict[str, Tensor]]], seed: int) -> dict[str, dict[str, Estimate]]:
     """Side -> method -> mean squared error over clips, with its interval; methods a side does not have are left out."""
-    summary: dict[str, dict[str, Any]] = {side: {} for side in SIDES}
+    summary: dict[str, dict[str, Estimate]] = {side: {} for side in SIDES}
     for side in SIDES:
         for method in METHODS:
             errors = [part[side][method] for part in parts if method in part[side]]

@@ -31,6 +31,7 @@ from avpretrain.evaluation.generation.held_out import open_held_out
 from avpretrain.evaluation.results import origin
 from avpretrain.evaluation.settings import InpaintConfig, SpectrumConfig
 from avpretrain.measures.intervals import Floats, Statistic, estimate
+from avpretrain.measures.studies import MissedDetail, Spectrum
 from avpretrain.methods.diffmavil.model import DiffMAViL
 from avpretrain.nn.masking import gather_patches
 from avpretrain.nn.reconstruction import fill_hidden
@@ -75,7 +76,7 @@ def _detail(patches_BHP: Tensor) -> Tensor:
     return patches_BHP - patches_BHP.mean(dim=-1, keepdim=True)
 
 
-def run_spectrum(checkpoint: Path, shards: Sequence[str], cfg: SpectrumConfig) -> dict[str, Any]:
+def run_spectrum(checkpoint: Path, shards: Sequence[str], cfg: SpectrumConfig) -> Spectrum:
     """Reconstructs held-out clips and returns the result.
 
     Raises:
@@ -93,16 +94,14 @@ def run_spectrum(checkpoint: Path, shards: Sequence[str], cfg: SpectrumConfig) -
     heard = len(next(iter(found.values())).true_NM)
     if not heard or not all(e.true_NM.sum() for e in found.values()):
         raise UserError(f"no clip of split '{cfg.split}' has sound that could be read")
-    return {
-        "task": "spectrum",
-        "label": cfg.split,
-        "modality": "audio",
-        "clips": heard,
-        "mel_hz": mel_centres(model.cfg.input),
-        "methods": {name: _summary(e, cfg.seed) for name, e in found.items()},
-        "settings": {**dataclasses.asdict(cfg), "steps": steps},
+    return Spectrum(
+        label=cfg.split,
+        clips=heard,
+        mel_hz=mel_centres(model.cfg.input),
+        methods={name: _summary(e, cfg.seed) for name, e in found.items()},
+        settings={**dataclasses.asdict(cfg), "steps": steps},
         **origin(checkpoint, model, clips, tuple(shards), cfg.seed),
-    }
+    )
 
 
 def _joined(parts: Sequence[Energies]) -> Energies:
@@ -110,7 +109,7 @@ def _joined(parts: Sequence[Energies]) -> Energies:
     return Energies(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
 
-def _summary(e: Energies, seed: int) -> dict[str, Any]:
+def _summary(e: Energies, seed: int) -> MissedDetail:
     """Shares over all clips: of the lower and the upper half of the mel bins with their intervals, and of each bin."""
     half = e.true_NM.shape[1] // 2
     result: dict[str, Any] = {}
@@ -118,8 +117,8 @@ def _summary(e: Energies, seed: int) -> dict[str, Any]:
         for place, bins in (("low", slice(0, half)), ("high", slice(half, None))):
             result[f"{name}_{place}"] = estimate(_share(part_NM[:, bins], e.true_NM[:, bins]), len(part_NM), seed)
         share_M = part_NM.sum(axis=0) / np.maximum(e.true_NM.sum(axis=0), 1e-12)
-        result[f"{name}_by_mel"] = [round(float(share), 5) for share in share_M]
-    return result
+        result[f"{name}_by_mel"] = tuple(round(float(share), 5) for share in share_M)
+    return MissedDetail(**result)
 
 
 def _share(part_NX: Floats, whole_NX: Floats) -> Statistic:
@@ -127,8 +126,8 @@ def _share(part_NX: Floats, whole_NX: Floats) -> Statistic:
     return lambda weight_RN: (weight_RN @ part_N) / (weight_RN @ whole_N)
 
 
-def mel_centres(cfg: InputConfig) -> list[float]:
+def mel_centres(cfg: InputConfig) -> tuple[float, ...]:
     """Centre of each mel bin in Hz, on HTK's scale."""
     low, high = (1127 * math.log1p(hz / 700) for hz in (LOWEST_HZ, cfg.sample_rate / 2))
     width = (high - low) / (cfg.mels + 1)
-    return [round(700 * math.expm1((low + (i + 1) * width) / 1127), 1) for i in range(cfg.mels)]
+    return tuple(round(700 * math.expm1((low + (i + 1) * width) / 1127), 1) for i in range(cfg.mels))

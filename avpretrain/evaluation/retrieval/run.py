@@ -156,17 +156,17 @@ def _both_directions(ranked: Ranks, seed: int) -> dict[str, Any]:
             for name, score in scores(rank_N, len(rank_N)).items()
         }
         directions[direction] = {
-            **{name: found["value"] for name, found in estimates.items()},
-            "cis": {name: found["ci"] for name, found in estimates.items()},
+            **{name: found.value for name, found in estimates.items()},
+            "cis": {name: list(found.ci) for name, found in estimates.items()},
         }
     both = intervals.estimate(ranked.statistic(ranked.metric), len(ranked.keys), seed, intervals.wilson)
-    return {"metric": ranked.metric, ranked.metric: both["value"], "ci": both["ci"], **directions}
+    return {"metric": ranked.metric, ranked.metric: both.value, "ci": list(both.ci), **directions}
 
 
 def _ahead(ours: Ranks, theirs: Ranks, seed: int) -> dict[str, Any]:
     """Headline of ours less theirs, paired by clip."""
     gain = difference(ours, theirs, seed)
-    return {"difference": gain["value"], "difference_ci": gain["ci"]}
+    return {"difference": gain.value, "difference_ci": list(gain.ci)}
 
 
 def _chance(gallery: int) -> dict[str, Any]:

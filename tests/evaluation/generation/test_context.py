@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,14 +12,17 @@ import torch
 
 from avpretrain.cli.main import run
 from avpretrain.core.errors import UserError
+from avpretrain.core.files import write_json
 from avpretrain.evaluation.generation.context import Levels, Worth, levels_of, measure, summary
 from avpretrain.evaluation.setup import random_encoder
+from avpretrain.measures.results import Estimate
+from avpretrain.measures.studies import Benefit, Context
 from avpretrain.methods.diffmavil.curriculum import MaskRatios
 from avpretrain.methods.diffmavil.model import SIDES, DiffMAViL
 from avpretrain.report.comparison import Comparison
 from avpretrain.report.write import render
 from tests.methods.diffmavil.test_identity import NOTHING_SHOWN
-from tests.support.runs import write_run
+from tests.support.runs import ORIGIN, write_run
 from tests.support.tiny_datasets import Spec, make_dataset
 from tests.support.tiny_models import random_batch, smooth_batch, tiny
 
@@ -64,7 +66,7 @@ def test_a_denoiser_that_is_shown_nothing_is_measured_as_mavil() -> None:
     ours.load_state_dict(weights, strict=False)
     batch = random_batch(ours.cfg)
     levels = levels_of(ours, "video", 3)
-    assert levels.share == [0.0, 0.0, 0.0, 1.0]
+    assert levels.share == (0.0, 0.0, 0.0, 1.0)
     found = measure(ours, batch, "video", levels, 0.75)
     expected = measure(mavil, batch, "video", levels_of(mavil, "video", 3), 0.75)
     for name in ("own_NK", "other_NK", "gradient_NK"):
@@ -78,7 +80,7 @@ def test_errors_are_those_of_clean_patches_and_gradients_carry_the_training_weig
     for weight, alpha in zip(levels.weight, levels.alphas_cumprod, strict=True):
         assert weight == pytest.approx(1 - alpha, rel=1e-4)  # 'noise', whatever is predicted
     worth = measure(model, batch, "audio", levels, 0.75)
-    plain = measure(model, batch, "audio", dataclasses.replace(levels, weight=[1.0] * 5), 0.75)
+    plain = measure(model, batch, "audio", dataclasses.replace(levels, weight=(1.0,) * 5), 0.75)
     assert worth.gradient_NK == pytest.approx(plain.gradient_NK * levels.weight, rel=1e-4)
     assert (worth.own_NK == plain.own_NK).all()
 
@@ -86,7 +88,7 @@ def test_errors_are_those_of_clean_patches_and_gradients_carry_the_training_weig
 def test_levels_are_counted_as_training_draws_them() -> None:
     model = DiffMAViL(tiny(diffusion={"mask_share": 0.25, "timesteps": "logit_normal", "logit_mean": 1.0}))
     levels = levels_of(model, "audio", 10)
-    assert levels.timesteps == [49, 149, 249, 349, 449, 549, 649, 749, 849, 949, 1000]
+    assert levels.timesteps == (49, 149, 249, 349, 449, 549, 649, 749, 849, 949, 1000)
     assert sum(levels.share) == pytest.approx(1.0)
     assert levels.share[-1] == pytest.approx(0.25, abs=0.01)
     assert levels.share[8] > levels.share[2]
@@ -102,11 +104,11 @@ def test_only_clips_that_have_and_borrow_the_modality_count() -> None:
 
 def test_share_of_draws_that_reach_the_encoder() -> None:
     own, benefit = np.ones((50, 3)), np.tile([0.0, 0.1, 0.4], (50, 1))
-    levels = Levels([1, 2, 3], [0.9, 0.5, 0.0], [0.5, 0.25, 0.25], [1.0] * 3)
-    found = summary(levels, [Worth(own, own + benefit, benefit)], 0)
-    assert found["benefit_of_draws"]["value"] == pytest.approx(0.125, abs=1e-6)
-    assert found["effective_share"]["value"] == pytest.approx(0.3125, abs=1e-6)
-    assert summary(levels, [Worth(own, own, benefit)], 0)["effective_share"]["value"] is None
+    levels = Levels((1, 2, 3), (0.9, 0.5, 0.0), (0.5, 0.25, 0.25), (1.0,) * 3)
+    found = summary("diffused", levels, [Worth(own, own + benefit, benefit)], 0)
+    assert found.benefit_of_draws.value == pytest.approx(0.125, abs=1e-6)
+    assert found.effective_share.value == pytest.approx(0.3125, abs=1e-6)
+    assert summary("diffused", levels, [Worth(own, own, benefit)], 0).effective_share.value is None
 
 
 # --- command and report ----------------------------------------------------------------------------------------------
@@ -147,10 +149,14 @@ def test_a_clip_alone_is_an_error(checkpoint: Path, data: str) -> None:
 
 
 def write_context(run_dir: Path, benefits: list[float], timesteps: list[int]) -> None:
-    mean = sum(benefits) / len(benefits)
-    found: dict[str, Any] = {"input": "diffused", "timesteps": timesteps, "benefit": benefits}
-    found["benefit_of_draws"] = {"value": mean, "ci": [mean - 0.01, mean + 0.01]}
-    (run_dir / "eval" / "context_val.json").write_text(json.dumps({"task": "context", "sides": {"audio": found}}))
+    mean, one = sum(benefits) / len(benefits), (1.0,) * len(benefits)
+    benefit = Benefit(
+        input="diffused", timesteps=tuple(timesteps), alphas_cumprod=one, share=one, weight=one, error_own=one,
+        error_other=one, benefit=tuple(benefits), gradient=one, gradient_of_draws=1.0,
+        benefit_of_draws=Estimate(value=mean, ci=(mean - 0.01, mean + 0.01)), effective_share=Estimate(value=1.0),
+    )  # fmt: skip
+    context = Context(label="val", clips={"audio": 4}, sides={"audio": benefit}, settings={}, **ORIGIN)
+    write_json(run_dir / "eval" / "context_val.json", context.to_json())
 
 
 def test_report_draws_context_of_the_runs_that_have_it(tmp_path: Path) -> None:
@@ -171,5 +177,8 @@ def test_report_draws_context_of_the_runs_that_have_it(tmp_path: Path) -> None:
 def test_a_damaged_result_is_named(tmp_path: Path) -> None:
     path = write_run(tmp_path / "mavil")
     (path / "eval" / "context_val.json").write_text("{}")
-    with pytest.raises(UserError, match=r"context .*context_val.json holds no levels"):
+    with pytest.raises(
+        UserError,
+        match=r"context_val.json holds no context .*'format' is missing",
+    ):
         render(Comparison.of([path]))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,14 +13,17 @@ from torch import Tensor
 
 from avpretrain.cli.main import run
 from avpretrain.core.errors import UserError
+from avpretrain.core.files import write_json
 from avpretrain.data.features import mel_filters
 from avpretrain.evaluation.generation.filling import InpaintConfig
 from avpretrain.evaluation.generation.spectrum import SpectrumConfig, energies, mel_centres, run_spectrum
 from avpretrain.evaluation.setup import random_encoder
+from avpretrain.measures.results import Estimate
+from avpretrain.measures.studies import MissedDetail, Spectrum
 from avpretrain.methods.diffmavil.model import DiffMAViL
 from avpretrain.report.comparison import Comparison
 from avpretrain.report.write import render
-from tests.support.runs import write_run
+from tests.support.runs import ORIGIN, write_run
 from tests.support.tiny_datasets import Spec, make_dataset
 from tests.support.tiny_models import INPUT, random_batch, tiny
 
@@ -101,11 +103,14 @@ def test_clips_without_sound_are_an_error(checkpoint: Path, data: str) -> None:
 
 
 def write_spectrum(run_dir: Path, missed: float, methods: tuple[str, ...] = ("one_step",)) -> None:
-    share = {"value": missed, "ci": [missed - 0.02, missed + 0.02]}
-    found: dict[str, Any] = dict.fromkeys(("missed_low", "missed_high", "detail_low", "detail_high"), share)
-    found |= {"missed_by_mel": [missed] * 8, "detail_by_mel": [missed] * 8}
-    result = {"task": "spectrum", "label": "test", "modality": "audio", "methods": dict.fromkeys(methods, found)}
-    (run_dir / "eval" / "spectrum_test.json").write_text(json.dumps(result))
+    share, by_mel = Estimate(value=missed, ci=(missed - 0.02, missed + 0.02)), (missed,) * 8
+    missing = MissedDetail(
+        missed_low=share, missed_high=share, detail_low=share, detail_high=share, missed_by_mel=by_mel,
+        detail_by_mel=by_mel,
+    )  # fmt: skip
+    both = dict.fromkeys(methods, missing)
+    spectrum = Spectrum(label="test", clips=4, mel_hz=by_mel, methods=both, settings={}, **ORIGIN)
+    write_json(run_dir / "eval" / "spectrum_test.json", spectrum.to_json())
 
 
 def test_report_shows_spectra_of_the_runs_that_have_them(tmp_path: Path) -> None:
@@ -129,5 +134,5 @@ def test_report_shows_spectra_of_the_runs_that_have_them(tmp_path: Path) -> None
 def test_a_damaged_spectrum_is_named(tmp_path: Path) -> None:
     path = write_run(tmp_path / "mavil")
     (path / "eval" / "spectrum_test.json").write_text("{}")
-    with pytest.raises(UserError, match=r"spectrum .*spectrum_test.json holds no methods"):
+    with pytest.raises(UserError, match=r"spectrum_test.json holds no spectrum .*'format' is missing"):
         render(Comparison.of([path]))
