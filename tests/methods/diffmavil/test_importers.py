@@ -168,11 +168,15 @@ def test_mae_into_audio_sums_colours(tmp_path: Path) -> None:
     assert any("summed" in line for line in report.adapted)
 
 
-def test_timm_model_with_its_own_forward(tmp_path: Path) -> None:
+@pytest.mark.parametrize("layer_scale", [None, 0.3])
+def test_timm_model_with_its_own_forward(tmp_path: Path, layer_scale: float | None) -> None:
     timm = pytest.importorskip("timm")
     theirs = timm.models.VisionTransformer(
-        img_size=32, patch_size=16, embed_dim=D, depth=LAYERS, num_heads=HEADS, num_classes=5
+        img_size=32, patch_size=16, embed_dim=D, depth=LAYERS, num_heads=HEADS, num_classes=5, init_values=layer_scale
     ).eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.add_(torch.randn_like(parameter) / 20)
     save_file(theirs.state_dict(), tmp_path / "vit.safetensors")
     model, report = import_checkpoint(tmp_path / "vit.safetensors", "timm", BASE, "video", heads=HEADS)
     image = torch.randn(2, 3, 32, 32)
@@ -283,7 +287,11 @@ def test_what_does_not_fit_is_said(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no video encoder"):
         import_checkpoint(path, "audiomae", BASE, "video", heads=HEADS)
     with pytest.raises(UserError, match="no place for"):
-        import_checkpoint(saved(tmp_path, {**mae(), "blocks.0.ls1.gamma": torch.ones(D)}), "mae", BASE, heads=HEADS)
+        import_checkpoint(
+            saved(tmp_path, {**mae(), "blocks.0.attn.q_norm.weight": torch.ones(D)}), "mae", BASE, heads=HEADS
+        )
+    with pytest.raises(UserError, match="register tokens"):
+        import_checkpoint(saved(tmp_path, {**mae(), "reg_token": torch.ones(1, 4, D)}), "timm", BASE, heads=HEADS)
     with pytest.raises(UserError, match="no checkpoint"):
         read_weights(tmp_path / "absent.pth")
     (tmp_path / "torn.pth").write_bytes(path.read_bytes()[:1000])
