@@ -96,10 +96,10 @@ class Downloader:
             raise LostError(f"yt-dlp can't be run: {error.strerror}") from None
         files = [p for p in work.iterdir() if p.suffix.lower() in MEDIA_EXTENSIONS and p.stat().st_size > 0]
         if done.returncode or len(files) != 1:
-            error = _why(done.stderr, len(files))
-            if error.final or not any(work.iterdir()):
+            why = _why(done.stderr, len(files))
+            if why.final or not any(work.iterdir()):
                 shutil.rmtree(work)
-            raise error
+            raise why
         self.folder.mkdir(parents=True, exist_ok=True)
         target = self.folder / f"{name}{files[0].suffix.lower()}"
         files[0].replace(target)
