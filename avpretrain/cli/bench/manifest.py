@@ -53,9 +53,10 @@ def measure(
         f"list of shards: {answer['summary_bytes'] / 1e6:.1f} MB, {answer['listing_seconds']:.3f} s; "
         f"fetch all by HTTP on this machine {answer['fetch_seconds']:.1f} s"
     )
+    say(f"a rank: open and check {answer['open_seconds']:.3f} s, find the next sample {answer['seek_seconds']:.3f} s")
     say(
-        f"a rank: open and check {answer['open_seconds']:.3f} s, find the next sample {answer['seek_seconds']:.3f} s, "
-        f"plan {answer['plan_steps']:,} steps of {answer['plan_config']} {answer['plan_seconds']:.1f} s and {steps:.0f} MiB"
+        f"the plan of {answer['plan_config']}, {answer['plan_steps']:,} steps: {answer['plan_seconds']:.1f} s, "
+        f"{steps:.0f} MiB"
     )
     say(
         f"a loader process: open {answer['loader_open_seconds']:.3f} s, {own:.0f} MiB of its own, "
