@@ -1,6 +1,6 @@
 """Other projects' ViT checkpoints, read safely and brought to one shape: patches, positions, blocks, norm.
 
-Layouts: MAE and timm (an image ViT), AudioMAE (the same over spectrograms), CAV-MAE and MAViL (two ViTs and shared
+Layouts: MAE and timm (an image ViT), AudioMAE and Dasheng (over spectrograms), CAV-MAE and MAViL (two ViTs and shared
 blocks); those of `transformers` are in `huggingface_vits.py`. D width, C colours, L patches, N layers; kernels are
 [D, C, p, q] or [D, C, u, p, q].
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import pickle
 import re
 import struct
@@ -37,6 +38,11 @@ AUDIOSET_STATS = (-4.2677393, 4.5689974)
 """Mean and standard deviation of AudioMAE's and MAViL's log-mel; they divide by twice the latter, as we do."""
 CAV_MAE_STATS = (-5.081, 4.4849 / 2)
 """CAV-MAE divides by the standard deviation itself."""
+DECIBELS = (0.0, math.log(10) / 20)
+"""By which a natural logarithm of energy, divided by twice the second, is in decibels."""
+DASHENG_HEADS = {768: 12, 1280: 16, 1536: 24}
+"""Heads by width, of the released models."""
+BATCH_NORM_EPS = 1e-5
 
 
 @dataclass(frozen=True)
@@ -74,7 +80,10 @@ class ForeignModel:
     """Attention heads, where the layout says how many."""
     audio_stats: tuple[float, float] | None = None
     """Mean and standard deviation for `InputConfig`, where the layout implies them."""
+    mels: int | None = None
+    """Mel bins of the spectrograms, where the layout fixes them."""
     notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -321,6 +330,36 @@ def _audiomae(taker: Taker) -> ForeignModel:
     return ForeignModel([vit], audio_stats=AUDIOSET_STATS)
 
 
+def _dasheng(taker: Taker) -> ForeignModel:
+    """Dasheng's patches span 4 frames and all mel bins; its batch norm of these joins the patch embedding."""
+    blocks = taker.blocks("blocks")
+    kernel, bias_D = taker.take("patch_embed.proj.weight"), taker.take("patch_embed.proj.bias")  # [D, 1, mel, time]
+    time_1D1T, freq_1DF1 = taker.take("time_pos_embed"), taker.take("freq_pos_embed")
+    norm = {name: taker.take(f"init_bn.1.{name}") for name in ("weight", "bias", "running_mean", "running_var")}
+    position_1LD = (time_1D1T + freq_1DF1).permute(0, 3, 2, 1).flatten(1, 2)
+    cls_11D = taker.take("cls_token") + taker.take("token_pos_embed") if "cls_token" in taker else None
+    check_shapes(taker, kernel, position_1LD, cls_11D, blocks)
+    scale_M = norm["weight"] / (norm["running_var"] + BATCH_NORM_EPS).sqrt()
+    shift_M = norm["bias"] - norm["running_mean"] * scale_M
+    mels = len(scale_M)
+    if freq_1DF1.shape[2] != 1 or kernel.shape[2] != mels:
+        raise UserError(f"{taker.source}: its patches {list(kernel.shape)} do not span its {mels} mel bins")
+    bias_D = bias_D + (kernel * shift_M[:, None]).sum(dim=(1, 2, 3))
+    kernel = (kernel * scale_M[:, None]).transpose(2, 3)
+    for name in [n for n in taker.weights if n.startswith("front_end.") or n.endswith("num_batches_tracked")]:
+        taker.unused.discard(name)
+    vit = ForeignViT("audio", kernel, bias_D, cls_11D, position_1LD[0], blocks, taker.take_all("norm."),
+                     grid=(time_1D1T.shape[3], 1))  # fmt: skip
+    return ForeignModel(
+        [vit], heads=DASHENG_HEADS.get(kernel.shape[0]), audio_stats=DECIBELS, mels=mels,
+        notes=["batch norm of mel bins multiplied into the patch embedding", *([FOLDED] if taker.folded else [])],
+        warnings=[
+            "the encoder is Dasheng's, what it hears is not: our log-mel has windows of 25 ms (32 there), Kaldi's mel "
+            "filters and no floor below the maximum; measure it, or fine-tune, before you rely on its features"
+        ],
+    )  # fmt: skip
+
+
 def _mavil(taker: Taker) -> ForeignModel:
     """MAViL's released model deletes its final norms: raw encoder outputs go to `blocks_av`."""
     audio = _vit(taker, "audio", "", taker.blocks("blocks"), "norm")
@@ -364,5 +403,6 @@ READERS: dict[str, Callable[[Taker], ForeignModel]] = {
     "audiomae": _audiomae,
     "cav-mae": _cav_mae,
     "mavil": _mavil,
+    "dasheng": _dasheng,
 }
 """Format to the function that takes a checkpoint of it apart; see also `huggingface_vits.READERS`."""

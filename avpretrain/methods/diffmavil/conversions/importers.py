@@ -89,6 +89,7 @@ def _imported(
         f"nothing of the checkpoint went into the {side} encoder, whose weights are random" for side in SIDES
         if side not in chosen
     ]  # fmt: skip
+    report.warnings += foreign.warnings
     if "audio" in chosen and cfg.input.audio_std is None:
         report.warnings.append(
             f"a checkpoint of format {format} says nothing of log-mel statistics, so the model can't hear before it is "
@@ -131,6 +132,8 @@ def _config(foreign: ForeignModel, chosen: dict[Side, ForeignViT], base: ModelCo
         video = dataclasses.replace(
             video, patch=(u, *vit.kernel.shape[-2:]), depth=len(vit.blocks), positions="learned"
         )
+    if foreign.mels is not None and "audio" in chosen:
+        source = dataclasses.replace(source, mels=foreign.mels)
     if foreign.audio_stats is not None and "audio" in chosen:
         source = dataclasses.replace(source, audio_mean=foreign.audio_stats[0], audio_std=foreign.audio_stats[1])
     fusion = base.fusion
