@@ -63,7 +63,7 @@ class Rehearsal:
     manifests_fetched_by_run: list[int]
     """How often the manifest was asked for in each of the first three launches; one a node."""
     refusal: str
-    seconds_by_run: list[float]
+    """Of a run whose folder the nodes do not share."""
 
 
 class _Counting(SimpleHTTPRequestHandler):
@@ -173,13 +173,13 @@ def rehearse(out: Path, ranks: int) -> Rehearsal:
         handler = functools.partial(_Counting, asked, directory=str(out / "shards"))
         server = ThreadingHTTPServer((here, 0), handler)
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        shards, seconds, fetched = f"http://{here}:{server.server_address[1]}", [], []
+        shards, fetched = f"http://{here}:{server.server_address[1]}", []
 
         def run(place: str, order: list[Node], port: int, stop: bool = False) -> list[int]:
             asked.clear()
             for node in order:
                 shutil.rmtree(node.home / ".cache", ignore_errors=True)
-            started, agents = time.perf_counter(), launch(order, ranks, shards, place, port)
+            agents = launch(order, ranks, shards, place, port)
             while stop and all(agent.poll() is None for agent in agents):
                 if any((Path(place) / "checkpoints").glob("0*/state.json")):
                     for agent in agents:
@@ -187,7 +187,6 @@ def rehearse(out: Path, ranks: int) -> Rehearsal:
                     break
                 time.sleep(0.05)
             codes = finish(agents)
-            seconds.append(round(time.perf_counter() - started, 1))
             fetched.append(asked["manifest.arrow"])
             return codes
 
@@ -209,7 +208,7 @@ def rehearse(out: Path, ranks: int) -> Rehearsal:
         server.shutdown()
     return Rehearsal(
         network=network, ranks_a_node=ranks, stopped_at_clips=int(last), same_weights=same,
-        manifests_fetched_by_run=fetched[:3], refusal=refusal.split("avpretrain: ", 1)[-1], seconds_by_run=seconds,
+        manifests_fetched_by_run=fetched[:3], refusal=refusal.split("avpretrain: ", 1)[-1],
     )  # fmt: skip
 
 
