@@ -1,4 +1,4 @@
-"""Rehearses a run on two machines (docs/CLUSTERS.md) on one: two agents, each with a network, home and folder of its own.
+"""Rehearses a run on two machines (docs/CLUSTERS.md) on one: two agents, each with its network, home and folder.
 
     python docs/studies/two_nodes.py OUT [--result docs/results/two_nodes.json]
 

@@ -53,10 +53,13 @@ def measure(
         f"list of shards: {answer['summary_bytes'] / 1e6:.1f} MB, {answer['listing_seconds']:.3f} s; "
         f"fetch all by HTTP on this machine {answer['fetch_seconds']:.1f} s"
     )
-    say(f"a rank: open and check {answer['open_seconds']:.3f} s, find the next sample {answer['seek_seconds']:.3f} s")
     say(
-        f"the plan of {answer['plan_config']}, {answer['plan_steps']:,} steps: {answer['plan_seconds']:.1f} s, "
-        f"{steps:.0f} MiB"
+        f"a rank: open and check {answer['open_seconds']:.3f} s ({answer['open_processor_seconds']:.1f} s of a processor), "
+        f"find the next sample {answer['seek_seconds']:.3f} s"
+    )
+    say(
+        f"the plan of {answer['plan_config']}, {answer['plan_steps']:,} steps: {answer['plan_seconds']:.1f} s "
+        f"({answer['plan_processor_seconds']:.1f} s of a processor), {steps:.0f} MiB"
     )
     say(
         f"a loader process: open {answer['loader_open_seconds']:.3f} s, {own:.0f} MiB of its own, "
