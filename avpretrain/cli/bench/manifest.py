@@ -54,8 +54,8 @@ def measure(
         f"fetch all by HTTP on this machine {answer['fetch_seconds']:.1f} s"
     )
     say(
-        f"a rank: open and check {answer['open_seconds']:.3f} s ({answer['open_processor_seconds']:.1f} s of a processor), "
-        f"find the next sample {answer['seek_seconds']:.3f} s"
+        f"a rank: open and check {answer['open_seconds']:.3f} s ({answer['open_processor_seconds']:.1f} s of a "
+        f"processor), find the next sample {answer['seek_seconds']:.3f} s"
     )
     say(
         f"the plan of {answer['plan_config']}, {answer['plan_steps']:,} steps: {answer['plan_seconds']:.1f} s "
