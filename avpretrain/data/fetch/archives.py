@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import lzma
 import shutil
 import tarfile
 import zipfile
@@ -10,8 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from avpretrain.core.errors import UserError
 from avpretrain.data.fetch.http import LostError
 from avpretrain.data.sources.base import inside
+
+_DAMAGE = (
+    zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError, NotImplementedError,
+    RuntimeError,
+)  # fmt: skip
 
 
 def unpack(archive: Path, folder: Path) -> None:
@@ -21,6 +29,7 @@ def unpack(archive: Path, folder: Path) -> None:
 
     Raises:
         LostError: it is damaged; it was removed, so that it is downloaded again.
+        UserError: there is no room.
     """
     work = archive.with_name(f"{archive.name}.unpacked")
     shutil.rmtree(work, ignore_errors=True)
@@ -33,10 +42,12 @@ def unpack(archive: Path, folder: Path) -> None:
             (work / place).parent.mkdir(parents=True, exist_ok=True)
             with (work / place).open("wb") as out:
                 shutil.copyfileobj(file, out, 1 << 20)
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, NotImplementedError) as error:
+    except _DAMAGE as error:
         shutil.rmtree(work, ignore_errors=True)
         archive.unlink()
         raise LostError(f"the archive is damaged ({error})") from None
+    except OSError as error:
+        raise UserError(f"{work} can't be written: {error.strerror or error}") from None
     inner = list(work.iterdir())
     _move(inner[0] if len(inner) == 1 and inner[0].is_dir() else work, folder)
     shutil.rmtree(work, ignore_errors=True)

@@ -14,7 +14,8 @@ R = TypeVar("R")
 def in_threads(items: Iterable[T], work: Callable[[T], R], jobs: int) -> Iterator[tuple[T, R]]:
     """Items with what `work` made of them, in the order in which they end; at most `jobs` at a time.
 
-    No item is begun after the caller stops; those that are under way end first. An exception of `work` is raised here.
+    No item is begun after the caller stops. An exception of `work` is raised here, once those that are under way have
+    ended; Ctrl-C waits for none of them.
     """
     source, lock, stop = iter(items), threading.Lock(), threading.Event()
     done: queue.Queue[tuple[T, R] | BaseException | None] = queue.Queue()
@@ -35,7 +36,7 @@ def in_threads(items: Iterable[T], work: Callable[[T], R], jobs: int) -> Iterato
     threads = [threading.Thread(target=run, daemon=True) for _ in range(jobs)]
     for thread in threads:
         thread.start()
-    left = jobs
+    left, waits = jobs, True
     try:
         while left:
             result = done.get()
@@ -45,7 +46,10 @@ def in_threads(items: Iterable[T], work: Callable[[T], R], jobs: int) -> Iterato
                 raise result
             else:
                 yield result
+    except (KeyboardInterrupt, GeneratorExit):
+        waits = False
+        raise
     finally:
         stop.set()
-        for thread in threads:
+        for thread in threads if waits else ():
             thread.join()

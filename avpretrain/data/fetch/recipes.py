@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,8 @@ from avpretrain.data.sources.vggsound import SECONDS as VGGSOUND_SECONDS
 DOWNLOADS = ".download"
 """Hidden folder of what is not complete, and of marks of what was unpacked."""
 VIDEOS = "videos"
+LATEST = 1e6
+"""Seconds after which no video lasts."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -281,7 +284,10 @@ def _tables(parts: Sequence[Part], folder: Path, options: FetchOptions) -> tuple
     if not options.table:
         return tuple(folder / part.remote.name for part in parts if part.required)
     if "://" in options.table:
-        remote = Remote(name=options.table.split("?")[0].rstrip("/").rsplit("/", 1)[1], url=options.table)
+        name = options.table.split("?")[0].rstrip("/").rsplit("/", 1)[1]
+        if not re.fullmatch(r"[\w-][\w.-]*", name):
+            raise UsageError(f"{options.table} names no file; give the address of a list")
+        remote = Remote(name=name, url=options.table)
         try:
             return (fetch(remote, folder),)
         except LostError as error:
@@ -301,11 +307,16 @@ def segments(layout: Literal["audioset", "vggsound"], table: Path) -> list[Clip]
     try:
         if layout == "vggsound":
             rows = read_rows(table, ["id", "start", "label", "split"])
-            return [Clip(row["id"], float(row["start"]), float(row["start"]) + VGGSOUND_SECONDS) for row in rows]
-        rows = [row for row in read_rows(table, AUDIOSET_COLUMNS) if row["YTID"] and not row["YTID"].startswith("#")]
-        return [Clip(row["YTID"], float(row["start_seconds"]), float(row["end_seconds"])) for row in rows]
+            clips = [Clip(row["id"], float(row["start"]), float(row["start"]) + VGGSOUND_SECONDS) for row in rows]
+        else:
+            rows = [r for r in read_rows(table, AUDIOSET_COLUMNS) if r["YTID"] and not r["YTID"].startswith("#")]
+            clips = [Clip(row["YTID"], float(row["start_seconds"]), float(row["end_seconds"])) for row in rows]
     except (ValueError, TypeError) as error:
         raise UserError(f"{table} is no list of segments of {layout}: {error}") from None
+    wrong = next((clip for clip in clips if not 0 <= clip.start < clip.end <= LATEST), None)
+    if wrong is not None:
+        raise UserError(f"{table}: {wrong.id[:20]} is to be cut from {wrong.start:g} to {wrong.end:g} s; mend that row")
+    return clips
 
 
 def _fetch_clips(
