@@ -15,6 +15,7 @@ import functools
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -208,7 +209,7 @@ def rehearse(out: Path, ranks: int) -> Rehearsal:
         server.shutdown()
     return Rehearsal(
         network=network, ranks_a_node=ranks, stopped_at_clips=int(last), same_weights=same,
-        manifests_fetched_by_run=fetched[:3], refusal=refusal.split("avpretrain: ", 1)[-1],
+        manifests_fetched_by_run=fetched[:3], refusal=refusal.split("avpretrain: ", 1)[-1].replace(f" {socket.gethostname()} ", " HOST "),
     )  # fmt: skip
 
 
