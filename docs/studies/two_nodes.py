@@ -206,10 +206,11 @@ def rehearse(out: Path, ranks: int) -> Rehearsal:
         codes = run("run", nodes, 29_514)
         assert 0 not in codes, codes
         refusal = next(line for line in said(nodes).splitlines() if "does not see" in line and "resumes (" in line)
+        refusal = refusal.split("avpretrain: ", 1)[-1].replace(f" {socket.gethostname()} ", " HOST ")
         server.shutdown()
     return Rehearsal(
         network=network, ranks_a_node=ranks, stopped_at_clips=int(last), same_weights=same,
-        manifests_fetched_by_run=fetched[:3], refusal=refusal.split("avpretrain: ", 1)[-1].replace(f" {socket.gethostname()} ", " HOST "),
+        manifests_fetched_by_run=fetched[:3], refusal=refusal,
     )  # fmt: skip
 
 
