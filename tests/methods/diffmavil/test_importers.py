@@ -346,6 +346,9 @@ def test_what_does_not_fit_is_said(tmp_path: Path) -> None:
         )
     with pytest.raises(UserError, match="register tokens"):
         import_checkpoint(saved(tmp_path, {**mae(), "reg_token": torch.ones(1, 4, D)}), "timm", BASE, heads=HEADS)
+    wrong = {**dasheng(), "freq_pos_embed": torch.zeros(1, D, 3, 1)}
+    with pytest.raises(UserError, match="do not span its 16 mel bins"):
+        import_checkpoint(saved(tmp_path, wrong), "dasheng", BASE, heads=HEADS)
     with pytest.raises(UserError, match="no checkpoint"):
         read_weights(tmp_path / "absent.pth")
     (tmp_path / "torn.pth").write_bytes(path.read_bytes()[:1000])

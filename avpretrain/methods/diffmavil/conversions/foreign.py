@@ -250,7 +250,8 @@ def fold_layer_scale(block: dict[str, Tensor], attention_D: Tensor, mlp_D: Tenso
         UserError: the factors do not fit the block.
     """
     width = block["attn.proj.weight"].shape[:1]
-    if attention_D.shape != width or mlp_D.shape != width:
+    matrices = all(block[f"{layer}.weight"].ndim == 2 for layer in ("attn.proj", "mlp.fc2"))
+    if attention_D.shape != width or mlp_D.shape != width or not matrices:
         raise UserError(f"LayerScale has {list(attention_D.shape)} and {list(mlp_D.shape)} factors, not {list(width)}")
     folded = dict(block)
     for layer, gamma_D in (("attn.proj", attention_D), ("mlp.fc2", mlp_D)):
@@ -336,14 +337,15 @@ def _dasheng(taker: Taker) -> ForeignModel:
     kernel, bias_D = taker.take("patch_embed.proj.weight"), taker.take("patch_embed.proj.bias")  # [D, 1, mel, time]
     time_1D1T, freq_1DF1 = taker.take("time_pos_embed"), taker.take("freq_pos_embed")
     norm = {name: taker.take(f"init_bn.1.{name}") for name in ("weight", "bias", "running_mean", "running_var")}
+    mels = norm["weight"].numel()
+    fits = freq_1DF1.ndim == time_1D1T.ndim == kernel.ndim == 4 and freq_1DF1.shape[2] == kernel.shape[1] == 1
+    if not fits or kernel.shape[2] != mels or any(value.shape != (mels,) for value in norm.values()):
+        raise UserError(f"{taker.source}: its patches {list(kernel.shape)} do not span its {mels} mel bins and no more")
     position_1LD = (time_1D1T + freq_1DF1).permute(0, 3, 2, 1).flatten(1, 2)
     cls_11D = taker.take("cls_token") + taker.take("token_pos_embed") if "cls_token" in taker else None
     check_shapes(taker, kernel, position_1LD, cls_11D, blocks)
     scale_M = norm["weight"] / (norm["running_var"] + BATCH_NORM_EPS).sqrt()
     shift_M = norm["bias"] - norm["running_mean"] * scale_M
-    mels = len(scale_M)
-    if freq_1DF1.shape[2] != 1 or kernel.shape[2] != mels:
-        raise UserError(f"{taker.source}: its patches {list(kernel.shape)} do not span its {mels} mel bins")
     bias_D = bias_D + (kernel * shift_M[:, None]).sum(dim=(1, 2, 3))
     kernel = (kernel * scale_M[:, None]).transpose(2, 3)
     for name in [n for n in taker.weights if n.startswith("front_end.") or n.endswith("num_batches_tracked")]:
