@@ -1,10 +1,15 @@
-"""How fast a huge data set opens and resumes, and what memory it takes in a loader process; on a generated manifest."""
+"""What a huge data set costs before the first step, and each loader process; on a generated manifest."""
 
 from __future__ import annotations
 
+import functools
 import json
+import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +17,17 @@ import psutil
 import pyarrow as pa
 
 from avpretrain.bench.timing import Stopwatch
-from avpretrain.data.manifest import FORMAT, SCHEMA
+from avpretrain.config.schedules import cost_by_rule, plan, total_samples
+from avpretrain.core.files import read_json
+from avpretrain.data.manifest import FORMAT, SCHEMA, check_summary
 from avpretrain.data.place import DATASET_NAME, MANIFEST_NAME
 from avpretrain.data.read.clips import ClipSet
 from avpretrain.data.read.dataset import process_context
 from avpretrain.data.read.sampler import Order
+from avpretrain.data.read.storage import open_store
+from avpretrain.methods.diffmavil.config import load_config
+from avpretrain.methods.diffmavil.cost import cost_of
+from avpretrain.methods.diffmavil.curriculum import phase_at
 
 CLIP_BYTES = 500_000
 
@@ -77,20 +88,110 @@ def _batch(first: int, stop: int, per_shard: int) -> pa.RecordBatch:
     return pa.record_batch(columns, schema=SCHEMA)
 
 
-def measure_manifest(root: Path, window: int = 16, visits: int = 2000) -> dict[str, Any]:
-    """Seconds to open the set and to find the next sample in the middle of an epoch; memory of a fresh loader process.
+def measure_manifest(
+    root: Path, window: int = 16, visits: int = 2000, config: str = "base_diffmavil"
+) -> dict[str, Any]:
+    """What a huge data set costs a machine before the first step, and each loader process.
 
-    Measured in a process of its own, forked from the loaders' server, so that nothing is warm but the page cache.
+    Seconds to read the list of its shards, to fetch the manifest from a web server on this machine, to open and check
+    it (each rank), to open it again (each loader process), to find the next sample in the middle of an epoch, and to
+    plan all steps of a run; memory of a rank's plan and of a loader process.
+
+    Each part is measured in a process of its own, forked from the loaders' server, so that nothing is warm but the page
+    cache.
+
+    Processor seconds are those of all threads; on a machine that others use, too, they say more than the clock.
+
+    Args:
+        config: whose steps are planned.
     """
-    with ProcessPoolExecutor(1, process_context()) as pool:
-        return pool.submit(_visit, str(root), window, visits).result()
+    parts = (
+        (_listing, (root,)),
+        (_fetch, (root,)),
+        (_open, (root,)),
+        (_visit, (root, window, visits)),
+        (_plan, (root, config)),
+    )
+    answer: dict[str, Any] = {}
+    for part, arguments in parts:
+        with ProcessPoolExecutor(1, process_context()) as pool:
+            answer |= pool.submit(part, *arguments).result()
+    return {**answer, "resume_seconds": answer["open_seconds"] + answer["seek_seconds"]}
 
 
-def _visit(root: str, window: int, visits: int) -> dict[str, Any]:
+def _listing(root: Path) -> dict[str, Any]:
+    watch = Stopwatch()
+    summary = read_json(root / DATASET_NAME, "summary")
+    check_summary(summary)
+    watch.lap("listing")
+    sizes = {name: (root / name).stat().st_size for name in (DATASET_NAME, MANIFEST_NAME)}
+    return {
+        "rows": summary["clips"],
+        "shards": len(summary["shards"]),
+        "manifest_bytes": sizes[MANIFEST_NAME],
+        "summary_bytes": sizes[DATASET_NAME],
+        "listing_seconds": watch.spent["listing"],
+    }
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def _fetch(root: Path) -> dict[str, Any]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Quiet, directory=str(root)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    with tempfile.TemporaryDirectory(dir=root) as cache:
+        store = open_store(f"http://127.0.0.1:{server.server_address[1]}", cache)
+        watch = Stopwatch()
+        store.manifest_folder()
+        watch.lap("first")
+        store.manifest_folder()
+        watch.lap("again")
+    server.shutdown()
+    return {"fetch_seconds": watch.spent["first"], "fetch_again_seconds": watch.spent["again"]}
+
+
+def _open(root: Path) -> dict[str, Any]:
+    """As a rank does, which checks every row."""
+    before, watch, started = _memory(), Stopwatch(), time.process_time()
+    clips = ClipSet([str(root)])
+    watch.lap("open")
+    after = _memory()
+    assert len(clips)
+    return {
+        "open_seconds": watch.spent["open"],
+        "open_processor_seconds": time.process_time() - started,
+        "open_own_bytes": after["own"] - before["own"],
+    }
+
+
+def _plan(root: Path, config: str) -> dict[str, Any]:
+    """The steps that a rank plans before it trains."""
+    cfg = load_config(config)
+    rows = read_json(root / DATASET_NAME, "summary")["clips"]
+    total = total_samples(cfg.schedule, rows)
+    cost = cost_by_rule(cfg.schedule.batch, functools.partial(cost_of, cfg.model))
+    before, watch, started = _memory(), Stopwatch(), time.process_time()
+    steps = list(plan(cfg.schedule, cfg.optim, total, functools.partial(phase_at, cfg=cfg.schedule), cost))
+    watch.lap("plan")
+    return {
+        "plan_config": config,
+        "plan_clips": total,
+        "plan_steps": len(steps),
+        "plan_seconds": watch.spent["plan"],
+        "plan_processor_seconds": time.process_time() - started,
+        "plan_own_bytes": _memory()["own"] - before["own"],
+    }
+
+
+def _visit(root: Path, window: int, visits: int) -> dict[str, Any]:
+    """As a loader process does, which is told what the rank has checked."""
     watch = Stopwatch()
     before = _memory()
     watch.lap("start")
-    clips = ClipSet([root])
+    clips = ClipSet([str(root)], folders=[root], known_bad=[{}])
     watch.lap("open")
     order = Order(clips.shard_sizes, window, 0)
     middle = len(clips) * 3 + len(clips) // 2 + 1
@@ -101,12 +202,8 @@ def _visit(root: str, window: int, visits: int) -> dict[str, Any]:
     watch.lap("visits")
     after = _memory()
     return {
-        "rows": len(clips),
-        "shards": len(clips.shard_sizes),
-        "manifest_bytes": (Path(root) / MANIFEST_NAME).stat().st_size,
-        "open_seconds": watch.spent["open"],
+        "loader_open_seconds": watch.spent["open"],
         "seek_seconds": watch.spent["seek"],
-        "resume_seconds": watch.spent["open"] + watch.spent["seek"],
         "milliseconds_a_row_in_another_window": 1000 * watch.spent["visits"] / visits,
         "own_bytes": after["own"] - before["own"],
         "shared_bytes": after["shared"] - before["shared"],

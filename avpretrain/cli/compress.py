@@ -154,7 +154,7 @@ def _write_onnx(model: DiffMAViL, side: Literal["audio", "video"], out: Path, se
     samples = [_noise(model, side, seed + i, clips=4).numpy() for i in range(4)]
     with tempfile.TemporaryDirectory() as folder, atomic_path(out) as temporary:
         full = Path(folder) / "fp32.onnx"
-        export_onnx(model, side, full)
+        export_onnx(model, side, full, any_length=False)  # ranges are set at the trained length
         answer = {"written": str(out), "calibration": "standard normal noise", "seed": seed}
         answer |= quantise_onnx(full, temporary, samples) | environment()
     write_json(out.with_name(f"{out.name}.json"), answer)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from avpretrain.cli.shared.places import require_file, require_inputs, require_model_folder
+from avpretrain.config.model import SIDES
 from avpretrain.core.errors import UsageError, UserError
 from avpretrain.core.files import atomic_path, read_json
 from avpretrain.core.terminal import Console, markdown
@@ -22,8 +23,9 @@ def main(
     ckpt: Annotated[Positional[Path], arg(metavar="CKPT")],
     out: Annotated[Positional[Path], arg(metavar="OUT")],
     /,
-    format: Literal["avpretrain", "transformers"] = "avpretrain",
+    format: Literal["avpretrain", "transformers", "onnx"] = "avpretrain",
     onnx: Literal["audio", "video"] | None = None,
+    fixed_length: bool = False,
     dataset: tuple[str, ...] = (),
     data_license: str = "",
     json: bool = False,
@@ -32,15 +34,19 @@ def main(
 
     Reads a checkpoint. Writes the folder OUT with model.safetensors, config.json and README.md (training data and
     results of the run it belongs to included); a language model in Hugging Face's layout of OpenELM, with its
-    tokenizer; or with --onnx the file OUT, which takes any number of clips at the
-    trained input size and is checked against torch with onnxruntime. Takes seconds; as ONNX up to a minute.
+    tokenizer; or with --onnx the file OUT. ONNX files take any number of clips of any
+    whole number of patches along time, and are checked against torch with onnxruntime. Takes seconds; as ONNX up to a
+    minute.
 
     Args:
         ckpt: A run folder, a checkpoint, or a folder with model.safetensors and config.json.
         out: Folder to write, or file with --onnx.
         format: What loads the folder. transformers: AutoModel and AutoFeatureExtractor with trust_remote_code, without
-            this package; encoders only, from waveforms and frames to embeddings.
-        onnx: Which encoder to write as ONNX; needs the extra: pip install 'avpretrain[onnx]'.
+            this package; encoders only, from waveforms and frames to embeddings. onnx: onnxruntime; audio.onnx and
+            video.onnx, from log-mel spectrograms and normalised frames to tokens and embeddings.
+        onnx: Which encoder to write as one ONNX file; as --format onnx it needs the extra: pip install
+            'avpretrain[onnx]'.
+        fixed_length: ONNX for clips of the trained length alone, for runtimes that need fixed sizes.
         dataset: Names of the training data, for the head of the model card.
         data_license: License of the training data, for the model card.
         json: Print what was written as JSON.
@@ -49,6 +55,8 @@ def main(
         raise UsageError(
             "--onnx writes one file; --format, --dataset and --data-license are of folders: leave them out"
         )
+    if fixed_length and onnx is None and format != "onnx":
+        raise UsageError("--fixed-length is for ONNX; add --format onnx or --onnx audio|video")
     if onnx is None:
         require_model_folder(out)
     elif out.is_dir():
@@ -59,8 +67,8 @@ def main(
     from avpretrain.methods.load import load_language_model, load_model, method_of
 
     if method_of(ckpt) == "openelm":
-        if onnx is not None:
-            raise UsageError("--onnx writes an audio or video encoder; this is a language model")
+        if onnx is not None or format == "onnx":
+            raise UsageError("ONNX is for audio and video encoders; this is a language model")
         from avpretrain.methods.openelm.conversions.huggingface import to_huggingface
 
         language_model, tokenizer = load_language_model(ckpt)
@@ -75,10 +83,10 @@ def main(
     if onnx is not None:
         from avpretrain.methods.diffmavil.conversions.onnx_export import export_onnx
 
-        answer["largest_difference"] = export_onnx(model, onnx, out)
+        answer["largest_difference"] = export_onnx(model, onnx, out, not fixed_length)
     else:
-        _write_folder(model, ckpt, out, format, dataset, data_license)
-    checked = f", within {answer['largest_difference']:.1e} of torch" if onnx else ""
+        answer |= _write_folder(model, ckpt, out, format, dataset, data_license, fixed_length)
+    checked = f", within {answer['largest_difference']:.1e} of torch" if "largest_difference" in answer else ""
     _say(answer, json, f"wrote {out}{checked}")
 
 
@@ -90,21 +98,30 @@ def _say(answer: dict[str, Any], json: bool, line: str) -> None:
 
 
 def _write_folder(
-    model: DiffMAViL, ckpt: Path, out: Path, library: str, datasets: tuple[str, ...], data_license: str
-) -> None:
+    model: DiffMAViL, ckpt: Path, out: Path, library: str, datasets: tuple[str, ...], data_license: str,
+    fixed_length: bool,
+) -> dict[str, Any]:  # fmt: skip
+    """Returns what there is to say of it beside its place."""
     from avpretrain.evaluation.portable.export import export_transformers
     from avpretrain.methods.diffmavil.card import card_values, make_card
 
     parameters = sum(p.numel() for p in model.parameters())
     data, scores = _provenance(ckpt)
-    values = card_values(model.cfg, parameters, data, data_license, library)
+    values = card_values(model.cfg, parameters, data, data_license, library, fixed_length)
+    answer: dict[str, Any] = {}
     with atomic_path(out) as folder:
         folder.mkdir(parents=True, exist_ok=True)
         make_card(values, library, scores, datasets).save(folder / "README.md")
         if library == "transformers":
             export_transformers(model, folder)
+        elif library == "onnx":
+            from avpretrain.methods.diffmavil.conversions.onnx_export import export_onnx
+
+            found = [export_onnx(model, side, folder / f"{side}.onnx", not fixed_length) for side in SIDES]
+            answer["largest_difference"] = max(found)
         else:
             model.save_pretrained(folder)  # keeps the card that is there
+    return answer
 
 
 def _provenance(ckpt: Path) -> tuple[str, list[Score]]:

@@ -38,12 +38,12 @@ def main(
     take a checkpoint take it. Takes seconds.
 
     Args:
-        ckpt: The foreign checkpoint; of OpenELM, the folder in Hugging Face's layout.
+        ckpt: The foreign checkpoint; of VideoMAE, DINOv2 and OpenELM the folder in the layout of transformers.
         out: Folder for the model.
         format: Whose layout it is.
         config: Config or preset that gives input sizes and decoders; without it, MAViL's.
         into: Which encoder to fill; an image ViT can go to either or to both.
-        heads: Attention heads; without it, one for every 64 values of the width.
+        heads: Attention heads; without it, what the folder's config.json says, or one for every 64 values of the width.
         audio_stats: MEAN STD of the log-mel spectrograms that the audio encoder gets, where the format does not imply
             them; `avpretrain inspect` shows those of a data set.
         json: Print the report as JSON.

@@ -33,7 +33,7 @@ VERBS = {
     "generate": ("avpretrain.cli.generate", "go on with a text by a language model"),
     "perplexity": ("avpretrain.cli.perplexity", "measure a language model on text: perplexity, bits per byte"),
     "bench": ("avpretrain.cli.bench", "measure speed and memory of loader, features and manifest"),
-    "import": ("avpretrain.cli.import_", "turn MAE, AudioMAE, CAV-MAE, MAViL or timm weights into a model"),
+    "import": ("avpretrain.cli.import_", "turn weights of MAE, timm, DINOv2, VideoMAE and others into a model"),
     "export": ("avpretrain.cli.export", "write weights with a model card, or an encoder as ONNX"),
     "compress": ("avpretrain.cli.compress", "make a trained encoder small without data: fewer bits, or sparse"),
     "flops": ("avpretrain.cli.flops", "count a config's FLOPs by component"),

@@ -57,6 +57,26 @@ def locked(folder: Path, doing: str) -> Iterator[None]:
                 folder.rmdir()
 
 
+@contextmanager
+def turns(path: Path) -> Iterator[None]:
+    """Lets one process at a time through the block; the others wait for it.
+
+    Args:
+        path: an empty file that stands for the block; it is made, with its folder, and stays.
+
+    Raises:
+        OSError: it can't be made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks: all go through
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
 def _acquire(path: Path) -> int:
     """An open handle of the lock file, which holds the lock and the name of this process.
 

@@ -73,7 +73,14 @@ class Encoder(nn.Module):
         """
         tokens_BKD = self.patch_embed(patches_BKP)
         # In the tokens' precision: under bf16 a float32 position would make every later sum, and its traffic, float32.
-        tokens_BKD = tokens_BKD + self._positions(ids_BK, grid or self.grid).to(tokens_BKD.dtype)
+        return self.transform(tokens_BKD + self._positions(ids_BK, grid or self.grid).to(tokens_BKD.dtype), levels)
+
+    def transform(self, tokens_BKD: Tensor, levels: dict[int, Tensor] | None = None) -> Float[Tensor, "b c d"]:
+        """Class token, blocks and norm over patches that are embedded and know their positions.
+
+        Args:
+            levels: see `forward`.
+        """
         if self.cls_token is not None:
             cls_B1D = self.cls_token.expand(tokens_BKD.shape[0], -1, -1)  # torch.export freezes what len() says
             tokens_BKD = torch.cat([cls_B1D.to(tokens_BKD.dtype), tokens_BKD], dim=1)

@@ -156,9 +156,13 @@ def positions(grid: Grid, width: int, trained: Grid) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _positions(grid: Grid, width: int, trained: Grid) -> Tensor:
-    axes = [_coordinates(g, t, is_time=i == 0) for i, (g, t) in enumerate(zip(grid, trained, strict=True))]
+    return _table([_coordinates(g, t, i == 0) for i, (g, t) in enumerate(zip(grid, trained, strict=True))], width)
+
+
+def _table(axes: list[Tensor], width: int) -> Tensor:
+    """[L, width] of the patches whose coordinates along each axis are given."""
     mesh = [m.flatten() for m in torch.meshgrid(*axes, indexing="ij")]
-    if len(grid) == 2:
+    if len(axes) == 2:
         parts = [_sincos(mesh[1], width // 2), _sincos(mesh[0], width // 2)]
     else:
         parts = [_sincos(mesh[0], width // 4), _sincos(mesh[2], 3 * width // 8), _sincos(mesh[1], 3 * width // 8)]
@@ -175,3 +179,42 @@ def resize_positions(table_LD: Tensor, trained: Grid, grid: Grid) -> Tensor:
     table_1DG = table_LD.float().T.reshape(1, -1, *trained)[:, :, : grid[0]]
     mode = "bicubic" if len(grid) == 2 else "trilinear"
     return F.interpolate(table_1DG, size=grid, mode=mode, align_corners=False).flatten(2)[0].T
+
+
+def positions_of_steps(steps_S: Tensor, width: int, trained: Grid) -> Tensor:
+    """`positions` of clips with the trained space and any time, from tensors alone, so that a graph can be exported.
+
+    Args:
+        steps_S: 0, 1, 2, ... S - 1, of any number type; its length is that of the clip in patches.
+    """
+    space = [torch.arange(size, dtype=torch.float64) for size in trained[1:]]
+    return _table([_trained_time(steps_S, trained[0]), *space], width)
+
+
+def resize_positions_of_steps(table_LD: Tensor, steps_S: Tensor, trained: Grid) -> Tensor:
+    """`resize_positions` of clips with the trained space and any time; see `positions_of_steps`."""
+    time_S = _trained_time(steps_S, trained[0])
+    if len(trained) == 3:  # trilinear takes what lies before the first patch for the first
+        time_S = time_S.clamp(min=0)
+    left_S, table_TGD = time_S.floor(), table_LD.reshape(trained[0], -1, table_LD.shape[1])
+    parts = []
+    for tap in (-1, 0, 1, 2) if len(trained) == 2 else (0, 1):
+        distance_S = (time_S - left_S - tap).abs()
+        weight_S = _cubic(distance_S) if len(trained) == 2 else 1 - distance_S
+        place_S = (left_S + tap).clamp(0, trained[0] - 1).long()
+        parts.append(weight_S.to(table_LD.dtype)[:, None, None] * table_TGD[place_S])
+    return torch.stack(parts).sum(dim=0).flatten(0, 1)
+
+
+def _trained_time(steps_S: Tensor, trained: int) -> Tensor:
+    """`_coordinates` of time without a branch: a scale of 1 leaves whole numbers as they are."""
+    steps_S = steps_S.double()
+    scale = (trained / (steps_S.max() + 1)).clamp(max=1)
+    return (steps_S + 0.5) * scale - 0.5
+
+
+def _cubic(distance: Tensor) -> Tensor:
+    """Weight of a tap at a distance of 0 to 2 in torch's bicubic interpolation (Keys 1981, a = -0.75)."""
+    near = (1.25 * distance - 2.25) * distance**2 + 1
+    far = -0.75 * (((distance - 5) * distance + 8) * distance - 4)
+    return torch.where(distance <= 1, near, far)

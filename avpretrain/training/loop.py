@@ -37,13 +37,14 @@ from avpretrain.training.build import (
     why_uncaptured,
 )
 from avpretrain.training.checkpoint import Better, CheckpointWriter, Progress, Snapshot, restore, take_snapshot
+from avpretrain.training.folders import STATE
 from avpretrain.training.graphs import WARM_UP, WARM_UP_RANKS, PhaseGraphs, Update
 from avpretrain.training.guards import FiniteGuard, Preemption, Watchdog, memory_advice, sparing_children
 from avpretrain.training.launch import banner
 from avpretrain.training.memory_probe import measured_memory
 from avpretrain.training.method import Method
 from avpretrain.training.metrics import MetricsLog, ProgressBar
-from avpretrain.training.run import open_run, resume_point, save_failure
+from avpretrain.training.run import RUN_NAME, open_run, ranks_without, resume_point, save_failure
 from avpretrain.training.tracking import hyperparameters, log_picture
 from avpretrain.training.window import MeanLosses, Window, after_step, epoch_line, metrics_line
 
@@ -120,6 +121,7 @@ class Trainer:
             facts = {"parameters": self.parameters, "ranks": accelerator.num_processes}
             open_run(cfg, data, {**facts, "samples_total": self.total, "precision": accelerator.mixed_precision})
         accelerator.wait_for_everyone()
+        self._warn_unless_shared()
         checkpoint = self._checkpoint()
         if checkpoint is None:
             method.initialise(model)
@@ -152,7 +154,23 @@ class Trainer:
             for line in messages:
                 say(f"avpretrain: {line}")
         found: Path | None = broadcast_object_list([checkpoint])[0]
+        if found is not None and (lacking := ranks_without(found / STATE, self.accelerator)):
+            raise UserError(
+                f"{lacking[0]} does not see {found}, from which the run resumes ({len(lacking)} ranks do not); "
+                "its folder must lie on storage that all machines share: copy it there and name it with --output-dir"
+            )
         return found
+
+    def _warn_unless_shared(self) -> None:
+        """Says at the start what a run on several machines would end by when it is resumed."""
+        folder = self.cfg.run_dir
+        lacking = ranks_without(folder / RUN_NAME, self.accelerator)
+        if lacking and self.accelerator.is_main_process:
+            say(
+                f"avpretrain: warning: {lacking[0]} does not see {folder} ({len(lacking)} ranks do not): checkpoints "
+                "lie on the first machine alone, and the run resumes only where all machines see them; "
+                "name a folder on shared storage with --output-dir"
+            )
 
     # --- the loop ----------------------------------------------------------------------------------------------------
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import shutil
+import socket
 import sys
+import time
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
 
 from avpretrain.config.reader import from_dict, learnt_config, load_yaml, to_dict
 from avpretrain.config.schedules import Step
@@ -27,6 +32,8 @@ Config = TypeVar("Config", bound=EngineConfig)
 
 CONFIG_NAME = "config.yaml"
 RUN_NAME = "run.json"
+SHARING_SECONDS = 5.0
+"""How long a file of rank 0 may take to appear on another machine."""
 FOLDERS = ("checkpoints", "reconstructions", "failure", "model")
 """Folders that training writes in a run's."""
 
@@ -76,6 +83,29 @@ def open_run(cfg: EngineConfig, data: Data, facts: dict[str, Any]) -> None:
             **environment(),
         },
     )
+
+
+def ranks_without(path: Path, accelerator: Accelerator) -> list[str]:
+    """Ranks that do not see a file as rank 0 has it, as 'rank 8 on HOST'; every rank must call it.
+
+    A shared file system may take some seconds to show a file to other machines, and is given them.
+    """
+    if accelerator.num_processes == 1:
+        return []
+    (wanted,) = broadcast_object_list([_digest(path)])
+    patience = time.monotonic() + SHARING_SECONDS
+    while (found := _digest(path)) != wanted and time.monotonic() < patience:
+        time.sleep(0.2)
+    lacking = [] if found == wanted else [f"rank {accelerator.process_index} on {socket.gethostname()}"]
+    names: list[str] = gather_object(lacking)
+    return names
+
+
+def _digest(path: Path) -> str | None:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return None
 
 
 def _check_kinds(folder: Path) -> None:

@@ -93,4 +93,8 @@ def test_manifest_opens_fast_and_takes_no_memory_of_its_own(tmp_path: Path) -> N
     answer = measure_manifest(tmp_path, visits=200)
     assert answer["rows"] == 200_000 and answer["shards"] == 400
     assert answer["resume_seconds"] < 1
+    assert answer["loader_open_seconds"] < answer["open_seconds"]
+    assert answer["fetch_again_seconds"] < 1
+    assert answer["plan_clips"] == 20 * 200_000
+    assert 5_000 < answer["plan_steps"] <= 1 + 20 * 200_000 / 512  # batches grow from 512 on
     assert answer["own_bytes"] < answer["manifest_bytes"] / 2

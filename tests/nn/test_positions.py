@@ -9,7 +9,9 @@ from avpretrain.nn.patches import (
     patchify_audio,
     patchify_video,
     positions,
+    positions_of_steps,
     resize_positions,
+    resize_positions_of_steps,
     unpatchify_audio,
     unpatchify_video,
 )
@@ -83,3 +85,14 @@ def test_video_patches_and_back() -> None:
     expected = video[0, 2:, :, :3, 4:].permute(0, 2, 3, 1)  # second time, first row, second column
     assert torch.equal(patches[0, 5].reshape(2, 3, 4, 3), expected)
     assert torch.equal(unpatchify_video(patches, (2, 2, 2), (2, 3, 4)), video)
+
+
+@pytest.mark.parametrize("trained", [(4, 3), (3, 2, 2)])
+def test_positions_without_branches_are_the_same_at_any_length(trained: tuple[int, ...]) -> None:
+    """What exported graphs compute: fixed positions exactly, a resized table but for rounding."""
+    table = torch.randn(math.prod(trained), 32, generator=torch.Generator().manual_seed(0))
+    for steps in (1, 2, trained[0], trained[0] + 1, 7, 40):
+        grid, steps_S = (steps, *trained[1:]), torch.arange(steps)
+        assert torch.equal(positions_of_steps(steps_S, 32, trained), positions(grid, 32, trained))
+        resized = resize_positions_of_steps(table, steps_S, trained)
+        torch.testing.assert_close(resized, resize_positions(table, trained, grid), atol=1e-5, rtol=0)

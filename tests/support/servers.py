@@ -7,6 +7,7 @@ import os
 import socket
 import threading
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -37,14 +38,19 @@ class _Server(BaseHTTPRequestHandler):
             time.sleep(120)
             return
         data = path.read_bytes()
-        wanted = self.headers.get("Range")
+        etag, content_range = f'"{zlib.crc32(data):08x}"', ""
+        wanted = self.headers.get("Range") if self.headers.get("If-Range", etag) == etag else None
         if wanted and self.ranges:
             first, last = wanted.removeprefix("bytes=").split("-")
+            content_range = f"bytes {first}-{last or len(data) - 1}/{len(data)}"
             data = data[int(first) : int(last or len(data)) + 1]
         if how == "wrong":
             data = os.urandom(len(data))
         with contextlib.suppress(OSError):  # the client may be gone
             self.send_response(206 if wanted and self.ranges else 200)
+            self.send_header("ETag", etag)
+            if content_range:
+                self.send_header("Content-Range", content_range)
             if how != "endless":
                 self.send_header("Content-Length", str(len(data)))
             self.end_headers()

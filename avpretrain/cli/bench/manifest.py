@@ -22,9 +22,10 @@ def measure(
     out: Path | None = None,
     json_: Annotated[bool, tyro.conf.arg(name="json")] = False,
 ) -> None:
-    """Measure how fast a huge data set opens and resumes, and what memory its manifest takes in a loader process.
+    """Measure what a huge data set costs before the first step, and what memory its manifest takes in a loader process.
 
-    Writes a manifest of --rows clips into a temporary folder (300 bytes a row) and deletes it. Takes two minutes.
+    Writes a manifest of --rows clips into a temporary folder (300 bytes a row), with a copy for a while, and deletes
+    them. Takes a few minutes.
 
     Args:
         rows: clips.
@@ -45,11 +46,25 @@ def measure(
     if json_:
         print(json.dumps(answer, indent=2))
         return
-    own, shared = answer["own_bytes"] / 2**20, answer["shared_bytes"] / 2**20
+    own, shared, steps = answer["own_bytes"] / 2**20, answer["shared_bytes"] / 2**20, answer["plan_own_bytes"] / 2**20
     size = answer["manifest_bytes"] / 1e9
     say(f"{answer['rows']:,} clips in {answer['shards']:,} shards, a manifest of {size:.2f} GB")
-    say(f"open {answer['open_seconds']:.3f} s, find the next sample {answer['seek_seconds']:.3f} s")
-    say(f"memory of a loader process: {own:.0f} MiB of its own, {shared:.0f} MiB of file pages shared by all")
+    say(
+        f"list of shards: {answer['summary_bytes'] / 1e6:.1f} MB, {answer['listing_seconds']:.3f} s; "
+        f"fetch all by HTTP on this machine {answer['fetch_seconds']:.1f} s"
+    )
+    say(
+        f"a rank: open and check {answer['open_seconds']:.3f} s ({answer['open_processor_seconds']:.1f} s of a "
+        f"processor), find the next sample {answer['seek_seconds']:.3f} s"
+    )
+    say(
+        f"the plan of {answer['plan_config']}, {answer['plan_steps']:,} steps: {answer['plan_seconds']:.1f} s "
+        f"({answer['plan_processor_seconds']:.1f} s of a processor), {steps:.0f} MiB"
+    )
+    say(
+        f"a loader process: open {answer['loader_open_seconds']:.3f} s, {own:.0f} MiB of its own, "
+        f"{shared:.0f} MiB of file pages shared by all"
+    )
 
 
 def run(args: Sequence[str]) -> None:

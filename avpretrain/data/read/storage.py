@@ -19,6 +19,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from avpretrain.core.errors import PROGRAM_ERRORS, UserError
 from avpretrain.core.files import MAX_TEXT_BYTES, atomic_path, open_descriptor, parse_json, read_bytes
+from avpretrain.core.locks import turns
 from avpretrain.core.terminal import plain
 from avpretrain.data.manifest import is_shard_name
 from avpretrain.data.place import DATASET_NAME, MANIFEST_NAME
@@ -220,8 +221,10 @@ class RemoteStore:
             summary = read_bytes(fetched)
         folder = self._folder() / "manifest" / hashlib.sha256(summary).hexdigest()[:16]
         if not (folder / MANIFEST_NAME).exists():
-            with atomic_path(folder / MANIFEST_NAME) as table:
-                self._download(MANIFEST_NAME, table, MAX_TABLE_BYTES + MAX_CLIP_BYTES * _clips(summary))
+            with turns(folder.with_name(f"{folder.name}.lock")):  # ranks of a machine begin at once; one downloads
+                if not (folder / MANIFEST_NAME).exists():
+                    with atomic_path(folder / MANIFEST_NAME) as table:
+                        self._download(MANIFEST_NAME, table, MAX_TABLE_BYTES + MAX_CLIP_BYTES * _clips(summary))
         if not (folder / DATASET_NAME).exists():
             with atomic_path(folder / DATASET_NAME) as copy:
                 copy.write_bytes(summary)

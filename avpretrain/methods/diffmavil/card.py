@@ -75,6 +75,19 @@ out = model(**inputs)                # audio_embeds, video_embeds [clips, {width
 `waveform`: float [samples] in [-1, 1], mono, {rate} Hz, or a list of them. `frames`: uint8 [frames, height, width, 3],
 {fps:g} a second, or a list of them. Either may be left out, and clips may have any length."""
 
+USE_ONNX = """Needs `onnxruntime` alone.
+
+```python
+import onnxruntime
+
+session = onnxruntime.InferenceSession("audio.onnx")   # or video.onnx with frames [clips, T, 3, {size}, {size}]
+tokens, embedding = session.run(None, {{"audio": log_mel}})   # log_mel: float32 [clips, F, {mels}], 10 ms a frame
+```
+
+F is {audio_length}, T is {video_length}. The files' metadata holds the input settings."""
+
+USES = {"avpretrain": USE, "transformers": USE_TRANSFORMERS, "onnx": USE_ONNX}
+
 
 def make_card(
     values: dict[str, str],
@@ -86,7 +99,7 @@ def make_card(
 
     Args:
         values: see `card_values`.
-        library: avpretrain or transformers.
+        library: avpretrain, transformers or onnx.
         scores: of probes and retrieval, for the model index.
         datasets: names of the training data.
     """
@@ -114,7 +127,12 @@ def make_card(
 
 
 def card_values(
-    cfg: ModelConfig, parameters: int | None = None, data: str = "", data_license: str = "", library: str = "avpretrain"
+    cfg: ModelConfig,
+    parameters: int | None = None,
+    data: str = "",
+    data_license: str = "",
+    library: str = "avpretrain",
+    fixed_length: bool = False,
 ) -> dict[str, str]:
     """What `CARD_TEMPLATE` asks for.
 
@@ -122,7 +140,8 @@ def card_values(
         parameters: of the whole model, where known.
         data: a sentence on training data and results.
         data_license: of the training data.
-        library: that loads the weights, avpretrain or transformers.
+        library: that loads the weights, avpretrain, transformers or onnx.
+        fixed_length: whether ONNX files take the trained length alone.
     """
     source, loss = cfg.input, cfg.loss
     method = "DiffMAViL" if "diffused" in (cfg.audio.decoder.input, cfg.video.decoder.input) else "MAViL"
@@ -140,7 +159,9 @@ def card_values(
         "parameters": f"{parameters:,} parameters. " if parameters else "",
         "loss": f"{loss.reconstruction:g} x reconstruction of {target} + {loss.inter:g} x inter-modal InfoNCE "
         f"+ {loss.intra:g} x intra-modal InfoNCE",
-        "use": (USE_TRANSFORMERS if library == "transformers" else USE).format(
+        "use": USES[library].format(
+            audio_length=source.audio_frames if fixed_length else f"a multiple of {cfg.audio.patch[0]}",
+            video_length=source.video_frames if fixed_length else f"a multiple of {cfg.video.patch[0]}",
             prefix="1 + " if cfg.cls_token else "",
             width=cfg.width,
             mels=source.mels,

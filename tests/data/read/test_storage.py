@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fsspec
@@ -79,6 +81,24 @@ def test_manifest_follows_the_data_set(root: Path, tmp_path: Path) -> None:
         assert len(ClipSet([url], "all", str(tmp_path / "cache"))) == 1
         make_dataset(copy, [Spec(seconds=1.0)] * 2)
         assert len(ClipSet([url], "all", str(tmp_path / "cache"))) == 2
+
+
+def test_ranks_of_a_machine_fetch_one_manifest(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At 10 million clips it has 2 GB, and they all begin at once."""
+    download, together = RemoteStore._download, threading.Barrier(4)
+
+    def slowly(self: RemoteStore, name: str, target: Path, most: int) -> None:
+        if name == "dataset.json":
+            together.wait(30)
+        download(self, name, target, most)
+        time.sleep(0.2)
+
+    monkeypatch.setattr(RemoteStore, "_download", slowly)
+    with serving(root) as (url, log), ThreadPoolExecutor(4) as pool:
+        folders = list(pool.map(lambda _: RemoteStore(url, str(tmp_path)).manifest_folder(), range(4)))
+        assert log.count("/manifest.arrow") == 1
+    assert len(set(folders)) == 1
+    assert sorted(p.name for p in folders[0].iterdir()) == ["dataset.json", "manifest.arrow"]
 
 
 def test_server_that_stays_broken_is_named(root: Path, tmp_path: Path) -> None:

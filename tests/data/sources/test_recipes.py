@@ -13,11 +13,13 @@ import soundfile
 
 from avpretrain.data.sources import SOURCES
 
-SCRIPTS = sorted((Path(__file__).parents[3] / "data").glob("*.py"))
+DATA = Path(__file__).parents[3] / "data"
+SCRIPTS = sorted(path for path in DATA.glob("*.py") if path.stem != "recipe")
 
 
 def run(monkeypatch: pytest.MonkeyPatch, script: Path, *args: object) -> None:
     monkeypatch.setattr(sys, "argv", [str(script), *map(str, args)])
+    monkeypatch.syspath_prepend(DATA)  # as python does
     runpy.run_path(str(script), run_name="__main__")
 
 

@@ -11,6 +11,7 @@ import torch
 from huggingface_hub import ModelCard
 
 from avpretrain.cli.main import run as run_verb
+from avpretrain.config.model import SIDES
 from avpretrain.core.errors import UsageError
 from avpretrain.methods.diffmavil.model import DiffMAViL
 from avpretrain.methods.load import load_model
@@ -56,24 +57,37 @@ def test_wrong_places_are_refused(saved: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("side", ["audio", "video"])
-def test_onnx_runs_to_the_same_numbers(saved: Path, tmp_path: Path, side: str) -> None:
+def test_onnx_runs_to_the_same_numbers_at_any_length(tmp_path: Path) -> None:
     """In a process of its own: run-time type checks, which tests switch on, can't be traced."""
     runtime = pytest.importorskip("onnxruntime", reason="the extra 'onnx' is not installed")
-    path = tmp_path / "encoder.onnx"
-    command = [sys.executable, "-m", "avpretrain", "export", str(saved), str(path), "--onnx", side, "--json"]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    assert json.loads(done.stdout)["largest_difference"] <= 1e-4
-    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    model, batch = load_model(saved), random_batch(tiny(), clips=5)
-    clips = batch.audio_BFM if side == "audio" else batch.video_BTCHW
-    tokens, embedding = session.run(["tokens", "embedding"], {side: clips.numpy()})
-    encode, encoder = (
-        (model.encode_audio, model.audio_encoder) if side == "audio" else (model.encode_video, model.video_encoder)
-    )
-    with torch.no_grad():
-        expected = encode(clips)
-    np.testing.assert_allclose(tokens, expected.numpy(), atol=1e-4)
-    np.testing.assert_allclose(embedding, encoder.pool(expected).numpy(), atol=1e-4)
-    described = session.get_modelmeta().custom_metadata_map
-    assert json.loads(described["avpretrain.input"])["audio_std"] == 0.5
+    torch.manual_seed(0)
+    cfg = tiny(audio={"positions": "learned", "depth": 1}, video={"depth": 1})  # video has fixed positions
+    model = DiffMAViL(cfg).eval()
+    model.save_pretrained(tmp_path / "model")
+    fixed = [str(tmp_path / "model"), str(tmp_path / "fixed.onnx"), "--onnx", "audio", "--fixed-length", "--json"]
+    folder = [str(tmp_path / "model"), str(tmp_path / "out"), "--format", "onnx", "--json"]
+    code = f"from avpretrain.cli.main import run\nfor a in ({fixed}, {folder}): run('export', a), print(end='\\0')"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert all(json.loads(text)["largest_difference"] <= 1e-4 for text in done.stdout.split("\0")[:2])
+    session = runtime.InferenceSession(str(tmp_path / "fixed.onnx"), providers=["CPUExecutionProvider"])
+    assert session.get_inputs()[0].shape[1:] == [64, 32]
+    assert ModelCard.load(tmp_path / "out" / "README.md").data.library_name == "onnx"
+    shapes = {"audio": (32,), "video": (3, 32, 32)}
+    for side in SIDES:
+        session = runtime.InferenceSession(str(tmp_path / "out" / f"{side}.onnx"), providers=["CPUExecutionProvider"])
+        encoder = model.tower(side).encoder
+        trained, patch = encoder.grid[0], encoder.patches.size[0]
+        for clips, steps in enumerate((1, trained - 1, trained, trained + 1, 5 * trained), start=1):
+            clip = torch.randn(clips, steps * patch, *shapes[side])
+            tokens, embedding = session.run(["tokens", "embedding"], {side: clip.numpy()})
+            with torch.no_grad():
+                expected = encoder.encode(clip)
+            np.testing.assert_allclose(tokens, expected.numpy(), atol=1e-4, err_msg=f"{side}, {steps} steps")
+            np.testing.assert_allclose(embedding, encoder.pool(expected).numpy(), atol=1e-4)
+        described = session.get_modelmeta().custom_metadata_map
+        assert json.loads(described["avpretrain.input"])["audio_std"] == 0.5
+
+
+def test_fixed_length_is_for_onnx(saved: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="add --format onnx"):
+        run_verb("export", [str(saved), str(tmp_path / "out"), "--fixed-length"])

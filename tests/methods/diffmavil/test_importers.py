@@ -168,11 +168,15 @@ def test_mae_into_audio_sums_colours(tmp_path: Path) -> None:
     assert any("summed" in line for line in report.adapted)
 
 
-def test_timm_model_with_its_own_forward(tmp_path: Path) -> None:
+@pytest.mark.parametrize("layer_scale", [None, 0.3])
+def test_timm_model_with_its_own_forward(tmp_path: Path, layer_scale: float | None) -> None:
     timm = pytest.importorskip("timm")
     theirs = timm.models.VisionTransformer(
-        img_size=32, patch_size=16, embed_dim=D, depth=LAYERS, num_heads=HEADS, num_classes=5
+        img_size=32, patch_size=16, embed_dim=D, depth=LAYERS, num_heads=HEADS, num_classes=5, init_values=layer_scale
     ).eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.add_(torch.randn_like(parameter) / 20)
     save_file(theirs.state_dict(), tmp_path / "vit.safetensors")
     model, report = import_checkpoint(tmp_path / "vit.safetensors", "timm", BASE, "video", heads=HEADS)
     image = torch.randn(2, 3, 32, 32)
@@ -189,6 +193,60 @@ def test_audiomae(tmp_path: Path) -> None:
     torch.testing.assert_close(model.encode_audio(audio), run_vit(audio[:, None], weights), **TOLERANCE)
     assert (model.cfg.input.audio_mean, model.cfg.input.audio_std) == AUDIOSET_STATS
     assert report.unused == report.missing == []
+
+
+def dasheng(bands: int = 16, steps: int = 20) -> Weights:
+    """Patches of 4 frames by all mel bins, a batch norm before them, positions of time and of the one band."""
+    weights = {**patch_embed("patch_embed", 1, bands, 4), **norm("norm.")}
+    weights |= {"time_pos_embed": torch.randn(1, D, 1, steps), "freq_pos_embed": torch.randn(1, D, 1, 1)}
+    weights |= {f"init_bn.1.{name}": torch.randn(bands) for name in ("weight", "bias", "running_mean")}
+    weights |= {"init_bn.1.running_var": torch.rand(bands) + 0.5, "front_end.0.mel_scale.fb": torch.zeros(257, bands)}
+    for i in range(LAYERS):
+        weights |= block(f"blocks.{i}.")
+    return weights
+
+
+def run_dasheng(x: Tensor, w: Weights) -> Tensor:
+    """[B, L, D] of spectrograms [B, F, M]."""
+    mean, variance = (w[f"init_bn.1.running_{name}"] for name in ("mean", "var"))
+    x = F.batch_norm(x.transpose(1, 2), mean, variance, w["init_bn.1.weight"], w["init_bn.1.bias"])
+    x = F.conv2d(x[:, None], w["patch_embed.proj.weight"], w["patch_embed.proj.bias"], stride=(x.shape[1], 4))
+    x = (x + w["time_pos_embed"][..., : x.shape[3]] + w["freq_pos_embed"])[:, :, 0].transpose(1, 2)
+    for i in range(LAYERS):
+        x = run_block(x, w, f"blocks.{i}.")
+    return run_norm(x, w, "norm", 1e-6)
+
+
+def test_dasheng(tmp_path: Path) -> None:
+    weights = dasheng()
+    path = saved(tmp_path, {"model": weights, "config": {"embed_dim": D}})
+    model, report = import_checkpoint(path, "dasheng", BASE, heads=HEADS)
+    for frames in (64, 40):  # clips of the config's length, and shorter ones: positions are cut
+        audio = 10 * torch.randn(2, frames, 16)
+        close = {"atol": 1e-4, "rtol": 0}  # decibels: values of 10
+        torch.testing.assert_close(model.encode_audio(audio), run_dasheng(audio, weights), **close)
+    assert (model.cfg.input.mels, model.cfg.audio.patch) == (16, (4, 16))
+    energy = torch.tensor([0.1, 100.0])
+    decibels = (energy.log() - model.cfg.input.audio_mean) / (2 * model.cfg.input.audio_std)
+    torch.testing.assert_close(decibels, torch.tensor([-10.0, 20.0]))
+    assert report.missing == report.unused == []
+    assert any("what it hears is not" in line for line in report.warnings)
+
+
+def test_dasheng_against_its_package(tmp_path: Path) -> None:
+    package = pytest.importorskip("dasheng.pretrained.pretrained", reason="the package dasheng is not installed")
+    theirs = package.Dasheng(embed_dim=D, depth=LAYERS, num_heads=HEADS, target_length=80).eval()
+    with torch.no_grad():
+        for name, value in theirs.named_parameters():
+            value.add_(torch.randn_like(value) / 20 if "init_bn" not in name else torch.rand_like(value) / 2)
+        theirs.init_bn[1].running_mean.uniform_(-1, 1)
+        theirs.init_bn[1].running_var.uniform_(0.5, 2)
+        path = saved(tmp_path, {"model": theirs.state_dict(), "config": {}})
+        model, report = import_checkpoint(path, "dasheng", BASE, heads=HEADS)
+        audio = torch.randn(2, 64, 64)
+        expected = theirs.forward_spectrogram(theirs.init_bn(audio.transpose(1, 2)[:, None]))
+        torch.testing.assert_close(model.encode_audio(audio), expected, **TOLERANCE)
+    assert report.missing == report.unused == []
 
 
 def test_mavil_end_to_end_through_fusion(tmp_path: Path) -> None:
@@ -283,7 +341,14 @@ def test_what_does_not_fit_is_said(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no video encoder"):
         import_checkpoint(path, "audiomae", BASE, "video", heads=HEADS)
     with pytest.raises(UserError, match="no place for"):
-        import_checkpoint(saved(tmp_path, {**mae(), "blocks.0.ls1.gamma": torch.ones(D)}), "mae", BASE, heads=HEADS)
+        import_checkpoint(
+            saved(tmp_path, {**mae(), "blocks.0.attn.q_norm.weight": torch.ones(D)}), "mae", BASE, heads=HEADS
+        )
+    with pytest.raises(UserError, match="register tokens"):
+        import_checkpoint(saved(tmp_path, {**mae(), "reg_token": torch.ones(1, 4, D)}), "timm", BASE, heads=HEADS)
+    wrong = {**dasheng(), "freq_pos_embed": torch.zeros(1, D, 3, 1)}
+    with pytest.raises(UserError, match="do not span its 16 mel bins"):
+        import_checkpoint(saved(tmp_path, wrong), "dasheng", BASE, heads=HEADS)
     with pytest.raises(UserError, match="no checkpoint"):
         read_weights(tmp_path / "absent.pth")
     (tmp_path / "torn.pth").write_bytes(path.read_bytes()[:1000])

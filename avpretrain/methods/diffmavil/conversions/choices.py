@@ -4,5 +4,5 @@ from __future__ import annotations
 
 from typing import Literal
 
-Format = Literal["mae", "audiomae", "cav-mae", "mavil", "timm", "openelm"]
+Format = Literal["mae", "audiomae", "cav-mae", "mavil", "timm", "videomae", "dinov2", "dasheng", "openelm"]
 Into = Literal["audio", "video", "both"]

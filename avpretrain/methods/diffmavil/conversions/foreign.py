@@ -1,13 +1,15 @@
 """Other projects' ViT checkpoints, read safely and brought to one shape: patches, positions, blocks, norm.
 
-Layouts: MAE and timm (an image ViT), AudioMAE (the same over spectrograms), CAV-MAE and MAViL (two ViTs and shared
-blocks). D width, C colours, L patches, N layers; kernels are [D, C, p, q] or [D, C, u, p, q].
+Layouts: MAE and timm (an image ViT), AudioMAE and Dasheng (over spectrograms), CAV-MAE and MAViL (two ViTs and shared
+blocks); those of `transformers` are in `huggingface_vits.py`. D width, C colours, L patches, N layers; kernels are
+[D, C, p, q] or [D, C, u, p, q].
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import pickle
 import re
 import struct
@@ -36,6 +38,11 @@ AUDIOSET_STATS = (-4.2677393, 4.5689974)
 """Mean and standard deviation of AudioMAE's and MAViL's log-mel; they divide by twice the latter, as we do."""
 CAV_MAE_STATS = (-5.081, 4.4849 / 2)
 """CAV-MAE divides by the standard deviation itself."""
+DECIBELS = (0.0, math.log(10) / 20)
+"""By which a natural logarithm of energy, divided by twice the second, is in decibels."""
+DASHENG_HEADS = {768: 12, 1280: 16, 1536: 24}
+"""Heads by width, of the released models."""
+BATCH_NORM_EPS = 1e-5
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,10 @@ class ForeignViT:
     """A layer each, keys as in `Block`."""
     norm: dict[str, Tensor]
     """The final norm; empty where the layout has none."""
+    grid: tuple[int, ...] | None = None
+    """Of the positions, where the layout says it."""
+    resize: Literal["linear", "bicubic"] = "linear"
+    """How an image's positions are brought to another size."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +76,14 @@ class ForeignModel:
     """Blocks over both modalities."""
     norms: bool = True
     """Whether encoders and fusion end in a norm; without, ours have none either."""
+    heads: int | None = None
+    """Attention heads, where the layout says how many."""
     audio_stats: tuple[float, float] | None = None
     """Mean and standard deviation for `InputConfig`, where the layout implies them."""
+    mels: int | None = None
+    """Mel bins of the spectrograms, where the layout fixes them."""
     notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -159,14 +175,25 @@ def _unwrapped(saved: Any, size: int) -> dict[str, Tensor]:
 
 
 class Taker:
-    """Hands out tensors by name and remembers which were never asked for."""
+    """Hands out tensors by name and remembers which were never asked for.
 
-    def __init__(self, weights: Mapping[str, Tensor], source: str) -> None:
-        self.weights, self.source = dict(weights), source
-        self.unused = set(weights)
+    Args:
+        source: where the weights come from, for messages.
+        config: what lies beside the weights and describes them; empty where the format has no such thing.
+    """
+
+    def __init__(self, weights: Mapping[str, Tensor], source: str, config: Mapping[str, Any] | None = None) -> None:
+        self.weights, self.source, self.config = dict(weights), source, dict(config or {})
+        self.unused, self.folded = set(weights), False
 
     def __contains__(self, key: str) -> bool:
         return key in self.weights
+
+    def cut_prefix(self, prefix: str) -> None:
+        """Cuts a prefix off the names that bear it; the others stay."""
+        inner = {key.removeprefix(prefix): value for key, value in self.weights.items() if key.startswith(prefix)}
+        self.weights = {key: value for key, value in self.weights.items() if not key.startswith(prefix)} | inner
+        self.unused = set(self.weights)
 
     def take(self, key: str) -> Tensor:
         """The tensor of that name.
@@ -190,7 +217,7 @@ class Taker:
         """Layers `name.0.`, `name.1.`, ...
 
         Raises:
-            UserError: a layer has parts that our blocks lack (LayerScale, norms of queries), or lacks one of ours.
+            UserError: a layer has parts that our blocks lack (norms of queries), or lacks one of ours.
         """
         numbers = {int(m.group(1)) for k in self.weights if (m := re.match(rf"{name}\.(\d{{1,9}})\.", k))}
         count = 1 + max(numbers, default=-1)
@@ -200,11 +227,37 @@ class Taker:
 
     def _block(self, prefix: str) -> dict[str, Tensor]:
         found = {k.removeprefix(prefix) for k in self.weights if k.startswith(prefix)}
-        if alien := sorted(k for k in found if k not in BLOCK_KEYS and not re.match(r"norm[12]_[av]\.", k)):
+        scaled = {"ls1.gamma", "ls2.gamma"} <= found
+        known = {*BLOCK_KEYS, *(("ls1.gamma", "ls2.gamma") if scaled else ())}
+        if alien := sorted(k for k in found if k not in known and not re.match(r"norm[12]_[av]\.", k)):
             raise UserError(
                 f"{self.source} is not a plain ViT: our blocks have no place for {brief(prefix + alien[0])}"
             )
-        return {key: self.take(prefix + key) for key in BLOCK_KEYS}
+        block = {key: self.take(prefix + key) for key in BLOCK_KEYS}
+        if scaled:
+            self.folded = True
+            return fold_layer_scale(block, self.take(f"{prefix}ls1.gamma"), self.take(f"{prefix}ls2.gamma"))
+        return block
+
+
+FOLDED = "LayerScale multiplied into the layers before it, which gives the same outputs"
+
+
+def fold_layer_scale(block: dict[str, Tensor], attention_D: Tensor, mlp_D: Tensor) -> dict[str, Tensor]:
+    """A block whose two branches end in a factor for each channel, as one without: g (W x + b) = (g W) x + g b.
+
+    Raises:
+        UserError: the factors do not fit the block.
+    """
+    width = block["attn.proj.weight"].shape[:1]
+    matrices = all(block[f"{layer}.weight"].ndim == 2 for layer in ("attn.proj", "mlp.fc2"))
+    if attention_D.shape != width or mlp_D.shape != width or not matrices:
+        raise UserError(f"LayerScale has {list(attention_D.shape)} and {list(mlp_D.shape)} factors, not {list(width)}")
+    folded = dict(block)
+    for layer, gamma_D in (("attn.proj", attention_D), ("mlp.fc2", mlp_D)):
+        folded[f"{layer}.weight"] = block[f"{layer}.weight"] * gamma_D[:, None]
+        folded[f"{layer}.bias"] = block[f"{layer}.bias"] * gamma_D
+    return folded
 
 
 BLOCK_KEYS = tuple(
@@ -257,19 +310,56 @@ def _has_class_position(kind: str, length: int) -> bool:
 
 
 def _mae(taker: Taker) -> ForeignModel:
-    return ForeignModel([_vit(taker, "image", "", taker.blocks("blocks"), "norm")])
+    vit = _vit(taker, "image", "", taker.blocks("blocks"), "norm")
+    return ForeignModel([vit], notes=[FOLDED] if taker.folded else [])
 
 
 def _timm(taker: Taker) -> ForeignModel:
+    for prefix, what in (("reg_token", "register tokens"), ("norm_pre.", "a norm before its blocks")):
+        if any(key.startswith(prefix) for key in taker.weights):
+            raise UserError(f"{taker.source} has {what}, for which our encoders have no place; take a model without")
+    found = _mae(taker)
     notes = [
-        "frames are normalised by ImageNet's mean and std; some timm weights expect 0.5 and 0.5 (their pretrained_cfg)"
+        "frames are normalised by ImageNet's mean and std; some timm weights expect 0.5 and 0.5 (their pretrained_cfg)",
+        *([FOLDED] if taker.folded else []),
     ]
-    return dataclasses.replace(_mae(taker), notes=notes)
+    return dataclasses.replace(found, notes=notes)
 
 
 def _audiomae(taker: Taker) -> ForeignModel:
     vit = _vit(taker, "audio", "", taker.blocks("blocks"), "norm")
     return ForeignModel([vit], audio_stats=AUDIOSET_STATS)
+
+
+def _dasheng(taker: Taker) -> ForeignModel:
+    """Dasheng's patches span 4 frames and all mel bins; its batch norm of these joins the patch embedding."""
+    blocks = taker.blocks("blocks")
+    kernel, bias_D = taker.take("patch_embed.proj.weight"), taker.take("patch_embed.proj.bias")  # [D, 1, mel, time]
+    time_1D1T, freq_1DF1 = taker.take("time_pos_embed"), taker.take("freq_pos_embed")
+    norm = {name: taker.take(f"init_bn.1.{name}") for name in ("weight", "bias", "running_mean", "running_var")}
+    mels = norm["weight"].numel()
+    fits = freq_1DF1.ndim == time_1D1T.ndim == kernel.ndim == 4 and freq_1DF1.shape[2] == kernel.shape[1] == 1
+    if not fits or kernel.shape[2] != mels or any(value.shape != (mels,) for value in norm.values()):
+        raise UserError(f"{taker.source}: its patches {list(kernel.shape)} do not span its {mels} mel bins and no more")
+    position_1LD = (time_1D1T + freq_1DF1).permute(0, 3, 2, 1).flatten(1, 2)
+    cls_11D = taker.take("cls_token") + taker.take("token_pos_embed") if "cls_token" in taker else None
+    check_shapes(taker, kernel, position_1LD, cls_11D, blocks)
+    scale_M = norm["weight"] / (norm["running_var"] + BATCH_NORM_EPS).sqrt()
+    shift_M = norm["bias"] - norm["running_mean"] * scale_M
+    bias_D = bias_D + (kernel * shift_M[:, None]).sum(dim=(1, 2, 3))
+    kernel = (kernel * scale_M[:, None]).transpose(2, 3)
+    for name in [n for n in taker.weights if n.startswith("front_end.") or n.endswith("num_batches_tracked")]:
+        taker.unused.discard(name)
+    vit = ForeignViT("audio", kernel, bias_D, cls_11D, position_1LD[0], blocks, taker.take_all("norm."),
+                     grid=(time_1D1T.shape[3], 1))  # fmt: skip
+    return ForeignModel(
+        [vit], heads=DASHENG_HEADS.get(kernel.shape[0]), audio_stats=DECIBELS, mels=mels,
+        notes=["batch norm of mel bins multiplied into the patch embedding", *([FOLDED] if taker.folded else [])],
+        warnings=[
+            "the encoder is Dasheng's, what it hears is not: our log-mel has windows of 25 ms (32 there), Kaldi's mel "
+            "filters and no floor below the maximum; measure it, or fine-tune, before you rely on its features"
+        ],
+    )  # fmt: skip
 
 
 def _mavil(taker: Taker) -> ForeignModel:
@@ -315,5 +405,6 @@ READERS: dict[str, Callable[[Taker], ForeignModel]] = {
     "audiomae": _audiomae,
     "cav-mae": _cav_mae,
     "mavil": _mavil,
+    "dasheng": _dasheng,
 }
-"""Format to the function that takes a checkpoint of it apart."""
+"""Format to the function that takes a checkpoint of it apart; see also `huggingface_vits.READERS`."""

@@ -10,19 +10,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor
 
 from avpretrain.core.errors import UsageError, UserError
 from avpretrain.methods.diffmavil.config import ModelConfig
+from avpretrain.methods.diffmavil.conversions import foreign as files
+from avpretrain.methods.diffmavil.conversions import huggingface_vits as folders
 from avpretrain.methods.diffmavil.conversions.choices import Format, Into
-from avpretrain.methods.diffmavil.conversions.foreign import (
-    READERS,
-    ForeignModel,
-    ForeignViT,
-    Taker,
-    read_weights,
-)
+from avpretrain.methods.diffmavil.conversions.foreign import ForeignModel, ForeignViT, Taker, read_weights
 from avpretrain.methods.diffmavil.model import SIDES, DiffMAViL, Side
 from avpretrain.nn.patches import Grid, positions, resize_positions
 
@@ -56,13 +53,14 @@ def import_checkpoint(
 
     Args:
         into: which encoder an image ViT goes to; layouts with two encoders fill both, or the one named.
-        heads: attention heads, which weights do not tell; default: 64 values a head.
+        heads: attention heads, which weights do not tell; default: what the checkpoint's config says, or 64 values a
+            head.
 
     Raises:
         UserError: the file is unreadable or not of that format.
         UsageError: the checkpoint can't become such a model.
     """
-    taker = Taker(read_weights(path), str(path))
+    taker = folders.open_folder(path) if format in folders.READERS else Taker(read_weights(path), str(path))
     try:
         return _imported(taker, format, base, into, heads)
     except UserError as error:
@@ -76,7 +74,10 @@ def import_checkpoint(
 def _imported(
     taker: Taker, format: Format, base: ModelConfig, into: Into, heads: int | None
 ) -> tuple[DiffMAViL, ImportReport]:
-    foreign = READERS[format](taker)
+    foreign = (files.READERS | folders.READERS)[format](taker)
+    if None not in (heads, foreign.heads) and heads != foreign.heads:
+        raise UsageError(f"the checkpoint's config says {foreign.heads} heads, --heads {heads}; leave --heads out")
+    heads = heads or foreign.heads
     chosen = _chosen(foreign, into, format)
     cfg = _config(foreign, chosen, base, heads)
     report = ImportReport(format, unused=sorted(taker.unused), adapted=list(foreign.notes))
@@ -88,6 +89,7 @@ def _imported(
         f"nothing of the checkpoint went into the {side} encoder, whose weights are random" for side in SIDES
         if side not in chosen
     ]  # fmt: skip
+    report.warnings += foreign.warnings
     if "audio" in chosen and cfg.input.audio_std is None:
         report.warnings.append(
             f"a checkpoint of format {format} says nothing of log-mel statistics, so the model can't hear before it is "
@@ -130,6 +132,8 @@ def _config(foreign: ForeignModel, chosen: dict[Side, ForeignViT], base: ModelCo
         video = dataclasses.replace(
             video, patch=(u, *vit.kernel.shape[-2:]), depth=len(vit.blocks), positions="learned"
         )
+    if foreign.mels is not None and "audio" in chosen:
+        source = dataclasses.replace(source, mels=foreign.mels)
     if foreign.audio_stats is not None and "audio" in chosen:
         source = dataclasses.replace(source, audio_mean=foreign.audio_stats[0], audio_std=foreign.audio_stats[1])
     fusion = base.fusion
@@ -194,9 +198,14 @@ def _positions(vit: ForeignViT, side: Side, grid: Grid) -> Tensor:
         edge = round(count**0.5)
         if edge * edge != count:
             raise UserError(f"{count} positions of an image are no square")
-        image_LD = resize_positions(vit.position_LD, (1, edge, edge), (1, *grid[-2:]))
+        if vit.resize == "bicubic":
+            table_1DHW = vit.position_LD.T.reshape(1, -1, edge, edge)
+            resized = F.interpolate(table_1DHW, size=grid[-2:], mode="bicubic", align_corners=False)
+            image_LD = vit.position_LD if grid[-2:] == (edge, edge) else resized.flatten(2)[0].T
+        else:
+            image_LD = resize_positions(vit.position_LD, (1, edge, edge), (1, *grid[-2:]))
         return image_LD if side == "audio" else image_LD.repeat(grid[0], 1)
-    trained = _trained_grid(count, grid)
+    trained = vit.grid or _trained_grid(count, grid)
     return resize_positions(vit.position_LD, trained, grid)
 
 
