@@ -1,0 +1,1 @@
+"""Streaming active speaker detection: who is speaking, with bounded past and future."""
