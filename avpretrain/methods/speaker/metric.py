@@ -106,7 +106,7 @@ def evaluate(truth: AvaRows, predictions: AvaRows) -> SpeakerScore:
     if len(other):
         label = LABELS[predictions.label_N[other[0]]]
         raise UserError(
-            f"{predictions.path}: row {other[0] + 1} has label {label}; all labels of predictions are {LABELS[SPEAKING]}"
+            f"{predictions.path}: row {other[0] + 1} has label {label}; predictions have {LABELS[SPEAKING]} everywhere"
         )
     names = {entity: i for i, entity in enumerate(truth.entities)}
     codes = np.array([names.get(entity, -1) for entity in predictions.entities], np.int64)
