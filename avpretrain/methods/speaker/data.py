@@ -1,9 +1,9 @@
 """Data sets of face tracks on disk: read at any place, checked, without torch.
 
-A set is a folder with webdataset tars `SPLIT-000000.tar`, ... and `tracks.json`. A tar holds of each track KEY.faces.npy
-(uint8 [T, H, W], grey), KEY.waveform.npy (int16 [T * 640], 16 kHz mono), KEY.labels.npy (int8 [T]: 1 speaking and
-audible, 0 not, -1 unlabelled) and KEY.json (video, track, start). `tracks.json` says where they lie, with sums of their
-bytes. It also lists mixtures: a stored track's faces with other audio, put together when they are read.
+A set is a folder with webdataset tars `SPLIT-000000.tar`, ... and `tracks.json`. A tar holds of each track
+KEY.faces.npy (uint8 [T, H, W], grey), KEY.waveform.npy (int16 [T * 640], 16 kHz mono), KEY.labels.npy (int8 [T]: 1
+speaking and audible, 0 not, -1 unlabelled) and KEY.json (video, track, start). `tracks.json` says where they lie, with
+sums of their bytes. It also lists mixtures: a stored track's faces with other audio, put together when they are read.
 T frames at 25 a second, H and W pixels, S = 640 T samples.
 """
 

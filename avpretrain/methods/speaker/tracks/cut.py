@@ -27,8 +27,8 @@ MAX_HOURS = 6.0
 AROUND = 5
 """Frames that are read before and after what is wanted."""
 LABEL_REACH = 0.6
-"""A frame has the label of the row nearest in time, if that is no further away than half a frame of the grid or than this
-share of the rows' usual distance."""
+"""A frame has the label of the row nearest in time, if that is no further away than half a frame of the grid or than
+this share of the rows' usual distance."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A source to a data set of face tracks: one part a video, in several processes; stopped and started again, it goes on."""
+"""A source to a data set of face tracks: one part a video, in several processes; once stopped, it can be resumed."""
 
 from __future__ import annotations
 
@@ -317,8 +317,8 @@ def _ignore_interrupts() -> None:
 def mixtures(share: float, seed: int, split: str, tracks: list[StoredTrack]) -> tuple[Mixture, ...]:
     """Hard negatives of a split: faces with audio that is loud where they do not speak.
 
-    swapped: another track's audio, of another video, in place of the own; shifted: the own, at least 0.4 s early or late;
-    mixed: the own and another's.
+    swapped: another track's audio, of another video, in place of the own; shifted: the own, at least 0.4 s early or
+    late; mixed: the own and another's.
 
     Args:
         share: of each kind, for each track; the rest of 1 is drawn.

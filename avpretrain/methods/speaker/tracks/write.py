@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import tarfile
 import zlib
 from collections.abc import Callable, Iterable, Sequence
@@ -176,7 +175,7 @@ def _write_shards(folder: Path, split: str, parts: Sequence[tuple[Path, Part]]) 
         file, digest, tracks = None, hashlib.sha256(), []
 
     for path, part in parts:
-        if file is not None and file.tell() + os.stat(path).st_size > SHARD_BYTES:
+        if file is not None and file.tell() + path.stat().st_size > SHARD_BYTES:
             close()
         if file is None:
             file = (folder / f"{split}-{len(shards):06d}.tar").open("wb")
