@@ -7,7 +7,7 @@ no end after the frame have none. B samples, T frames, D width, H hidden width.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,7 @@ from avpretrain.nn.gated_mlp import GatedMlp
 from avpretrain.nn.rms_norm import RMSNorm
 
 
+@runtime_checkable
 class FusionStream(Protocol):
     """A fusion on one stream, [1, n, D] at a time."""
 
