@@ -28,7 +28,7 @@ class Track:
 
 
 class MadeTracks:
-    """Mouths that open with the loudness of noise (label 1), chew in silence (0), or are shut while others speak (0)."""
+    """Mouths that open with the loudness of noise (label 1), chew in silence (0), or are shut while others speak."""
 
     fingerprint = "made"
 

@@ -57,8 +57,8 @@ class EncoderConfig:
     audio_past: int = 0
     """Frames of audio before its own that a frame's audio encoder sees."""
     audio_reach: Literal["causal", "inside"] = "causal"
-    """The four log-mel windows (25 ms) of a frame (40 ms). causal: every 10 ms, each ends within the frame and the first
-    begins 15 ms before it, in the frame before; inside: every 5 ms, all of them within the frame."""
+    """The four log-mel windows (25 ms) of a frame (40 ms). causal: every 10 ms; each ends within the frame, and the
+    first begins 15 ms before it, in the frame before. inside: every 5 ms, all of them within the frame."""
     look_ahead: int = 0
     """Frames after its own that both encoders see; they count as future, and delay the output."""
     audio_mean: float = -6.0
@@ -177,7 +177,7 @@ class SpeakerModelConfig:
 
     @property
     def past_frame_bytes(self) -> int:
-        """banded: bytes of keys and values that a stream keeps for a frame of past, in float32: 2 x depth x width x 4."""
+        """banded: bytes that a stream keeps for each frame of `past`, in float32: 2 x depth x width x 4."""
         return 2 * self.fusion.depth * self.width * 4
 
 

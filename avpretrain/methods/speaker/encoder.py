@@ -1,7 +1,7 @@
 """Each frame's face and audio to one vector, without a look at frames that the config does not name.
 
-B samples, T frames, N frames with all their neighbours, H height, W width, K frames that one is encoded from, S waveform
-samples, M mel bins, D width.
+B samples, T frames, N frames with all their neighbours, H height, W width, K frames that one is encoded from, S samples
+of a waveform, M mel bins, D width.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ no end after the frame have none. B samples, T frames, D width, H hidden width.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -67,10 +67,14 @@ class Banded(Fusion):
             BandedBlock(width, cfg.heads, hidden, window.past, window.future) for window in cfg.bands
         )
 
+    @property
+    def _list(self) -> list[BandedBlock]:
+        return cast(list[BandedBlock], list(self.blocks))
+
     def forward(self, x_BTD: Tensor, valid_BT: Tensor | None = None) -> Tensor:
         frames, device, known = x_BTD.shape[1], x_BTD.device, dict[tuple[int | None, int | None], Tensor]()
-        tables = precise_tables(torch.arange(frames, device=device), self.blocks[0].head_width)
-        for block in self.blocks:
+        tables = precise_tables(torch.arange(frames, device=device), self._list[0].head_width)
+        for block in self._list:
             limits = (block.past, block.future)
             if limits not in known:
                 known[limits] = block.allowed(frames, device, valid_BT)
@@ -78,9 +82,9 @@ class Banded(Fusion):
         return x_BTD
 
     def stream(self, piece: int = 1) -> FusionStream:
-        if any(block.future is None for block in self.blocks):
+        if any(block.future is None for block in self._list):
             return super().stream()
-        return Chain([block.stream(piece) for block in self.blocks])
+        return Chain([block.stream(piece) for block in self._list])
 
 
 class Chain:
@@ -216,7 +220,7 @@ class Convolutional(Fusion):
         return x_BTD
 
     def stream(self, piece: int = 1) -> FusionStream:
-        return Chain([ConvStream(block) for block in self.blocks])
+        return Chain([ConvStream(cast(ConvBlock, block)) for block in self.blocks])
 
 
 class ConvStream:

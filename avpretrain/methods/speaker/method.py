@@ -77,8 +77,8 @@ class Speaker(Method):
             here, other = to_dict(self.model_config), to_dict(there.cfg)
             differ = [key for key in here if here[key] != other[key]]
             raise UsageError(
-                f"init {self.cfg.init} is another model: {', '.join(f'model.{key}' for key in differ)} differ; give the "
-                "run that model's"
+                f"init {self.cfg.init} is another model: {', '.join(f'model.{key}' for key in differ)} differ; give "
+                "the run that model's"
             ) from None
 
     def batches(self, steps: Sequence[Step], rank: int, world: int) -> AbstractContextManager[Iterator[TrackBatch]]:
