@@ -19,6 +19,7 @@ VERBS = {
     "synth": ("avpretrain.cli.synth", "render synthetic audio-visual scenes as mp4 files"),
     "shards": ("avpretrain.cli.shards", "turn a folder of videos into shards and a manifest"),
     "tokens": ("avpretrain.cli.tokens", "turn text into packed token shards"),
+    "tracks": ("avpretrain.cli.tracks", "turn videos with boxes of faces into face tracks"),
     "inspect": ("avpretrain.cli.inspect", "show and verify a sharded data set"),
     "train": ("avpretrain.cli.train", "pretrain MAViL, DiffMAViL or a language model"),
     "probe": ("avpretrain.cli.probe", "fit a linear probe on frozen features"),
