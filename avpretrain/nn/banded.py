@@ -1,0 +1,180 @@
+"""Banded attention: a frame sees a bounded past and a bounded future; whole sequences, or frame by frame from a ring.
+
+B samples, N heads, L queries, C keys, T frames, D width, H head width, R rows of a ring.
+"""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from avpretrain.nn.attend import attend
+from avpretrain.nn.causal_block import CausalBlock, Tables
+from avpretrain.nn.rotary import rotate
+
+
+def band(query_L: Tensor, key_C: Tensor, past: int | None, future: int | None) -> Bool[Tensor, "1 1 l c"]:
+    """Which query may see which key, by their positions: from `past` before it to `future` after it; none = all."""
+    ahead_LC = key_C[None, :] - query_L[:, None]
+    allowed_LC = torch.ones_like(ahead_LC, dtype=torch.bool)
+    if past is not None:
+        allowed_LC &= ahead_LC >= -past
+    if future is not None:
+        allowed_LC &= ahead_LC <= future
+    return allowed_LC[None, None]
+
+
+def precise_tables(positions_L: Tensor, head_width: int, base: float = 10_000.0) -> Tables:
+    """What `rotary_tables` gives, with angles in float64: after a day of a stream float32 no longer tells frames apart.
+
+    On the CPU, whatever device the positions are on, since not every device has float64.
+    """
+    exponents_P = torch.arange(0, head_width, 2, dtype=torch.float64, device="cpu") / head_width
+    angles_LP = positions_L.to("cpu", torch.float64)[:, None] * base**-exponents_P
+    angles_LH = torch.cat([angles_LP, angles_LP], dim=1)
+    device = positions_L.device
+    return angles_LH.cos().float().to(device), angles_LH.sin().float().to(device)
+
+
+class KeyValueRing:
+    """The keys and values of the newest positions of a stream, each position in row `position % rows`.
+
+    Args:
+        rows: that are kept; none = all that come, in memory that doubles when it is full.
+    """
+
+    def __init__(
+        self, rows: int | None, heads: int, head_width: int, device: torch.device, dtype: torch.dtype = torch.float32
+    ) -> None:
+        self.bounded, self.written = rows is not None, 0
+        """Positions that have been written so far."""
+        self._kv = torch.zeros(2, 1, heads, rows or 64, head_width, device=device, dtype=dtype)
+
+    @property
+    def rows(self) -> int:
+        """Positions that there is memory for."""
+        return self._kv.shape[3]
+
+    @property
+    def bytes(self) -> int:
+        """Memory of keys and values."""
+        return self._kv.numel() * self._kv.element_size()
+
+    def write(self, k_1NLH: Tensor, v_1NLH: Tensor) -> None:
+        """Takes the next positions, at most `rows` at a time, in place of the oldest."""
+        count = k_1NLH.shape[2]
+        while not self.bounded and self.written + count > self.rows:
+            self._kv = torch.cat([self._kv, torch.zeros_like(self._kv)], dim=3)
+        if count > self.rows:
+            raise ValueError(f"a ring of {self.rows} rows can't take {count} positions at once")
+        start = self.written % self.rows
+        first = min(count, self.rows - start)
+        for kv, new in zip(self._kv, (k_1NLH, v_1NLH), strict=True):
+            kv[:, :, start : start + first] = new[:, :, :first]
+            kv[:, :, : count - first] = new[:, :, first:]
+        self.written += count
+
+    def read(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Keys and values [1, N, C, H], views of the rows that are written, and the position of each row, [C]."""
+        filled = min(self.written, self.rows)
+        newest = self.written - 1
+        position_C = newest - (newest - torch.arange(filled, device=self._kv.device)) % self.rows
+        return self._kv[0, :, :, :filled], self._kv[1, :, :, :filled], position_C
+
+
+class BandedBlock(CausalBlock):
+    """A block of grouped-query attention in which position t sees t - `past` to t + `future`.
+
+    Args:
+        past: positions before its own that a position sees; none = all.
+        future: positions after its own; none = all.
+    """
+
+    def __init__(self, width: int, heads: int, hidden: int, past: int | None, future: int | None) -> None:
+        super().__init__(width, heads, heads, width // heads, hidden)
+        self.past, self.future, self.head_width = past, future, width // heads
+
+    def allowed(self, frames: int, device: torch.device, valid_BT: Tensor | None = None) -> Bool[Tensor, "b 1 t t"]:
+        """The mask of a whole sequence.
+
+        Args:
+            valid_BT: which positions are real; none = all. A position always sees itself, so that no row is empty.
+        """
+        position_T = torch.arange(frames, device=device)
+        allowed = band(position_T, position_T, self.past, self.future)
+        if valid_BT is None:
+            return allowed
+        return (allowed & valid_BT[:, None, None, :]) | torch.eye(frames, dtype=torch.bool, device=device)
+
+    def stream(self, piece: int = 1) -> BlockStream:
+        """An empty state for `BlockStream.push`, where the weights are.
+
+        Args:
+            piece: positions that are taken at once.
+
+        Raises:
+            ValueError: the future has no end.
+        """
+        return BlockStream(self, piece)
+
+
+class BlockStream:
+    """A block on a stream: keys and values of the past are kept, and outputs come `future` positions late."""
+
+    def __init__(self, block: BandedBlock, piece: int) -> None:
+        if block.future is None:
+            raise ValueError("a block that sees all the future can't run on a stream")
+        self.block, self.piece, self.future = block, piece, block.future
+        weight = block.attn.qkv.weight
+        rows = None if block.past is None else block.past + block.future + piece
+        self.ring = KeyValueRing(rows, block.attn.heads, block.head_width, weight.device, weight.dtype)
+        self._waiting: tuple[Tensor, Tensor] | None = None  # queries [1, N, W, H] and residuals [1, W, D]
+
+    @property
+    def bytes(self) -> int:
+        """Memory of the ring, and of the positions whose future is not there yet."""
+        return self.ring.bytes + sum(x.numel() * x.element_size() for x in self._waiting or ())
+
+    def push(self, x_1LD: Float[Tensor, "1 l d"]) -> Float[Tensor, "1 m d"]:
+        """Takes the next positions and returns those that are complete."""
+        parts = [self._push(part) for part in x_1LD.split(self.piece, dim=1)]
+        return parts[0] if len(parts) == 1 else torch.cat([x_1LD[:, :0], *parts], dim=1)
+
+    def finish(self) -> Float[Tensor, "1 m d"]:
+        """The positions that still waited: no more come."""
+        if self._waiting is None:
+            weight = self.block.attn.qkv.weight
+            return weight.new_zeros(1, 0, weight.shape[1])
+        return self._answer(self._waiting[1].shape[1])
+
+    def _push(self, x_1LD: Tensor) -> Tensor:
+        block, attn = self.block, self.block.attn
+        position_L = torch.arange(self.ring.written, self.ring.written + x_1LD.shape[1], device=x_1LD.device)
+        tables = precise_tables(position_L, block.head_width)
+        heads = rearrange(attn.qkv(block.norm1(x_1LD)), "b l (n h) -> b n l h", n=3 * attn.heads)
+        q_1NLH, k_1NLH, v_1NLH = heads.chunk(3, dim=1)
+        q_1NLH, k_1NLH = rotate(attn.q_norm(q_1NLH), tables), rotate(attn.k_norm(k_1NLH), tables)
+        self.ring.write(k_1NLH, v_1NLH)
+        if self._waiting is not None:
+            q_1NLH = torch.cat([self._waiting[0], q_1NLH], dim=2)
+            x_1LD = torch.cat([self._waiting[1], x_1LD], dim=1)
+        self._waiting = (q_1NLH, x_1LD)
+        return self._answer(max(0, x_1LD.shape[1] - self.future))
+
+    def _answer(self, count: int) -> Tensor:
+        """Outputs of the first `count` positions that wait."""
+        assert self._waiting is not None
+        q_1NLH, x_1LD = self._waiting
+        self._waiting = (q_1NLH[:, :, count:], x_1LD[:, count:]) if count < x_1LD.shape[1] else None
+        if count == 0:
+            return x_1LD[:, :0]
+        first = self.ring.written - x_1LD.shape[1]
+        q_1NLH, x_1LD = q_1NLH[:, :, :count], x_1LD[:, :count]
+        k_1NCH, v_1NCH, position_C = self.ring.read()
+        query_L = torch.arange(first, first + count, device=position_C.device)
+        allowed = band(query_L, position_C, self.block.past, self.future)
+        y_1NLH = attend(q_1NLH, k_1NCH, v_1NCH, allowed)
+        x_1LD = x_1LD + self.block.attn.proj(rearrange(y_1NLH, "b n l h -> b l (n h)"))
+        return x_1LD + self.block.mlp(self.block.norm2(x_1LD))
