@@ -28,10 +28,8 @@ from avpretrain.core.errors import UsageError, UserError
 from avpretrain.core.files import open_descriptor, read_json
 from avpretrain.data.manifest import is_shard_name
 from avpretrain.data.splits import chosen_splits
+from avpretrain.methods.speaker.config import FPS, FRAME_SAMPLES
 
-FPS = 25
-SAMPLE_RATE = 16_000
-FRAME_SAMPLES = SAMPLE_RATE // FPS
 INDEX_NAME = "tracks.json"
 FORMAT = 1
 PARTS = ("faces", "waveform", "labels")
@@ -295,6 +293,8 @@ class TrackClips:
                 self._splits.append((index, found, stored))
                 self._samples += [(number, track, None, i) for i, (_, track) in enumerate(stored)]
                 self._samples += [(number, stored[m.of][1], m, m.of) for m in found.mixtures]
+        self.frames = [stored.frames for _, stored, _, _ in self._samples]
+        """Frames of each track."""
         self._maps: dict[Path, mmap.mmap] = {}
         self._checked: set[tuple[Path, int]] = set()
 
@@ -308,11 +308,6 @@ class TrackClips:
     def fingerprint(self) -> str:
         """Equal = the same tracks of all splits."""
         return "+".join(index.fingerprint for index in self.sets)
-
-    @property
-    def frames(self) -> list[int]:
-        """Frames of each track."""
-        return [stored.frames for _, stored, _, _ in self._samples]
 
     @property
     def speaking(self) -> int:

@@ -19,7 +19,8 @@ from avpretrain.data.choices import Limits
 from avpretrain.data.container import DecodeError
 from avpretrain.data.media import Segment, Source
 from avpretrain.methods.speaker.ava import SPEAKING, AvaRows
-from avpretrain.methods.speaker.data import FPS, FRAME_SAMPLES, SAMPLE_RATE, TrackClip
+from avpretrain.methods.speaker.config import FPS, FRAME_SAMPLES, SAMPLE_RATE
+from avpretrain.methods.speaker.data import TrackClip
 from avpretrain.methods.speaker.tracks.crops import at_grid, crop_face, grey
 
 MAX_HOURS = 6.0

@@ -24,7 +24,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from avpretrain.methods.speaker.data import FPS, FRAME_SAMPLES, SAMPLE_RATE, TrackClip
+from avpretrain.methods.speaker.config import FPS, FRAME_SAMPLES, SAMPLE_RATE
+from avpretrain.methods.speaker.data import TrackClip
 from avpretrain.methods.speaker.tracks.config import Symmetry
 
 Floats = NDArray[np.float64]

@@ -17,12 +17,10 @@ from avpretrain.core.errors import UserError
 from avpretrain.core.files import atomic_path, read_json, write_json
 from avpretrain.core.provenance import versions
 from avpretrain.data.text.tokens import member_bytes
+from avpretrain.methods.speaker.config import FPS, FRAME_SAMPLES, SAMPLE_RATE
 from avpretrain.methods.speaker.data import (
     FORMAT,
-    FPS,
-    FRAME_SAMPLES,
     INDEX_NAME,
-    SAMPLE_RATE,
     Mixture,
     StoredTrack,
     TrackClip,
