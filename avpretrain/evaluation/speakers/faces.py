@@ -1,9 +1,9 @@
 """Faces in a frame, by OpenCV, and what goes with one from frame to frame.
 
 Detectors take a frame's brightness and colours and give boxes as shares of its width and height. None of them comes
-with this package: OpenCV (Apache 2.0, `pip install avpretrain[speakers]`) brings the cascade (Intel License Agreement For
-Open Source Computer Vision Library, as BSD with three clauses); a YuNet model is a file of yours (OpenCV's model zoo has
-it under the MIT licence).
+with this package: OpenCV (Apache 2.0, `pip install avpretrain[speakers]`) brings the cascade (Intel License Agreement
+For Open Source Computer Vision Library, as BSD with three clauses); a YuNet model is a file of yours (in OpenCV's model
+zoo it has the MIT licence).
 """
 
 from __future__ import annotations

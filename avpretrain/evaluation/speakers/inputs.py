@@ -73,7 +73,8 @@ class FileInput:
         try:
             for at in at_grid(self._source.frames()):
                 own_S = self._pcm_S[at.number * FRAME_SAMPLES : (at.number + 1) * FRAME_SAMPLES]
-                waveform_S = np.pad(own_S.astype(np.float32) / 32768, (0, FRAME_SAMPLES - len(own_S)))
+                waveform_S = np.zeros(FRAME_SAMPLES, np.float32)
+                waveform_S[: len(own_S)] = own_S / np.float32(32768)
                 yield Moment(at.number, grey(at.frame), upright(at.frame) if colour else None, waveform_S)
         except DecodeError as error:
             raise UserError(f"{self._path} {error}") from None
@@ -130,7 +131,8 @@ class Microphone:
             joined_S = np.concatenate(self._parts)
             self._parts = [joined_S[samples:]]
             self._taken += samples
-        return joined_S[:samples].astype(np.float32) / 32768
+        heard_S: NDArray[np.float32] = joined_S[:samples].astype(np.float32) / np.float32(32768)
+        return heard_S
 
     @property
     def waiting(self) -> float:

@@ -1,4 +1,4 @@
-"""A detector at work: frames and audio come in, faces are followed, scores go out as many frames late as the model says.
+"""A detector at work: frames and audio come in, faces are followed, scores go out, as late as the model's window says.
 
 Only what has come in is used: the detector sees a frame, the tracker the frames before it, the model its window.
 """

@@ -38,8 +38,7 @@ class SpeakerResult:
     interval: tuple[float, float] | None
     """95%, by bootstrap over videos; none where there is one video, or no resample differs."""
     kinds: dict[str, float | None]
-    """Average precision where negatives are frames of stored tracks and of one kind of mixture: swapped, shifted, mixed.
-    'stored' is of stored tracks alone."""
+    """Average precision on stored tracks, and on these with one kind of mixture: swapped, shifted, mixed."""
     loudness: float
     """Average precision by the loudness of each frame."""
     tracks: int
