@@ -47,6 +47,8 @@ class FileInput:
         UserError: it can't be read, or has no video.
     """
 
+    endless = False
+
     def __init__(self, path: Path) -> None:
         self.name, self.notes = path.stem, list[str]()
         try:
@@ -150,7 +152,7 @@ class CameraInput:
         name: of the camera.
     """
 
-    aspect = 1.0
+    aspect, endless = 1.0, True
 
     def __init__(self, capture: Any, microphone: Microphone | None, name: str) -> None:
         self.name, self.notes = name, list[str]()

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,7 @@ GREEN, GREY = (40, 220, 70), (200, 200, 200)
 PARTS = ("read", "detect", "crop", "model", "write")
 
 
+@runtime_checkable
 class Scores(Protocol):
     """A stream of one face: methods.speaker.streaming.Stream."""
 
@@ -43,12 +44,16 @@ class Scores(Protocol):
     def flush(self) -> list[float]: ...
 
 
+@runtime_checkable
 class Input(Protocol):
     """A file or a camera."""
 
     name: str
     notes: list[str]
     aspect: float
+    """Width of a pixel over its height."""
+    endless: bool
+    """Whether it goes on until it is interrupted."""
 
     def moments(self, colour: bool) -> Iterator[Moment]: ...
 
@@ -288,8 +293,13 @@ def run_live(
 
         moments, last = source.moments(colour or annotate), -1
         while True:
-            with clock.on("read"):
-                moment = next(moments, None)
+            try:
+                with clock.on("read"):
+                    moment = next(moments, None)
+            except KeyboardInterrupt:  # the way to end a camera's run; elsewhere it breaks one off
+                if not source.endless:
+                    raise
+                break
             if moment is None or (seconds and moment.number >= seconds * FPS):
                 break
             if moment.number != last + 1 and last >= 0:  # frames were left out: no stream goes on over a hole
