@@ -18,7 +18,7 @@ import pytest
 from avpretrain.cli.main import run
 from avpretrain.core.errors import UsageError, UserError
 from avpretrain.data.container import open_media
-from avpretrain.evaluation.speakers import faces
+from avpretrain.evaluation.speakers import faces, inputs
 from avpretrain.evaluation.speakers.faces import CascadeFaces, FaceTracker, YuNetFaces, iou
 from avpretrain.evaluation.speakers.inputs import CameraInput, FileInput, Microphone, Moment
 from avpretrain.evaluation.speakers.live import DetectedFaces, GivenFaces, LiveReport, run_live
@@ -288,30 +288,40 @@ class Capture:
     """Pictures at about 30 a second, as cv2.VideoCapture gives them; blue grows."""
 
     def __init__(self) -> None:
-        self.count, self.released = 0, False
+        self.times, self.released = list[float](), False
 
     def read(self) -> tuple[bool, Any]:
         time.sleep(0.033)
-        self.count += 1
-        return True, np.tile(np.array([self.count % 256, 100, 50], np.uint8), (20, 30, 1))
+        self.times.append(time.monotonic())
+        return True, np.tile(np.array([len(self.times) - 1, 100, 50], np.uint8), (20, 30, 1))
 
     def release(self) -> None:
         self.released = True
 
 
-def test_a_camera_gives_frames_with_audio_without_holes(tmp_path: Path) -> None:
-    tone = av.open("sine=frequency=400:sample_rate=48000:duration=1,arealtime", format="lavfi")
-    capture = Capture()
-    camera = CameraInput(capture, Microphone(tone), "camera-0")
-    moments = list(camera.moments(colour=True))
+def test_a_camera_gives_frames_with_audio_without_holes_and_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inputs, "BEHIND", 60.0)  # however busy this machine is
+    monkeypatch.setattr(inputs, "PICTURES", 1000)
+    tone = av.open("sine=frequency=400:sample_rate=48000:duration=1.2,arealtime", format="lavfi")
+    capture, microphone = Capture(), Microphone(tone)
+    camera = CameraInput(capture, microphone, "camera-0")
+    moments, times = [], []
+    for moment in camera.moments(colour=True):
+        moments.append(moment)
+        times.append(microphone.time - 0.04)
+        time.sleep(0.1 if len(moments) == 5 else 0)
     camera.close()
-    assert [m.number for m in moments] == list(range(len(moments))) and 20 <= len(moments) <= 25
-    heard = np.concatenate([m.waveform_S for m in moments])
-    spectrum = np.abs(np.fft.rfft(heard[:8000]))
-    assert spectrum.argmax() * 16_000 / 8000 == 400 and spectrum[195:206].sum() > 0.8 * spectrum.sum()
-    assert moments[0].rgb_HWC is not None and moments[0].rgb_HWC[0, 0].tolist()[:2] == [50, 100]
-    assert moments[-1].rgb_HWC is not None and moments[-1].rgb_HWC[0, 0, 2] > moments[0].rgb_HWC[0, 0, 2]  # type: ignore[index]
-    assert capture.released and camera.skipped == 0
+    assert camera.skipped == 0 and 10 <= len(moments) <= 30
+    assert [m.number for m in moments] == list(range(len(moments)))
+    heard = np.concatenate([m.waveform_S for m in moments])[: 10 * FRAME_SAMPLES]
+    spectrum = np.abs(np.fft.rfft(heard))
+    assert spectrum.argmax() == 160 and spectrum[155:166].sum() > 0.8 * spectrum.sum()  # 400 Hz, nothing lost
+    shown = [m.rgb_HWC[0, 0].tolist() for m in moments if m.rgb_HWC is not None]
+    assert len(shown) == len(moments) and all(colour[:2] == [50, 100] for colour in shown)
+    for (_, _, number), at in list(zip(shown, times, strict=True))[2:]:
+        later = capture.times[number + 1 :][:1] or [np.inf]
+        assert capture.times[number] <= at + 0.002 and later[0] > at - 0.002  # the newest that was there
+    assert capture.released
 
 
 def test_a_camera_leaves_frames_out_rather_than_falling_behind() -> None:
