@@ -39,7 +39,7 @@ class StreamCost:
     state_bytes: int
     """Measured: what is kept between frames."""
     formula_bytes: int | None
-    """Keys and values by 2 x depth x (past + 1) x width x 4, and as many for each frame of future in the first block."""
+    """Keys and values: 2 x width x 4 for each of depth x (past + 1) rows, and of `future` rows in the first block."""
     frame_ms: float
     """Median time of the clock to score the next frame: encoders, fusion and head."""
     frame_cpu_ms: float

@@ -6,7 +6,6 @@ B samples, N heads, L queries, C keys, T frames, D width, H head width, R rows o
 from __future__ import annotations
 
 import torch
-from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -151,8 +150,9 @@ class BlockStream:
 
     def push(self, x_1LD: Float[Tensor, "1 l d"]) -> Float[Tensor, "1 m d"]:
         """Takes the next positions and returns those that are complete."""
-        parts = [self._push(part) for part in x_1LD.split(self.piece, dim=1)]
-        return parts[0] if len(parts) == 1 else torch.cat([x_1LD[:, :0], *parts], dim=1)
+        if x_1LD.shape[1] <= self.piece:
+            return self._push(x_1LD) if x_1LD.shape[1] else x_1LD
+        return torch.cat([self._push(part) for part in x_1LD.split(self.piece, dim=1)], dim=1)
 
     def finish(self) -> Float[Tensor, "1 m d"]:
         """The positions that still waited: no more come."""
@@ -199,7 +199,7 @@ class BlockStream:
         return x_1LD + self.block.mlp(self.block.norm2(x_1LD))
 
     def _allowed(self, first: int, count: int) -> Tensor | None:
-        """Which rows each of `count` positions from `first` on may see; none = all, as one position may in a full ring."""
+        """Which rows each of `count` positions from `first` on may see; none = all, as of one position in a full ring."""
         past, oldest, newest = self.block.past, self.ring.written - self.ring.filled, self.ring.written - 1
         if (past is None or first + count - 1 - past <= oldest) and newest <= first + self.future:
             return None

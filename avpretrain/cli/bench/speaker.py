@@ -70,10 +70,9 @@ def measure(
         )
     per_frame, bounds = found.past_ns(), found.bounds_ns()
     if per_frame is not None and bounds is not None:
-        say(
-            f"a frame of past costs {per_frame:.0f} ns of CPU; at the speed of memory ({found.memory_gb_per_second:.1f} GB/s) "
-            f"it would be {bounds[0]:.0f}, at that of arithmetic ({found.gflops_per_second:.0f} GFLOP/s) {bounds[1]:.0f}"
-        )
+        say(f"a frame of past costs {per_frame:.0f} ns of CPU")
+        say(f"  at the speed of memory     ({found.memory_gb_per_second:.1f} GB/s) it would be {bounds[0]:.0f}")
+        say(f"  at the speed of arithmetic ({found.gflops_per_second:.0f} GFLOP/s) it would be {bounds[1]:.0f}")
 
 
 def run(args: Sequence[str]) -> None:
