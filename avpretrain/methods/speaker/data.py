@@ -1,9 +1,9 @@
 """Data sets of face tracks on disk: read at any place, checked, without torch.
 
-A set is a folder with webdataset tars `SPLIT-000000.tar`, ... and `tracks.json`. A tar holds of each track KEY.faces.npy
-(uint8 [T, H, W], grey), KEY.waveform.npy (int16 [T * 640], 16 kHz mono), KEY.labels.npy (int8 [T]: 1 speaking and
-audible, 0 not, -1 unlabelled) and KEY.json (video, track, start). `tracks.json` says where they lie, with sums of their
-bytes. It also lists mixtures: a stored track's faces with other audio, put together when they are read.
+A set is a folder with webdataset tars `SPLIT-000000.tar`, ... and `tracks.json`. A tar holds of each track
+KEY.faces.npy (uint8 [T, H, W], grey), KEY.waveform.npy (int16 [T * 640], 16 kHz mono), KEY.labels.npy (int8 [T]: 1
+speaking and audible, 0 not, -1 unlabelled) and KEY.json (video, track, start). `tracks.json` says where they lie, with
+sums of their bytes. It also lists mixtures: a stored track's faces with other audio, put together when they are read.
 T frames at 25 a second, H and W pixels, S = 640 T samples.
 """
 
@@ -28,10 +28,8 @@ from avpretrain.core.errors import UsageError, UserError
 from avpretrain.core.files import open_descriptor, read_json
 from avpretrain.data.manifest import is_shard_name
 from avpretrain.data.splits import chosen_splits
+from avpretrain.methods.speaker.config import FPS, FRAME_SAMPLES
 
-FPS = 25
-SAMPLE_RATE = 16_000
-FRAME_SAMPLES = SAMPLE_RATE // FPS
 INDEX_NAME = "tracks.json"
 FORMAT = 1
 PARTS = ("faces", "waveform", "labels")
@@ -295,6 +293,8 @@ class TrackClips:
                 self._splits.append((index, found, stored))
                 self._samples += [(number, track, None, i) for i, (_, track) in enumerate(stored)]
                 self._samples += [(number, stored[m.of][1], m, m.of) for m in found.mixtures]
+        self.frames = [stored.frames for _, stored, _, _ in self._samples]
+        """Frames of each track."""
         self._maps: dict[Path, mmap.mmap] = {}
         self._checked: set[tuple[Path, int]] = set()
 
@@ -308,11 +308,6 @@ class TrackClips:
     def fingerprint(self) -> str:
         """Equal = the same tracks of all splits."""
         return "+".join(index.fingerprint for index in self.sets)
-
-    @property
-    def frames(self) -> list[int]:
-        """Frames of each track."""
-        return [stored.frames for _, stored, _, _ in self._samples]
 
     @property
     def speaking(self) -> int:

@@ -19,8 +19,8 @@ class TracksConfig:
     """How face tracks are made."""
 
     source: Literal["auto", "ava", "grid", "synthetic"] = "auto"
-    """ava: videos and tables as of AVA-ActiveSpeaker. grid: the same with a metadata.csv of files and splits. synthetic:
-    talking heads; SRC is the word synthetic. auto = what SRC holds."""
+    """ava: videos and tables as of AVA-ActiveSpeaker. grid: the same with a metadata.csv of files and splits.
+    synthetic: talking heads; SRC is the word synthetic. auto = what SRC holds."""
     table: tuple[Path, ...] = ()
     """ava, grid: tables of boxes and labels, or folders of them, where they do not lie in SRC."""
     face_size: int = 64
@@ -32,8 +32,8 @@ class TracksConfig:
     min_frames: int = 5
     """Shorter tracks are left out."""
     hard_negatives: float | None = None
-    """Mixtures of each kind (another track's audio; its own, shifted in time; both at once) for each track. 0 = none. Not
-    given: 1 for grid, 0 for others. Audio comes from the same split."""
+    """Mixtures of each kind for each track: with another track's audio, with its own out of time, and with both its own
+    and another's. 0 = none. Not given: 1 for grid, 0 for others. Audio comes from the same split."""
     scenes: int = 400
     """synthetic: number of scenes."""
     seconds: float = 4.0
@@ -41,8 +41,8 @@ class TracksConfig:
     max_faces: int = 3
     """synthetic: most faces of a scene; each is a track."""
     symmetry: Symmetry = "reversible"
-    """synthetic: whether a scene played backwards is as likely. onset: it isn't, since mouths are covered a little after
-    they begin to move, so that what came before must be remembered."""
+    """synthetic: whether a scene played backwards is as likely. onset: it isn't, since mouths are covered a little
+    after they begin to move, so that what came before must be remembered."""
     time_reversed: bool = False
     """synthetic: play every scene backwards."""
     as_videos: bool = False
@@ -58,8 +58,8 @@ class TracksConfig:
 
     def __post_init__(self) -> None:
         ranges = {
-            "face_size": (8, 1024), "margin": (0, 2), "max_gap": (0, 60), "min_frames": (1, 10_000), "scenes": (1, 10**7),
-            "seconds": (1, 60), "max_faces": (1, 8), "seed": (0, 2**62), "workers": (0, 1024),
+            "face_size": (8, 1024), "margin": (0, 2), "max_gap": (0, 60), "min_frames": (1, 10_000),
+            "scenes": (1, 10**7), "seconds": (1, 60), "max_faces": (1, 8), "seed": (0, 2**62), "workers": (0, 1024),
         }  # fmt: skip
         for name, (low, high) in ranges.items():
             if not low <= getattr(self, name) <= high:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from avpretrain.data.container import decoding
-from avpretrain.methods.speaker.data import FPS
+from avpretrain.methods.speaker.config import FPS
 
 Box = tuple[float, float, float, float]
 """x1, y1, x2, y2 as shares of the frame's width and height."""

@@ -19,7 +19,8 @@ from avpretrain.data.choices import Limits
 from avpretrain.data.container import DecodeError
 from avpretrain.data.media import Segment, Source
 from avpretrain.methods.speaker.ava import SPEAKING, AvaRows
-from avpretrain.methods.speaker.data import FPS, FRAME_SAMPLES, SAMPLE_RATE, TrackClip
+from avpretrain.methods.speaker.config import FPS, FRAME_SAMPLES, SAMPLE_RATE
+from avpretrain.methods.speaker.data import TrackClip
 from avpretrain.methods.speaker.tracks.crops import at_grid, crop_face, grey
 
 MAX_HOURS = 6.0
@@ -27,8 +28,8 @@ MAX_HOURS = 6.0
 AROUND = 5
 """Frames that are read before and after what is wanted."""
 LABEL_REACH = 0.6
-"""A frame has the label of the row nearest in time, if that is no further away than half a frame of the grid or than this
-share of the rows' usual distance."""
+"""A frame has the label of the row nearest in time, if that is no further away than half a frame of the grid or than
+this share of the rows' usual distance."""
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ heard, too. Speaking, mouthing and an off-screen voice are drawn from one law, s
 apart: what does is whether mouth and audio go together over time.
 
 **Symmetry in time.** "reversible": a scene played backwards is as likely as the scene itself, since bouts, pauses and
-syllables are independent draws with symmetrical shapes, cut from a longer stationary sequence; equal windows of past and
-future then hold equal information on average. "onset": every mouth that moves is covered from `COVERED_AFTER` seconds
-after its bout began to the end of it, so that a label late in a bout follows from what was seen before, and hardly from
-what comes after. `time_reversed` plays scenes backwards: with "onset" it is the future that tells.
+syllables are independent draws with symmetrical shapes, cut from a longer stationary sequence; equal windows of past
+and future then hold equal information on average. "onset": every mouth that moves is covered from `COVERED_AFTER`
+seconds after its bout began to the end of it, so that a label late in a bout follows from what was seen before, and
+hardly from what comes after. `time_reversed` plays scenes backwards: with "onset" it is the future that tells.
 
 F faces, T frames at 25 a second, K points of a finer grid, S waveform samples, H and W pixels.
 """
@@ -24,7 +24,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from avpretrain.methods.speaker.data import FPS, FRAME_SAMPLES, SAMPLE_RATE, TrackClip
+from avpretrain.methods.speaker.config import FPS, FRAME_SAMPLES, SAMPLE_RATE
+from avpretrain.methods.speaker.data import TrackClip
 from avpretrain.methods.speaker.tracks.config import Symmetry
 
 Floats = NDArray[np.float64]

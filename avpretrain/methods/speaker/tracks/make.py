@@ -1,4 +1,4 @@
-"""A source to a data set of face tracks: one part a video, in several processes; stopped and started again, it goes on."""
+"""A source to a data set of face tracks: one part a video, in several processes; once stopped, it can be resumed."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from avpretrain.core.errors import UsageError, UserError
 from avpretrain.core.files import atomic_path, clear_leftovers, open_text
@@ -27,12 +28,14 @@ from avpretrain.data.container import DecodeError
 from avpretrain.data.sources.base import VIDEO_EXTENSIONS, walk
 from avpretrain.data.splits import ROLES
 from avpretrain.methods.speaker.ava import AvaRows, read_rows
+from avpretrain.methods.speaker.config import FRAME_SAMPLES
 from avpretrain.methods.speaker.data import Heard, Mixture, StoredTrack, TrackClip, TrackClips, TrackIndex, is_track_set
 from avpretrain.methods.speaker.metric import average_precision
 from avpretrain.methods.speaker.tracks.config import TracksConfig
 from avpretrain.methods.speaker.tracks.cut import Boxes, cut_video, tracks_of
 from avpretrain.methods.speaker.tracks.heads import make_scene, scene_frames, scene_rows
 from avpretrain.methods.speaker.tracks.write import Part, join, read_part, write_part, write_skipped
+from avpretrain.methods.speaker.video_file import video_file
 
 SYNTHETIC = "synthetic"
 """What SRC is called where nothing is read."""
@@ -317,8 +320,8 @@ def _ignore_interrupts() -> None:
 def mixtures(share: float, seed: int, split: str, tracks: list[StoredTrack]) -> tuple[Mixture, ...]:
     """Hard negatives of a split: faces with audio that is loud where they do not speak.
 
-    swapped: another track's audio, of another video, in place of the own; shifted: the own, at least 0.4 s early or late;
-    mixed: the own and another's.
+    swapped: another track's audio, of another video, in place of the own; shifted: the own, at least 0.4 s early or
+    late; mixed: the own and another's.
 
     Args:
         share: of each kind, for each track; the rest of 1 is drawn.
@@ -364,7 +367,7 @@ def loudness_ap(folder: Path, split: str) -> float:
     return average_precision(np.concatenate(scores), np.concatenate(positive))
 
 
-def frame_loudness(clip: TrackClip) -> np.ndarray[Any, Any]:
+def frame_loudness(clip: TrackClip) -> NDArray[np.float64]:
     """[T] mean square of the waveform in each frame."""
     return (clip.waveform.reshape(len(clip), -1).astype(np.float64) ** 2).mean(axis=1)
 
@@ -378,9 +381,6 @@ def write_scenes(out: Path, cfg: TracksConfig, on_video: Callable[[int, int], No
     Raises:
         UserError: `out` holds something.
     """
-    from avpretrain.data.scenes.make import write_mp4
-    from avpretrain.methods.speaker.data import FPS, SAMPLE_RATE
-
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is there already; name a new folder")
     with atomic_path(out) as folder:
@@ -390,7 +390,10 @@ def write_scenes(out: Path, cfg: TracksConfig, on_video: Callable[[int, int], No
             size = cfg.face_size + cfg.face_size % 2
             scene = make_scene(number, cfg.seed, cfg.seconds, size, cfg.max_faces, cfg.symmetry, cfg.time_reversed)
             split = scene_split(number, cfg)
-            write_mp4(folder / split / f"{scene.name}.mp4", scene_frames(scene), FPS, scene.waveform_S, SAMPLE_RATE)
+            faces = len(scene.faces_FTHW)
+            with video_file(folder / split / f"{scene.name}.mp4", faces * size, size) as file:
+                for frame, audio in zip(scene_frames(scene), scene.waveform_S.reshape(-1, FRAME_SAMPLES), strict=True):
+                    file.add(frame, audio)
             rows.setdefault(split, []).extend(scene_rows(scene))
             on_video(number + 1, cfg.scenes)
         for split, lines in rows.items():

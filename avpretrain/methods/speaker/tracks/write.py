@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import tarfile
 import zlib
 from collections.abc import Callable, Iterable, Sequence
@@ -18,12 +17,10 @@ from avpretrain.core.errors import UserError
 from avpretrain.core.files import atomic_path, read_json, write_json
 from avpretrain.core.provenance import versions
 from avpretrain.data.text.tokens import member_bytes
+from avpretrain.methods.speaker.config import FPS, FRAME_SAMPLES, SAMPLE_RATE
 from avpretrain.methods.speaker.data import (
     FORMAT,
-    FPS,
-    FRAME_SAMPLES,
     INDEX_NAME,
-    SAMPLE_RATE,
     Mixture,
     StoredTrack,
     TrackClip,
@@ -176,7 +173,7 @@ def _write_shards(folder: Path, split: str, parts: Sequence[tuple[Path, Part]]) 
         file, digest, tracks = None, hashlib.sha256(), []
 
     for path, part in parts:
-        if file is not None and file.tell() + os.stat(path).st_size > SHARD_BYTES:
+        if file is not None and file.tell() + path.stat().st_size > SHARD_BYTES:
             close()
         if file is None:
             file = (folder / f"{split}-{len(shards):06d}.tar").open("wb")
