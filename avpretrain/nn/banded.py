@@ -199,7 +199,7 @@ class BlockStream:
         return x_1LD + self.block.mlp(self.block.norm2(x_1LD))
 
     def _allowed(self, first: int, count: int) -> Tensor | None:
-        """Which rows each of `count` positions from `first` on may see; none = all, as of one position in a full ring."""
+        """Which rows each of `count` positions from `first` on may see; none = all, as in a full ring, one by one."""
         past, oldest, newest = self.block.past, self.ring.written - self.ring.filled, self.ring.written - 1
         if (past is None or first + count - 1 - past <= oldest) and newest <= first + self.future:
             return None

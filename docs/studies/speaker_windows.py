@@ -2,11 +2,11 @@
 
     python docs/studies/speaker_windows.py OUT [--result docs/results/speaker_windows_cpu.json]
 
-Trains on synthetic talking heads (`avpretrain tracks synthetic`), a run for each cell and seed, with baselines of as many
-parameters; a run that is there is not trained again, so the study can be stopped and resumed. The heads are symmetrical
-in time ("reversible"): windows of equal length hold equal information on average. The control has heads whose mouths
-are covered late in a bout ("onset"), played forwards and backwards: what favours the past forwards must favour the
-future backwards. Prints every cell, whatever comes out. On a CPU a run takes about a minute.
+Trains on synthetic talking heads (`avpretrain tracks synthetic`), a run for each cell and seed, with baselines of as
+many parameters; a run that is there is not trained again, so the study can be stopped and resumed. The heads are
+symmetrical in time ("reversible"): windows of equal length hold equal information on average. The control has heads
+whose mouths are covered late in a bout ("onset"), played forwards and backwards: what favours the past forwards must
+favour the future backwards. Prints every cell, whatever comes out. On a CPU a run takes about a minute.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def data_set(out: Path, name: str, scenes: int, face_size: int) -> Path:
     folder = out / "data" / name
     if not is_track_set(folder):
         how = {"scenes": scenes, "face_size": face_size, "val_share": 0.0, "test_share": 0.25, **DATA[name]}
-        make_tracks("synthetic", folder, TracksConfig(**how))
+        make_tracks("synthetic", folder, TracksConfig(**how), lambda done, total: None)
     return folder
 
 
