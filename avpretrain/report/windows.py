@@ -71,8 +71,8 @@ def windows(comparison: Comparison) -> Section | None:
     headings = ["fusion", "data", "sees past", "sees future", "latency", "parameters", "seeds", "AP", "sd"]
     blocks.append(Table("Active speaker detection", headings, rows))
     note = (
-        "Average precision over labelled frames of held-out tracks, as AVA-ActiveSpeaker computes it; means over seeds. "
-        "In the map, past is that of each block, and future that of the first. In the table, both are frames that a "
+        "Average precision over labelled frames of held-out tracks, as AVA-ActiveSpeaker computes it; means over "
+        "seeds. In the map, past is that of each block, and future that of the first. In the table, both are frames that a "
         "score depends on, end to end; latency is that of waiting alone, at 25 frames a second."
     )
     return Section("speakers", "Active speaker detection", blocks, note)
