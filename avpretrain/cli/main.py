@@ -36,6 +36,7 @@ VERBS = {
     "bench": ("avpretrain.cli.bench", "measure speed and memory of loader, features and manifest"),
     "import": ("avpretrain.cli.import_", "turn MAE, AudioMAE, CAV-MAE, MAViL or timm weights into a model"),
     "export": ("avpretrain.cli.export", "write weights with a model card, or an encoder as ONNX"),
+    "speakers": ("avpretrain.cli.speakers", "say who is speaking in a video, or measure a detector of speakers"),
     "compress": ("avpretrain.cli.compress", "make a trained encoder small without data: fewer bits, or sparse"),
     "flops": ("avpretrain.cli.flops", "count a config's FLOPs by component"),
     "ledger": ("avpretrain.cli.ledger", "count what whole trainings of every variant would cost"),

@@ -11,6 +11,7 @@ from avpretrain.core.errors import UsageError
 
 MARGIN = 0.1
 """Share of a face's box that is added at each side before it is cut out."""
+SourceKind = Literal["auto", "ava", "grid", "synthetic"]
 Symmetry = Literal["reversible", "onset"]
 
 
@@ -18,7 +19,7 @@ Symmetry = Literal["reversible", "onset"]
 class TracksConfig:
     """How face tracks are made."""
 
-    source: Literal["auto", "ava", "grid", "synthetic"] = "auto"
+    source: SourceKind = "auto"
     """ava: videos and tables as of AVA-ActiveSpeaker. grid: the same with a metadata.csv of files and splits.
     synthetic: talking heads; SRC is the word synthetic. auto = what SRC holds."""
     table: tuple[Path, ...] = ()

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -249,10 +249,10 @@ def _render(aperture_T: Floats, covered_T: NDArray[np.bool_], size: int, rng: np
     skin, behind, dark = rng.uniform(0.5, 0.85), rng.uniform(0.1, 0.45), rng.uniform(0.02, 0.15)
     mouth_y, mouth_width = rng.uniform(0.2, 0.25), rng.uniform(0.10, 0.15)
     lips = skin * rng.uniform(0.65, 0.85)
-    image = np.full((frames, size, size), behind, np.float32)
+    image: NDArray[np.float32] = np.full((frames, size, size), behind, np.float32)
 
-    def paint(dx: float, dy: float, width: Floats | float, height: Floats | float, value: float) -> None:
-        """An ellipse around a place of the face, soft at its border."""
+    def paint(dx: float, dy: float, width: Any, height: Any, value: float) -> None:
+        """An ellipse around a place of the face, soft at its border; width and height are numbers, or [T]."""
         wide_T, high_T = width * scale_T, height * scale_T
         across_TW = (at_H - (x_T + dx * scale_T)[:, None]) / wide_T[:, None]
         down_TH = (at_H - (y_T + dy * scale_T)[:, None]) / high_T[:, None]

@@ -17,7 +17,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,13 +31,13 @@ from avpretrain.methods.speaker.ava import AvaRows, read_rows
 from avpretrain.methods.speaker.config import FRAME_SAMPLES
 from avpretrain.methods.speaker.data import Heard, Mixture, StoredTrack, TrackClip, TrackClips, TrackIndex, is_track_set
 from avpretrain.methods.speaker.metric import average_precision
-from avpretrain.methods.speaker.tracks.config import TracksConfig
+from avpretrain.methods.speaker.tracks.config import SourceKind, TracksConfig
 from avpretrain.methods.speaker.tracks.cut import Boxes, cut_video, tracks_of
 from avpretrain.methods.speaker.tracks.heads import make_scene, scene_frames, scene_rows
 from avpretrain.methods.speaker.tracks.write import Part, join, read_part, write_part, write_skipped
 from avpretrain.methods.speaker.video_file import video_file
 
-SYNTHETIC = "synthetic"
+SYNTHETIC: Literal["synthetic"] = "synthetic"
 """What SRC is called where nothing is read."""
 METADATA = "metadata.csv"
 LEAST_SHIFT = 10
@@ -130,7 +130,7 @@ def _settings(cfg: TracksConfig) -> dict[str, Any]:
     return values
 
 
-def kind_of(src: str, cfg: TracksConfig) -> str:
+def kind_of(src: str, cfg: TracksConfig) -> SourceKind:
     """Kind of a source: what the config says, or what SRC holds.
 
     Raises:
