@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from avpretrain.measures.numbers import significant
 from avpretrain.methods.speaker.config import FPS
-from avpretrain.methods.speaker.results import SpeakerResult, read_result
+from avpretrain.methods.speaker.results import WindowResult, read_results
 from avpretrain.report.comparison import Comparison
 from avpretrain.report.page import EMPTY, Block, Cell, Figure, Figures, Section, Table
 from avpretrain.report.svg import LEFT, WIDTH
@@ -58,7 +58,8 @@ class HeatMap:
 
 def windows(comparison: Comparison) -> Section | None:
     """A map over past and future for each data set, and a table of everything."""
-    every = [found for group in comparison.groups for run in group.runs if (found := read_result(run.path)) is not None]
+    runs = [run for group in comparison.groups for run in group.runs]
+    every = [found for run in runs for found in read_results(run.path, run.config, int(run.info.get("parameters", 0)))]
     if not every:
         return None
     blocks: list[Block] = []
@@ -71,18 +72,18 @@ def windows(comparison: Comparison) -> Section | None:
     headings = ["fusion", "data", "sees past", "sees future", "latency", "parameters", "seeds", "AP", "sd"]
     blocks.append(Table("Active speaker detection", headings, rows))
     note = (
-        "Average precision over labelled frames of held-out tracks, as AVA-ActiveSpeaker computes it; means over "
-        "seeds. In the map, past is that of each block, and future that of the first. In the table, both are frames that a "
+        "Average precision over labelled frames of tracks, as AVA-ActiveSpeaker computes it; means over seeds. "
+        "In the map, past is that of each block and future that of the first. In the table, both are frames that a "
         "score depends on, end to end; latency is that of waiting alone, at 25 frames a second."
     )
     return Section("speakers", "Active speaker detection", blocks, note)
 
 
-def _key(found: SpeakerResult) -> tuple[str, str, int, int]:
+def _key(found: WindowResult) -> tuple[str, str, int, int]:
     return found.label, found.kind, found.past, found.future
 
 
-def _map(found: Sequence[SpeakerResult], label: str) -> Figure | None:
+def _map(found: Sequence[WindowResult], label: str) -> Figure | None:
     """The map of one data set, where banded attention was trained with more than one window."""
     cells: dict[tuple[int, int], list[float]] = {}
     for one in found:
@@ -104,7 +105,7 @@ def _map(found: Sequence[SpeakerResult], label: str) -> Figure | None:
     return Figure("Average precision", drawn, f"{label}, by frames of past and future")
 
 
-def _row(found: Sequence[SpeakerResult]) -> list[Cell]:
+def _row(found: Sequence[WindowResult]) -> list[Cell]:
     first, values = found[0], [one.average_precision for one in found]
     mean, future = statistics.fmean(values), first.window_future
     latency = EMPTY if future is None else Cell(f"{1000 * future / FPS:.0f} ms", future)

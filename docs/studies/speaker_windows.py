@@ -30,7 +30,7 @@ from avpretrain.methods.speaker.config import SpeakerConfig, with_fusion
 from avpretrain.methods.speaker.data import TrackClips, is_track_set
 from avpretrain.methods.speaker.evaluate import labelled_scores
 from avpretrain.methods.speaker.metric import average_precision
-from avpretrain.methods.speaker.results import SpeakerResult, make_result, read_result, write_result
+from avpretrain.methods.speaker.results import WindowResult, make_result, read_result, write_result
 from avpretrain.methods.speaker.tracks.config import TracksConfig
 from avpretrain.methods.speaker.tracks.make import make_tracks
 
@@ -90,7 +90,7 @@ def main(
     show(rows, answer["matching"])
 
 
-def one(start: SpeakerConfig, out: Path, cell: Cell, seed: int, scenes: int) -> SpeakerResult:
+def one(start: SpeakerConfig, out: Path, cell: Cell, seed: int, scenes: int) -> WindowResult:
     """Trains and tests a cell with a seed, or reads what was found."""
     data, kind, past, future = cell
     run = out / "runs" / f"{data}-{kind}-p{past}-f{future}-s{seed}"
@@ -125,7 +125,7 @@ def data_set(out: Path, name: str, scenes: int, face_size: int) -> Path:
     return folder
 
 
-def summary(found: list[SpeakerResult]) -> dict[str, Any]:
+def summary(found: list[WindowResult]) -> dict[str, Any]:
     """A cell over its seeds."""
     values, first = [one.average_precision for one in found], found[0]
     row: dict[str, Any] = {

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from avpretrain.core.errors import UserError
 from avpretrain.methods.speaker.config import SpeakerModelConfig, with_fusion
-from avpretrain.methods.speaker.results import RESULT_NAME, SpeakerResult, make_result, read_result, write_result
+from avpretrain.methods.speaker.results import RESULT_NAME, WindowResult, make_result, read_result, write_result
 from avpretrain.report.comparison import Comparison
 from avpretrain.report.page import Figures, Table
 from avpretrain.report.windows import HeatMap, windows
@@ -52,8 +53,25 @@ def test_runs_without_results_have_no_section(tmp_path: Path) -> None:
     assert windows(Comparison.of([run])) is None
     write_result(run, make_result(SpeakerModelConfig(), "heads", 0, 1000, 0.5, 10, 5))
     found = read_result(run)
-    assert found is not None and SpeakerResult.from_json(found.to_json()) == found
+    assert found is not None and WindowResult.from_json(found.to_json()) == found
     assert windows(Comparison.of([run])) is not None
     (run / RESULT_NAME).write_text('{"task": "speakers"}')
     with pytest.raises(UserError, match="is no result of an active speaker detector"):
+        windows(Comparison.of([run]))
+    with pytest.raises(UserError, match="is no result of an active speaker detector"):
         read_result(run)
+
+
+def test_what_the_verb_measured_of_a_run_is_shown_with_the_window_of_its_config(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a", samples=320, accuracy=None, pictures=0)
+    (run / "config.yaml").write_text("name: a\nmethod: speaker\nmodel: {fusion: {past: 3, future: 1}}\nseed: 4\n")
+    (run / "eval").mkdir(exist_ok=True)
+    values = {"task": "active_speaker", "split": "val", "data": "/data/heads", "score": {"rows": 9, "positives": 3}}
+    values["score"] = {**values["score"], "average_precision": 0.75}  # type: ignore[dict-item]
+    (run / "eval" / "speakers_val_heads.json").write_text(json.dumps(values))
+    section = windows(Comparison.of([run]))
+    assert section is not None
+    (table,) = section.blocks
+    assert isinstance(table, Table)
+    assert [cell.text for cell in table.rows[0]][:5] == ["banded", "heads, val", "7", "1", "40 ms"]
+    assert table.rows[0][7].text == "0.7500"
