@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
+
+from tyro.conf import Suppress
 
 from avpretrain.config.model import require
 from avpretrain.config.train import MECHANICS, EngineConfig, LengthConfig, OptimConfig, RunConfig, mechanics
@@ -95,9 +97,9 @@ class EncoderConfig:
     chunk: int = 4
     """Frames that a pretrained encoder takes at once, where there is one (`pretrained`): it sees both ways within them,
     so that all but one count as future, and as past. Nothing else above but face_size matters then."""
-    audio_tower: TowerShape = field(default_factory=TowerShape)
+    audio_tower: Annotated[TowerShape, Suppress] = field(default_factory=TowerShape)
     """Filled in from `pretrained`."""
-    video_tower: TowerShape = field(default_factory=TowerShape)
+    video_tower: Annotated[TowerShape, Suppress] = field(default_factory=TowerShape)
     """Filled in from `pretrained`."""
 
     def __post_init__(self) -> None:
