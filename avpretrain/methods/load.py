@@ -140,7 +140,10 @@ def make_method(cfg: EngineConfig) -> Method:
     method = find_method(cfg.method)
     if not isinstance(cfg, method.config):
         raise UsageError(f"method {cfg.method} takes a config of {method.config.__name__}, not {type(cfg).__name__}")
-    return method.of(cfg)
+    made = method.of(cfg)
+    if hasattr(made, "load_encoder"):  # a method imports no other
+        made.load_encoder = load_model
+    return made
 
 
 def find_method(name: str) -> type[Method]:

@@ -6,7 +6,6 @@ B samples, N heads, L queries, C keys, T frames, D width, H head width, R rows o
 from __future__ import annotations
 
 import torch
-from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -36,6 +35,10 @@ def precise_tables(positions_L: Tensor, head_width: int, base: float = 10_000.0)
     angles_LH = torch.cat([angles_LP, angles_LP], dim=1)
     device = positions_L.device
     return angles_LH.cos().float().to(device), angles_LH.sin().float().to(device)
+
+
+TABLES = 256
+"""Positions of a stream whose rotary tables are worked out at a time."""
 
 
 class KeyValueRing:
@@ -76,12 +79,19 @@ class KeyValueRing:
             kv[:, :, : count - first] = new[:, :, first:]
         self.written += count
 
-    def read(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Keys and values [1, N, C, H], views of the rows that are written, and the position of each row, [C]."""
-        filled = min(self.written, self.rows)
+    @property
+    def filled(self) -> int:
+        """Rows that are written: positions from `written - filled` on are there."""
+        return min(self.written, self.rows)
+
+    def read(self) -> tuple[Tensor, Tensor]:
+        """Keys and values [1, N, C, H], views of the rows that are written."""
+        return self._kv[0, :, :, : self.filled], self._kv[1, :, :, : self.filled]
+
+    def positions(self) -> Tensor:
+        """[C]: the position that each row holds."""
         newest = self.written - 1
-        position_C = newest - (newest - torch.arange(filled, device=self._kv.device)) % self.rows
-        return self._kv[0, :, :, :filled], self._kv[1, :, :, :filled], position_C
+        return newest - (newest - torch.arange(self.filled, device=self._kv.device)) % self.rows
 
 
 class BandedBlock(CausalBlock):
@@ -131,6 +141,7 @@ class BlockStream:
         rows = None if block.past is None else block.past + block.future + piece
         self.ring = KeyValueRing(rows, block.attn.heads, block.head_width, weight.device, weight.dtype)
         self._waiting: tuple[Tensor, Tensor] | None = None  # queries [1, N, W, H] and residuals [1, W, D]
+        self._known = (0, weight.new_zeros(0, 0), weight.new_zeros(0, 0))  # rotary tables from a position on
 
     @property
     def bytes(self) -> int:
@@ -139,8 +150,9 @@ class BlockStream:
 
     def push(self, x_1LD: Float[Tensor, "1 l d"]) -> Float[Tensor, "1 m d"]:
         """Takes the next positions and returns those that are complete."""
-        parts = [self._push(part) for part in x_1LD.split(self.piece, dim=1)]
-        return parts[0] if len(parts) == 1 else torch.cat([x_1LD[:, :0], *parts], dim=1)
+        if x_1LD.shape[1] <= self.piece:
+            return self._push(x_1LD) if x_1LD.shape[1] else x_1LD
+        return torch.cat([self._push(part) for part in x_1LD.split(self.piece, dim=1)], dim=1)
 
     def finish(self) -> Float[Tensor, "1 m d"]:
         """The positions that still waited: no more come."""
@@ -150,12 +162,11 @@ class BlockStream:
         return self._answer(self._waiting[1].shape[1])
 
     def _push(self, x_1LD: Tensor) -> Tensor:
-        block, attn = self.block, self.block.attn
-        position_L = torch.arange(self.ring.written, self.ring.written + x_1LD.shape[1], device=x_1LD.device)
-        tables = precise_tables(position_L, block.head_width)
-        heads = rearrange(attn.qkv(block.norm1(x_1LD)), "b l (n h) -> b n l h", n=3 * attn.heads)
+        block, attn, count = self.block, self.block.attn, x_1LD.shape[1]
+        heads = attn.qkv(block.norm1(x_1LD)).unflatten(2, (3 * attn.heads, block.head_width)).transpose(1, 2)
         q_1NLH, k_1NLH, v_1NLH = heads.chunk(3, dim=1)
-        q_1NLH, k_1NLH = rotate(attn.q_norm(q_1NLH), tables), rotate(attn.k_norm(k_1NLH), tables)
+        both = rotate(torch.cat([attn.q_norm(q_1NLH), attn.k_norm(k_1NLH)], dim=1), self._tables(count))
+        q_1NLH, k_1NLH = both.chunk(2, dim=1)
         self.ring.write(k_1NLH, v_1NLH)
         if self._waiting is not None:
             q_1NLH = torch.cat([self._waiting[0], q_1NLH], dim=2)
@@ -163,18 +174,34 @@ class BlockStream:
         self._waiting = (q_1NLH, x_1LD)
         return self._answer(max(0, x_1LD.shape[1] - self.future))
 
+    def _tables(self, count: int) -> Tables:
+        """Of the next positions; many are worked out at a time."""
+        start = self.ring.written - self._known[0]
+        if not 0 <= start <= len(self._known[1]) - count:
+            start, first = 0, self.ring.written
+            position_L = torch.arange(first, first + max(count, TABLES))
+            cos_LH, sin_LH = precise_tables(position_L, self.block.head_width)
+            device = self.block.attn.qkv.weight.device
+            self._known = (first, cos_LH.to(device), sin_LH.to(device))
+        return self._known[1][start : start + count], self._known[2][start : start + count]
+
     def _answer(self, count: int) -> Tensor:
         """Outputs of the first `count` positions that wait."""
         assert self._waiting is not None
         q_1NLH, x_1LD = self._waiting
-        self._waiting = (q_1NLH[:, :, count:], x_1LD[:, count:]) if count < x_1LD.shape[1] else None
+        self._waiting = (q_1NLH[:, :, count:].clone(), x_1LD[:, count:].clone()) if count < x_1LD.shape[1] else None
         if count == 0:
             return x_1LD[:, :0]
         first = self.ring.written - x_1LD.shape[1]
         q_1NLH, x_1LD = q_1NLH[:, :, :count], x_1LD[:, :count]
-        k_1NCH, v_1NCH, position_C = self.ring.read()
-        query_L = torch.arange(first, first + count, device=position_C.device)
-        allowed = band(query_L, position_C, self.block.past, self.future)
-        y_1NLH = attend(q_1NLH, k_1NCH, v_1NCH, allowed)
-        x_1LD = x_1LD + self.block.attn.proj(rearrange(y_1NLH, "b n l h -> b l (n h)"))
+        y_1NLH = attend(q_1NLH, *self.ring.read(), self._allowed(first, count))
+        x_1LD = x_1LD + self.block.attn.proj(y_1NLH.transpose(1, 2).flatten(2))
         return x_1LD + self.block.mlp(self.block.norm2(x_1LD))
+
+    def _allowed(self, first: int, count: int) -> Tensor | None:
+        """Which rows each of `count` positions from `first` on may see; none = all, as in a full ring, one by one."""
+        past, oldest, newest = self.block.past, self.ring.written - self.ring.filled, self.ring.written - 1
+        if (past is None or first + count - 1 - past <= oldest) and newest <= first + self.future:
+            return None
+        position_C = self.ring.positions()
+        return band(torch.arange(first, first + count, device=position_C.device), position_C, past, self.future)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
+
+from tyro.conf import Suppress
 
 from avpretrain.config.model import require
 from avpretrain.config.train import MECHANICS, EngineConfig, LengthConfig, OptimConfig, RunConfig, mechanics
@@ -41,6 +43,33 @@ def _frames(value: int) -> int | None:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class TowerShape:
+    """Sizes of the encoder of one modality that was pretrained elsewhere; read from its weights, not set by hand."""
+
+    width: int = 0
+    """Of a token; 0 = there is no such encoder."""
+    head_width: int = 0
+    patch: tuple[int, ...] = ()
+    """Along the axes of the grid: time and frequency, or time, height and width."""
+    grid: tuple[int, ...] = ()
+    """Patches of a clip that it was trained on."""
+    heads: tuple[int, ...] = ()
+    """Of each block."""
+    hidden: tuple[int, ...] = ()
+    """Width of the MLP in each block."""
+    cls_token: bool = True
+    learned_positions: bool = False
+    final_norm: bool = True
+
+    def __post_init__(self) -> None:
+        require(0 <= self.width <= 65_536, f"width must lie in [0, 65536], got {self.width}")
+        require(len(self.heads) == len(self.hidden) <= 128, "heads and hidden need one entry a block, 128 at most")
+        require(len(self.patch) == len(self.grid), "patch and grid need one entry an axis")
+        numbers = (*self.patch, *self.grid, *self.heads, *self.hidden)
+        require(all(1 <= n <= 1 << 20 for n in numbers), "patch, grid, heads and hidden must be positive")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class EncoderConfig:
     """Each frame's face and audio to a vector each; no layer mixes frames but those that are named here."""
 
@@ -65,8 +94,16 @@ class EncoderConfig:
     """Of the log-mel, subtracted; fixed numbers, since a clip's own mean would see its future."""
     audio_std: float = 4.0
     """Of the log-mel, by which it is divided."""
+    chunk: int = 4
+    """Frames that a pretrained encoder takes at once, where there is one (`pretrained`): it sees both ways within them,
+    so that all but one count as future, and as past. Nothing else above but face_size matters then."""
+    audio_tower: Annotated[TowerShape, Suppress] = field(default_factory=TowerShape)
+    """Filled in from `pretrained`."""
+    video_tower: Annotated[TowerShape, Suppress] = field(default_factory=TowerShape)
+    """Filled in from `pretrained`."""
 
     def __post_init__(self) -> None:
+        require(1 <= self.chunk <= 1024, f"chunk must lie in [1, 1024], got {self.chunk}")
         require(8 <= self.face_size <= 1024, f"face_size must lie in [8, 1024], got {self.face_size}")
         require(1 <= len(self.channels) <= 8, f"channels needs 1 to 8 entries, got {len(self.channels)}")
         require(all(1 <= c <= 4096 for c in self.channels), f"channels must lie in [1, 4096], got {self.channels}")
@@ -78,13 +115,22 @@ class EncoderConfig:
         require(abs(self.audio_mean) <= 1e4, f"audio_mean must lie in [-10000, 10000], got {self.audio_mean}")
 
     @property
+    def chunked(self) -> bool:
+        """Whether a pretrained encoder takes chunks, in place of one that takes frames."""
+        return self.video_tower.width > 0
+
+    @property
     def face_window(self) -> Window:
-        """Frames of the face that the vector of a frame depends on."""
+        """Frames of the face that the vector of a frame depends on, at most."""
+        if self.chunked:
+            return Window(self.chunk - 1, self.chunk - 1)
         return Window(self.face_past, self.look_ahead)
 
     @property
     def audio_window(self) -> Window:
-        """Frames of the waveform that the vector of a frame depends on."""
+        """Frames of the waveform that the vector of a frame depends on, at most."""
+        if self.chunked:
+            return Window(self.chunk, self.chunk - 1)
         return Window(self.audio_past + (self.audio_reach == "causal"), self.look_ahead)
 
 
@@ -216,6 +262,11 @@ class SpeakerConfig(EngineConfig):
     method: str = "speaker"
     init: str = ""
     """Run folder, checkpoint or saved model of this method whose weights a fresh run starts from; empty = afresh."""
+    pretrained: str = ""
+    """Run folder, checkpoint or saved model of DiffMAViL (or MAViL) whose encoders take the place of the small ones, in
+    chunks of model.encoder.chunk frames; empty = none. They see a chunk both ways: it counts as future."""
+    freeze: bool = False
+    """Leave the pretrained encoders as they are; false = train them, too."""
     visual_loss: float = 0.0
     """Weight of the loss of a second score that sees the faces alone (Light-ASD: 0.5)."""
     schedule: LengthConfig = field(default_factory=LengthConfig)

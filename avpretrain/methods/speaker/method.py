@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import nn
@@ -13,6 +14,7 @@ from torch import nn
 from avpretrain.config.reader import to_dict
 from avpretrain.config.schedules import Phase, Step
 from avpretrain.core.errors import UsageError
+from avpretrain.methods.speaker.chunks import ChunkEncoder, copy_towers, with_towers
 from avpretrain.methods.speaker.config import FRAME_SAMPLES, SpeakerConfig, SpeakerModelConfig, with_fusion
 from avpretrain.methods.speaker.fusion import default_hidden
 from avpretrain.methods.speaker.model import SpeakerModel, TrackBatch
@@ -27,7 +29,11 @@ class Speaker(Method):
     cfg: SpeakerConfig
     config = SpeakerConfig
     measures: ClassVar[Mapping[str, Literal["min", "max"]]] = {"loss": "min"}
+    load_encoder: Callable[[str], Any] | None = None
+    """Gives the pretrained model of a path, with `tower("audio").encoder`, `tower("video").encoder` and `cfg.input`;
+    handed in by whoever knows other methods."""
     _samples: Samples | None = None
+    _pretrained: Any = None
 
     # --- before the first step ---------------------------------------------------------------------------------------
 
@@ -44,6 +50,12 @@ class Speaker(Method):
                 f"--model.encoder.face-size {found}, or make the set again"
             )
         self._samples = Samples(clips, data, self.cfg.seed)
+        if self.cfg.pretrained:
+            if self.load_encoder is None:
+                raise UsageError("pretrained encoders can't be read here; leave pretrained empty")
+            self._pretrained = self.load_encoder(self.cfg.pretrained)
+            encoder = with_towers(self.cfg.model.encoder, self._pretrained)
+            self.cfg = dataclasses.replace(self.cfg, model=dataclasses.replace(self.cfg.model, encoder=encoder))
         return ()
 
     def tracks(self) -> Clips:
@@ -64,10 +76,15 @@ class Speaker(Method):
 
     def model(self) -> SpeakerModel:
         """A fresh one."""
-        return SpeakerModel(self.model_config, self.cfg.visual_loss)
+        model = SpeakerModel(self.model_config, self.cfg.visual_loss)
+        if self.cfg.freeze and isinstance(model.encoder, ChunkEncoder):
+            model.encoder.towers.requires_grad_(False)
+        return model
 
     def initialise(self, model: nn.Module) -> None:
-        """Copies the weights that `init` names, if any."""
+        """Copies the weights that `pretrained` and `init` name, if any."""
+        if self._pretrained is not None:
+            copy_towers(cast(SpeakerModel, model).encoder, self._pretrained)
         if not self.cfg.init:
             return
         there = SpeakerModel.from_pretrained(find_weights(self.cfg.init))

@@ -21,6 +21,7 @@ from avpretrain.config.schedules import Phase
 from avpretrain.core.errors import UserError
 from avpretrain.core.files import mistaken_for, read_head, read_json
 from avpretrain.core.tensors import map_tensors
+from avpretrain.methods.speaker.chunks import ChunkEncoder
 from avpretrain.methods.speaker.config import SpeakerModelConfig
 from avpretrain.methods.speaker.encoder import FrameEncoder
 from avpretrain.methods.speaker.fusion import make_fusion
@@ -65,7 +66,7 @@ class SpeakerModel(nn.Module):
     def __init__(self, cfg: SpeakerModelConfig, visual_loss: float = 0.0) -> None:
         super().__init__()
         self.cfg, self.visual_loss = cfg, visual_loss
-        self.encoder = FrameEncoder(cfg.encoder, cfg.width)
+        self.encoder = (ChunkEncoder if cfg.encoder.chunked else FrameEncoder)(cfg.encoder, cfg.width)
         self.fusion = make_fusion(cfg.fusion, cfg.width)
         self.norm = RMSNorm(cfg.width)
         self.head = nn.Linear(cfg.width, 1)
@@ -115,15 +116,15 @@ class SpeakerModel(nn.Module):
         if weights.is_file() and (mistaken := mistaken_for(read_head(weights))):
             raise UserError(f"{weights} {mistaken}")
         with torch.device("meta"):
-            model = cls(cfg)
-        wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+            wanted = {name: tuple(tensor.shape) for name, tensor in cls(cfg).state_dict().items()}
         compare(wanted, read_header(weights), weights)
         try:
             state = load_file(weights)
         except (SafetensorError, OSError) as error:
             raise UserError(f"{weights} is damaged: {str(error)[:200]}") from None
         check_finite(state, weights)
-        model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
+        model = cls(cfg)
+        model.load_state_dict(state)
         return model.eval()
 
 

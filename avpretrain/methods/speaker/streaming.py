@@ -27,8 +27,8 @@ class Stream:
         if piece < 1:
             raise ValueError(f"piece must be at least 1, got {piece}")
         self.model = model
-        self._fusion = model.fusion.stream(piece)
-        self._encoder = model.encoder.stream()
+        self.fusion = model.fusion.stream(piece)
+        self.encoder = model.encoder.stream()
         self.received = 0
         """Frames that were pushed."""
         self.answered = 0
@@ -45,7 +45,7 @@ class Stream:
     @property
     def state_bytes(self) -> int:
         """Bytes that are kept between pushes."""
-        return self._fusion.bytes + self._encoder.bytes
+        return self.fusion.bytes + self.encoder.bytes
 
     @torch.no_grad()
     def push(self, faces: NDArray[np.uint8] | Tensor, waveform: NDArray[np.float32] | Tensor) -> list[float]:
@@ -70,8 +70,8 @@ class Stream:
         if frames == 0:
             return []
         weight = self.model.head.weight
-        z_1ND = self._encoder.push(faces_1THW.to(weight), waveform_1S.to(weight))
-        return self._scores(self._fusion.push(z_1ND))
+        z_1ND = self.encoder.push(faces_1THW.to(weight), waveform_1S.to(weight))
+        return self._scores(self.fusion.push(z_1ND))
 
     @torch.no_grad()
     def flush(self) -> list[float]:
@@ -79,8 +79,8 @@ class Stream:
         if self._ended:
             return []
         self._ended = True
-        z_1ND = self._encoder.finish()
-        return self._scores(torch.cat([self._fusion.push(z_1ND), self._fusion.finish()], dim=1))
+        z_1ND = self.encoder.finish()
+        return self._scores(torch.cat([self.fusion.push(z_1ND), self.fusion.finish()], dim=1))
 
     def _scores(self, fused_1ND: Tensor) -> list[float]:
         self.answered += fused_1ND.shape[1]

@@ -107,7 +107,7 @@ def test_frames_that_are_far_into_a_stream_are_scored_as_early_ones() -> None:
     model = build({"past": 3, "future": 1})
     faces, waveform = noise()
     near, far = Stream(model), Stream(model)
-    for part in far._fusion.parts:  # type: ignore[attr-defined]
+    for part in far.fusion.parts:  # type: ignore[attr-defined]
         part.ring.written = part.ring.rows * 1_000_003  # two days and more
     offset = [stream.push(faces[0], waveform[0]) + stream.flush() for stream in (near, far)]
     assert np.abs(np.array(offset[0][8:]) - np.array(offset[1][8:])).max() < 1e-5
