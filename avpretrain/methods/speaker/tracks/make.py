@@ -88,6 +88,8 @@ def make_tracks(src: str, out: Path, cfg: TracksConfig, on_video: Callable[[int,
     cfg = replace(cfg, source=kind_of(src, cfg))
     if cfg.hard_negatives is None:
         cfg = replace(cfg, hard_negatives=1.0 if cfg.source == "grid" else 0.0)
+    if out.exists() and not is_track_set(out) and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} holds something else than face tracks; name a new folder")
     jobs, missing = list_jobs(src, cfg)
     keys = [_key(job, cfg) for job in jobs]
     made_from = {"settings": _settings(cfg), "parts": hashlib.sha256("".join(keys).encode()).hexdigest()}
@@ -96,8 +98,6 @@ def make_tracks(src: str, out: Path, cfg: TracksConfig, on_video: Callable[[int,
         if {name: index.values.get("made_from", {}).get(name) for name in made_from} != made_from:
             raise UserError(f"{out} holds tracks that were made from something else or otherwise; name a new folder")
         return _report(index, missing)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} holds something else than face tracks; name a new folder")
     folder = out.with_name(f"{out.name}.parts")
     folder.mkdir(parents=True, exist_ok=True)
     clear_leftovers(folder)
