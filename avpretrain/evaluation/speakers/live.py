@@ -271,7 +271,7 @@ def run_live(
                 corners = [f"{value:.6f}" for value in box]
                 label = LABELS[SPEAKING if speaks else 0]
                 entity = speaker.name if speaker.name.startswith(source.name) else f"{source.name}:{speaker.name}"
-                rows.writerow([source.name, f"{number / FPS:.2f}", *corners, label, entity, f"{score:.6f}"])
+                rows.writerow([source.name, f"{number / FPS:.2f}", *corners, label, entity, f"{score:.9g}"])
 
         def end(name: str) -> None:
             speaker = speakers.pop(name)

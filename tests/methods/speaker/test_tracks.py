@@ -380,7 +380,10 @@ def test_damaged_sets_are_said_in_a_line(synthetic: Path, tmp_path: Path) -> Non
             "".join(f"else,{i / 25},{LEFT},NOT_SPEAKING,a\n" for i in range(9)),
             "none of the 1 videos that the tables name",
         ),
-        ("".join(f"film,{9 + i / 25},{LEFT},NOT_SPEAKING,a\n" for i in range(9)), "film, for one, is too short"),
+        (
+            "".join(f"film,{9 + i / 25},{LEFT},NOT_SPEAKING,a\n" for i in range(9)),
+            "film, for one, ends before its first track",
+        ),
         ("".join(f"mute,{i / 25},{LEFT},NOT_SPEAKING,a\n" for i in range(9)), "mute, for one, has no audio"),
         ("".join(f"torn,{i / 25},{LEFT},NOT_SPEAKING,a\n" for i in range(9)), "torn, for one, can't be opened"),
     ],
