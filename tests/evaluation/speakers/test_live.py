@@ -141,6 +141,7 @@ class Given:
         for number in self.numbers:
             if number == self.stop:
                 raise KeyboardInterrupt
+            time.sleep(0.03 * self.endless)
             grey = np.full((40, 60), number, np.uint8)
             yield Moment(number, grey, np.repeat(grey[..., None], 3, 2) if colour else None, np.zeros(640, np.float32))
 
@@ -194,6 +195,7 @@ def test_an_interrupt_ends_a_camera_with_all_that_it_saw(tmp_path: Path) -> None
     camera = Given(list(range(99)), endless=True, stop=12)
     report = watch(camera, tmp_path, lambda: Fixed(3), annotate=True)
     assert (report.frames, report.scores, len(read_csv(tmp_path / "scores.csv"))) == (12, 12, 12)
+    assert report.ms["read"] < 20  # waiting for a camera is no work
     with open_media(tmp_path / "annotated.mp4") as container:
         assert sum(1 for _ in container.decode(video=0)) == 12
     with pytest.raises(KeyboardInterrupt):
@@ -205,6 +207,8 @@ def test_it_says_so_where_it_can_not_keep_up(tmp_path: Path) -> None:
     slow = watch(Given(list(range(8))), tmp_path, lambda: Fixed(0, seconds=0.05))
     assert not slow.keeps_up and slow.mean_ms > 50 and slow.cpu_ms < slow.mean_ms
     assert "does NOT keep up with 25 fps" in slow.verdict and "most goes to 'model'" in slow.verdict
+    assert "other programs have the CPU" in LiveReport.from_json({**slow.to_json(), "cpu_ms": 5.0}).verdict
+    assert "other programs" not in LiveReport.from_json({**slow.to_json(), "cpu_ms": 45.0}).verdict
     values = {**slow.to_json(), "mean_ms": 10.0, "worst_second_ms": 20.0}
     quick = LiveReport.from_json(values)
     assert quick.keeps_up and quick.verdict.startswith("keeps up with 25 fps on this machine")

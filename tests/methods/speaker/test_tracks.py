@@ -408,6 +408,15 @@ def test_wrong_sources_are_said_in_a_line(films: Path, tmp_path: Path, table: st
     assert not (tmp_path / "out").exists()
 
 
+def test_a_split_never_leads_out_of_the_folder(grid: Path, tmp_path: Path) -> None:
+    root = tmp_path / "pack"
+    root.mkdir()
+    (root / "train.csv").write_bytes((grid / "train.csv").read_bytes())
+    (root / "metadata.csv").write_text("file,split\nscene-000000.mp4,../../train\n")
+    with pytest.raises(UserError, match=r"has split '../../train'; names of splits are letters"):
+        make.make_tracks(str(root), tmp_path / "out", TracksConfig(workers=1), quiet)
+
+
 def test_wrong_options_are_usage_errors(tmp_path: Path) -> None:
     for args in (
         [str(tmp_path / "none"), "out"],

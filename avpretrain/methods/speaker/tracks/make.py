@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from avpretrain.core.errors import UsageError, UserError
 from avpretrain.core.files import atomic_path, clear_leftovers, open_text
+from avpretrain.core.terminal import brief
 from avpretrain.data.container import DecodeError
 from avpretrain.data.sources.base import VIDEO_EXTENSIONS, walk
 from avpretrain.data.splits import ROLES
@@ -242,9 +243,13 @@ def _metadata(path: Path) -> dict[str, str]:
             missing = [name for name in ("file", "split") if name not in (reader.fieldnames or ())]
             if missing:
                 raise UserError(f"{path} lacks the columns {', '.join(missing)}; it takes file and split")
-            return {Path(row["file"] or "").stem: row["split"] or "train" for row in reader}
+            splits = {Path(row["file"] or "").stem: row["split"] or "train" for row in reader}
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} can't be read: {getattr(error, 'strerror', None) or error}") from None
+    wrong = next((split for split in splits.values() if not re.fullmatch(r"\w[\w-]{0,99}", split)), None)
+    if wrong is not None:
+        raise UserError(f"{path} has split {brief(wrong)}; names of splits are letters, digits, _ and -")
+    return splits
 
 
 def scene_split(index: int, cfg: TracksConfig) -> str:
