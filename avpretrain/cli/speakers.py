@@ -119,20 +119,21 @@ def _stream(
     import torch
 
     from avpretrain.evaluation.speakers.faces import make_detector
-    from avpretrain.evaluation.speakers.inputs import FileInput, open_camera
+    from avpretrain.evaluation.speakers.inputs import CameraInput, FileInput, open_camera
     from avpretrain.evaluation.speakers.live import DetectedFaces, GivenFaces, run_live
     from avpretrain.methods.load import load_speaker
     from avpretrain.methods.speaker.streaming import Stream
 
     model = load_speaker(ckpt)
     Stream(model)  # refuses a model that needs all the future
+    file = None if camera else FileInput(Path(source))
     finder: Finder
     if boxes is not None:
         finder, said, colour = GivenFaces(_given(boxes, Path(source).stem)), f"the table {boxes}", False
     else:
         found = make_detector(detector, size)
         finder, said, colour = DetectedFaces(found, every), f"{detector} ({found.licence})", found.needs_colour
-    feed = open_camera(int(source), microphone) if camera else FileInput(Path(source))
+    feed = file or open_camera(int(source), microphone)
     console = Console(stderr=True)
 
     def show(number: int, scores: dict[str, float]) -> None:
@@ -151,8 +152,8 @@ def _stream(
         )  # fmt: skip
     finally:
         torch.set_num_threads(threads)
-        if camera:
-            feed.close()  # type: ignore[union-attr]
+        if isinstance(feed, CameraInput):
+            feed.close()
 
 
 def _given(table: Path, video: str) -> list[Any]:

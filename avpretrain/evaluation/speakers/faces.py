@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,7 @@ NEW = 0.4
 """Share of a new box in the box of a track; the rest is where it was: detected boxes tremble."""
 
 
+@runtime_checkable
 class Detector(Protocol):
     """Finds faces."""
 

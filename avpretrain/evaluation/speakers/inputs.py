@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import av
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from avpretrain.core.errors import UserError
 from avpretrain.data.choices import Limits
@@ -23,8 +25,10 @@ from avpretrain.methods.speaker.config import FPS, FRAME_SAMPLES, SAMPLE_RATE
 from avpretrain.methods.speaker.tracks.crops import at_grid, grey
 from avpretrain.methods.speaker.tracks.cut import MAX_HOURS
 
-BEHIND = 1.0
+BEHIND = 0.6
 """Seconds by which a camera's frames may wait before some are skipped."""
+PICTURES = 30
+"""Pictures of a camera that are kept at most."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,8 @@ class FileInput:
     Raises:
         UserError: it can't be read, or has no video.
     """
+
+    endless = False
 
     def __init__(self, path: Path) -> None:
         self.name, self.notes = path.stem, list[str]()
@@ -135,6 +141,11 @@ class Microphone:
         return heard_S
 
     @property
+    def time(self) -> float:
+        """When the next sample that is read was heard, by time.monotonic."""
+        return self.began + self._taken / SAMPLE_RATE
+
+    @property
     def waiting(self) -> float:
         """Seconds of audio that nobody has read."""
         with self._ready:
@@ -150,12 +161,13 @@ class CameraInput:
         name: of the camera.
     """
 
-    aspect = 1.0
+    aspect, endless = 1.0, True
 
     def __init__(self, capture: Any, microphone: Microphone | None, name: str) -> None:
         self.name, self.notes = name, list[str]()
         self._capture, self._microphone = capture, microphone
-        self._newest: NDArray[np.uint8] | None = None
+        self._pictures = deque[tuple[float, NDArray[np.uint8]]](maxlen=PICTURES)
+        """With the time at which each came, by time.monotonic."""
         self._seen, self._ended = threading.Event(), False
         self.skipped = 0
         """Frames that were left out since the frames before took too long."""
@@ -166,10 +178,16 @@ class CameraInput:
             there, bgr_HWC = self._capture.read()
             if not there:
                 break
-            self._newest = bgr_HWC
+            self._pictures.append((time.monotonic(), bgr_HWC))
             self._seen.set()
         self._ended = True
         self._seen.set()
+
+    def _picture(self, at: float) -> NDArray[np.uint8]:
+        """The newest picture that was there at a time, or else the oldest; those before it are let go."""
+        while len(self._pictures) > 1 and self._pictures[1][0] <= at:
+            self._pictures.popleft()
+        return self._pictures[0][1]
 
     def moments(self, colour: bool) -> Iterator[Moment]:
         """Until the camera or the microphone ends.
@@ -177,28 +195,30 @@ class CameraInput:
         Raises:
             UserError: no picture or no audio comes.
         """
-        if not self._seen.wait(10) or self._newest is None:
+        if not self._seen.wait(10) or not self._pictures:
             raise UserError(f"no picture comes from {self.name}; is it in use elsewhere?")
-        number, start = 0, time.monotonic()
+        number, start, microphone = 0, time.monotonic(), self._microphone
+        if microphone is not None and (early := int(microphone.waiting * SAMPLE_RATE)):
+            microphone.read(early)  # heard before the first picture
         while not self._ended:
-            if self._microphone is not None:
-                late = int(self._microphone.waiting * FPS)
-                if late > BEHIND * FPS:
-                    self._microphone.read(late * FRAME_SAMPLES)
-                    number, self.skipped = number + late, self.skipped + late
-                waveform_S = self._microphone.read(FRAME_SAMPLES)
-                if waveform_S is None:
-                    return
+            waiting = (time.monotonic() - start) - number / FPS if microphone is None else microphone.waiting
+            if waiting > BEHIND:
+                late = int(waiting * FPS)
+                if microphone is not None:
+                    microphone.read(late * FRAME_SAMPLES)
+                number, self.skipped = number + late, self.skipped + late
+            if microphone is None:
+                at, heard_S = start + number / FPS, np.zeros(FRAME_SAMPLES, np.float32)
+                time.sleep(max(0.0, at + 1 / FPS - time.monotonic()))
             else:
-                late = int((time.monotonic() - start) * FPS) - number
-                if late > BEHIND * FPS:
-                    number, self.skipped = number + late, self.skipped + late
-                time.sleep(max(0.0, start + (number + 1) / FPS - time.monotonic()))
-                waveform_S = np.zeros(FRAME_SAMPLES, np.float32)
-            bgr_HWC = self._newest
-            brightness = bgr_HWC @ np.array([0.114, 0.587, 0.299], np.float32)
-            rgb_HWC = np.ascontiguousarray(bgr_HWC[:, :, ::-1]) if colour else None
-            yield Moment(number, brightness.astype(np.uint8), rgb_HWC, waveform_S)
+                found_S, at = microphone.read(FRAME_SAMPLES), microphone.time - 1 / FPS
+                if found_S is None:
+                    return
+                heard_S = found_S
+            bgr_HWC = self._picture(at)
+            rgb_HWC = np.ascontiguousarray(bgr_HWC[:, :, ::-1])
+            brightness_HW = np.asarray(Image.fromarray(rgb_HWC).convert("L"))
+            yield Moment(number, brightness_HW, rgb_HWC if colour else None, heard_S)
             number += 1
 
     def close(self) -> None:

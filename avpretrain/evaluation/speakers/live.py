@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,7 @@ GREEN, GREY = (40, 220, 70), (200, 200, 200)
 PARTS = ("read", "detect", "crop", "model", "write")
 
 
+@runtime_checkable
 class Scores(Protocol):
     """A stream of one face: methods.speaker.streaming.Stream."""
 
@@ -43,12 +44,16 @@ class Scores(Protocol):
     def flush(self) -> list[float]: ...
 
 
+@runtime_checkable
 class Input(Protocol):
     """A file or a camera."""
 
     name: str
     notes: list[str]
     aspect: float
+    """Width of a pixel over its height."""
+    endless: bool
+    """Whether it goes on until it is interrupted."""
 
     def moments(self, colour: bool) -> Iterator[Moment]: ...
 
@@ -112,6 +117,8 @@ class LiveReport:
     p95_ms: float
     worst_second_ms: float
     """Mean time of a frame in the slowest second."""
+    cpu_ms: float
+    """Mean CPU time of a frame, over all threads: less than `mean_ms` where other programs took the CPU."""
     cores: int
     detector: str
     """With its licence."""
@@ -129,7 +136,7 @@ class LiveReport:
         """Whether it keeps up, in a sentence."""
         told = (
             f"{self.mean_ms:.1f} ms a frame on average, {self.p95_ms:.1f} ms at the 95th percentile, "
-            f"{self.worst_second_ms:.1f} ms in the slowest second, of {FRAME_MS:g} ms"
+            f"{self.worst_second_ms:.1f} ms in the slowest second, of {FRAME_MS:g} ms (CPU time {self.cpu_ms:.1f} ms)"
         )
         if self.keeps_up:
             return f"keeps up with {FPS} fps on this machine ({self.cores} CPU cores): {told}"
@@ -184,6 +191,11 @@ class _Clock:
         self.total = dict.fromkeys(PARTS, 0.0)
         self.frames: list[float] = []
         self._frame = 0.0
+        self._cpu = time.process_time()
+
+    def cpu_seconds(self) -> float:
+        """CPU time since the beginning."""
+        return time.process_time() - self._cpu
 
     @contextmanager
     def on(self, part: str) -> Iterator[None]:
@@ -258,16 +270,8 @@ def run_live(
                 counts["speaking"] += speaks
                 corners = [f"{value:.6f}" for value in box]
                 label = LABELS[SPEAKING if speaks else 0]
-                rows.writerow(
-                    [
-                        source.name,
-                        f"{number / FPS:.2f}",
-                        *corners,
-                        label,
-                        f"{source.name}:{speaker.name}",
-                        f"{score:.6f}",
-                    ]
-                )
+                entity = speaker.name if speaker.name.startswith(source.name) else f"{source.name}:{speaker.name}"
+                rows.writerow([source.name, f"{number / FPS:.2f}", *corners, label, entity, f"{score:.6f}"])
 
         def end(name: str) -> None:
             speaker = speakers.pop(name)
@@ -289,8 +293,13 @@ def run_live(
 
         moments, last = source.moments(colour or annotate), -1
         while True:
-            with clock.on("read"):
-                moment = next(moments, None)
+            try:
+                with clock.on("read"):
+                    moment = next(moments, None)
+            except KeyboardInterrupt:  # the way to end a camera's run; elsewhere it breaks one off
+                if not source.endless:
+                    raise
+                break
             if moment is None or (seconds and moment.number >= seconds * FPS):
                 break
             if moment.number != last + 1 and last >= 0:  # frames were left out: no stream goes on over a hole
@@ -336,6 +345,7 @@ def run_live(
         mean_ms=float(np.mean(clock.frames or [0.0])),
         p95_ms=float(np.percentile(clock.frames or [0.0], 95)),
         worst_second_ms=clock.worst_second(),
+        cpu_ms=1000 * clock.cpu_seconds() / frames,
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         detector=detector,
         skipped=getattr(source, "skipped", 0),

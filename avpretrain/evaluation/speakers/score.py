@@ -136,7 +136,7 @@ def _interval(
     return None if np.isnan(low) else (low, high)
 
 
-def _by_kind(score_N: Floats, positive_N: NDArray[np.bool_], kind_N: NDArray[np.str_]) -> dict[str, float | None]:
+def _by_kind(score_N: Floats, positive_N: NDArray[np.bool_], kind_N: NDArray[Any]) -> dict[str, float | None]:
     """Average precision with each kind of mixture beside the stored tracks, and of those alone."""
     values: dict[str, float | None] = {}
     for kind in dict.fromkeys(kind_N.tolist()):

@@ -29,7 +29,7 @@ class VideoFile:
         self._container = container
         self._video = container.add_stream("libx264", rate=FPS, options={"preset": "veryfast", "crf": "20"})
         self._video.width, self._video.height, self._video.pix_fmt = width, height, "yuv420p"
-        self._video.codec_context.max_b_frames = 0
+        self._video.codec_context.max_b_frames, self._video.codec_context.thread_count = 0, 2
         self._audio = container.add_stream("aac", rate=SAMPLE_RATE, layout="mono", bit_rate=64_000)
         self._frames = self._samples = 0
 

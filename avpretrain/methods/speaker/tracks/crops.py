@@ -95,7 +95,7 @@ def crop_face(
         inside_HW = _continued(inside_HW, around, (y_to - y_from, x_to - x_from))
     image = Image.fromarray(np.ascontiguousarray(inside_HW))
     area = (left - x_from, top - y_from, right - x_from, bottom - y_from)
-    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=area, reducing_gap=2.0))
+    return np.array(image.resize((size, size), Image.Resampling.BILINEAR, box=area, reducing_gap=2.0))
 
 
 def _continued(
