@@ -28,12 +28,13 @@ def band(query_L: Tensor, key_C: Tensor, past: int | None, future: int | None) -
 def precise_tables(positions_L: Tensor, head_width: int, base: float = 10_000.0) -> Tables:
     """What `rotary_tables` gives, with angles in float64: after a day of a stream float32 no longer tells frames apart.
 
-    On the CPU, whatever device the positions are on, since not every device has float64.
+    Where a device has no float64 (Apple's GPUs), they are worked out on the CPU.
     """
-    exponents_P = torch.arange(0, head_width, 2, dtype=torch.float64, device="cpu") / head_width
-    angles_LP = positions_L.to("cpu", torch.float64)[:, None] * base**-exponents_P
-    angles_LH = torch.cat([angles_LP, angles_LP], dim=1)
     device = positions_L.device
+    where = torch.device("cpu") if device.type == "mps" else device
+    exponents_P = torch.arange(0, head_width, 2, dtype=torch.float64, device=where) / head_width
+    angles_LP = positions_L.to(where, torch.float64)[:, None] * base**-exponents_P
+    angles_LH = torch.cat([angles_LP, angles_LP], dim=1)
     return angles_LH.cos().float().to(device), angles_LH.sin().float().to(device)
 
 

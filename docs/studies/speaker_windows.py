@@ -106,7 +106,9 @@ def one(start: SpeakerConfig, out: Path, cell: Cell, seed: int, scenes: int) -> 
         model=with_fusion(start.model, kind=kind, past=past, future=future),
     )
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        train(cfg)
+        outcome = train(cfg)
+    if not outcome.finished:
+        raise SystemExit(f"stopped by {outcome.stopped_by} in {run.name}; the same command goes on from there")
     model, clips = load_speaker(run), TrackClips([tracks], "test")
     scores, positive, _ = labelled_scores(model, (clips[i] for i in range(len(clips))))
     parameters = sum(p.numel() for p in model.parameters())

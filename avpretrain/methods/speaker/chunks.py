@@ -24,7 +24,7 @@ from avpretrain.data.features import IMAGENET_MEAN, IMAGENET_STD, frame_length, 
 from avpretrain.methods.speaker.config import FRAME_SAMPLES, SAMPLE_RATE, EncoderConfig, TowerShape
 from avpretrain.methods.speaker.encoder import WINDOWS
 from avpretrain.nn.encoder import Encoder
-from avpretrain.nn.patches import PATCHES
+from avpretrain.nn.patches import PATCHES, positions
 
 
 def with_towers(cfg: EncoderConfig, pretrained: Any) -> EncoderConfig:
@@ -94,7 +94,7 @@ class ChunkEncoder(nn.Module):
         super().__init__()
         self.cfg, self.lead = cfg, frame_length(SAMPLE_RATE) - frame_shift(SAMPLE_RATE)
         shapes: dict[Side, TowerShape] = {"audio": cfg.audio_tower, "video": cfg.video_tower}
-        self.towers = nn.ModuleDict({side: _tower(side, shape) for side, shape in shapes.items()})
+        self.towers = nn.ModuleDict({side: _tower(side, shape, cfg) for side, shape in shapes.items()})
         self.face_proj = nn.Linear(cfg.video_tower.width, width)
         self.audio_proj = nn.Linear(cfg.audio_tower.width, width)
         self.register_buffer("mean_C", torch.tensor(IMAGENET_MEAN) * 255, persistent=False)
@@ -146,8 +146,8 @@ class ChunkEncoder(nn.Module):
         return ChunkStream(self)
 
 
-def _tower(side: Side, shape: TowerShape) -> Encoder:
-    return Encoder(
+def _tower(side: Side, shape: TowerShape, cfg: EncoderConfig) -> Encoder:
+    encoder = Encoder(
         PATCHES[side](shape.patch, shape.grid),
         width=shape.width,
         layers=LayerSizes(shape.heads, shape.hidden),
@@ -156,6 +156,11 @@ def _tower(side: Side, shape: TowerShape) -> Encoder:
         learned_positions=shape.learned_positions,
         final_norm=shape.final_norm,
     )
+    if not shape.learned_positions:  # made once for the chunk's grid, so that no step copies them to the device
+        sizes = (WINDOWS * cfg.chunk, cfg.mels) if side == "audio" else (cfg.chunk, cfg.face_size, cfg.face_size)
+        grid = tuple(size // patch for size, patch in zip(sizes, shape.patch, strict=True))
+        encoder.position_LD, encoder.grid = positions(grid, shape.width, shape.grid).clone(), grid
+    return encoder
 
 
 class ChunkStream:

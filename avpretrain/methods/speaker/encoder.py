@@ -38,7 +38,16 @@ class FaceEncoder(nn.Module):
     def forward(self, faces_NKHW: Tensor) -> Tensor:
         """[N, D] of grey values in [0, 255]."""
         x_NCHW = self.layers((faces_NKHW / 255 - GREY_MEAN) / GREY_STD)
-        return self.proj(F.adaptive_avg_pool2d(x_NCHW, 2).flatten(1))
+        return self.proj(torch.cat([half for rows in _halves(x_NCHW, 2) for half in _halves(rows, 2)], dim=1))
+
+
+def _halves(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Means over the first and the second half of an axis, which share the middle of an odd one.
+
+    As adaptive pooling does, whose gradient on GPUs is not the same from run to run.
+    """
+    size = x.shape[dim]
+    return x.narrow(dim, 0, (size + 1) // 2).mean(dim), x.narrow(dim, size // 2, (size + 1) // 2).mean(dim)
 
 
 class FrameEncoder(nn.Module):

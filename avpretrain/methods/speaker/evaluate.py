@@ -11,6 +11,13 @@ from numpy.typing import NDArray
 from avpretrain.methods.speaker.config import FRAME_SAMPLES
 from avpretrain.methods.speaker.model import SpeakerModel
 from avpretrain.methods.speaker.samples import TrackClip
+from avpretrain.methods.speaker.streaming import Stream
+
+LONG = 4096
+"""Frames from which on a track goes through a stream, where the model can: attention over the whole would take the
+square of its length in memory."""
+PIECE, PUSHED = 256, 1024
+"""Frames that attention takes at once then, and frames that are pushed at once."""
 
 
 @torch.no_grad()
@@ -24,6 +31,12 @@ def track_scores(model: SpeakerModel, clip: TrackClip) -> NDArray[np.float32]:
     waveform = np.zeros(frames * FRAME_SAMPLES, np.float32)
     waveform[: len(clip.waveform)] = clip.waveform[: len(waveform)]
     faces = torch.from_numpy(np.ascontiguousarray(clip.faces)).to(device)
+    if frames > LONG and model.cfg.delay_frames is not None:
+        stream, found = Stream(model, PIECE), list[float]()
+        for start in range(0, frames, PUSHED):
+            heard = waveform[start * FRAME_SAMPLES : (start + PUSHED) * FRAME_SAMPLES]
+            found += stream.push(faces[start : start + PUSHED], torch.from_numpy(heard))
+        return np.array(found + stream.flush(), np.float32)
     logits_1T = model.logits(faces[None], torch.from_numpy(waveform).to(device)[None])
     scores: NDArray[np.float32] = logits_1T[0].sigmoid().cpu().numpy()
     return scores

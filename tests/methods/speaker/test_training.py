@@ -65,6 +65,18 @@ def test_the_stream_of_a_trained_model_gives_its_scores(model: SpeakerModel) -> 
     assert np.abs(np.array(scores) - track_scores(model, clip)).max() < 1e-5
 
 
+def test_long_tracks_go_through_a_stream(model: SpeakerModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    clip, module = MadeTracks()[3], "avpretrain.methods.speaker.evaluate"
+    whole = track_scores(model, clip)
+    monkeypatch.setattr(f"{module}.LONG", 10)
+    monkeypatch.setattr(f"{module}.PUSHED", 7)
+    monkeypatch.setattr(f"{module}.PIECE", 4)
+    assert np.abs(track_scores(model, clip) - whole).max() < 1e-5
+    monkeypatch.setattr(Stream, "push", None)
+    with pytest.raises(TypeError):
+        track_scores(model, clip)
+
+
 @pytest.mark.parametrize("kind", ["bigru", "tcn"])
 def test_baselines_train(kind: str, tmp_path: Path) -> None:
     cfg = track_config(tmp_path / "run", schedule={"samples": 16})
