@@ -142,7 +142,7 @@ class Given:
             if number == self.stop:
                 raise KeyboardInterrupt
             time.sleep(0.03 * self.endless)
-            grey = np.full((40, 60), number, np.uint8)
+            grey = np.full((40, 60) if number < 35 else (30, 80), number, np.uint8)  # videos may change their size
             yield Moment(number, grey, np.repeat(grey[..., None], 3, 2) if colour else None, np.zeros(640, np.float32))
 
 
