@@ -101,6 +101,12 @@ def _log_mel(frames_FW: Tensor, window_W: Tensor, filters_KM: Tensor, size: int)
     return (power_FK @ filters_KM).clamp_(min=EPSILON).log_()
 
 
+def log_mel_of_windows(windows_FW: Tensor, mels: int = 128, sample_rate: int = 16_000) -> Tensor:
+    """[..., M]: what `log_mel` makes of windows of 25 ms, [..., W], that the caller has cut; gradients flow to them."""
+    with torch.autocast(windows_FW.device.type, enabled=False):
+        return _log_mel(windows_FW.float(), *_bank(mels, sample_rate, windows_FW.device))
+
+
 def centred(waveform_BS: Tensor, samples_B: Tensor) -> Tensor:
     """float32 in [-1, 1] from int16, without the mean of each clip's own samples; zero after them."""
     real_BS = torch.arange(waveform_BS.shape[1], device=waveform_BS.device) < samples_B[:, None]

@@ -18,18 +18,21 @@ if TYPE_CHECKING:
     from avpretrain.data.text.tokenizer import Tokenizer
     from avpretrain.methods.diffmavil.model import DiffMAViL
     from avpretrain.methods.openelm.model import LanguageModel
+    from avpretrain.methods.speaker.model import SpeakerModel
     from avpretrain.training.method import Method
 
 CONFIGS = {
     "diffmavil": "avpretrain.methods.diffmavil.config.TrainConfig",
     "self_training": "avpretrain.methods.diffmavil.config.TrainConfig",
     "openelm": "avpretrain.methods.openelm.config.OpenELMConfig",
+    "speaker": "avpretrain.methods.speaker.config.SpeakerConfig",
 }
 """Schema of a registered method's config; reading one imports no torch."""
 METHODS = {
     "diffmavil": "avpretrain.methods.diffmavil.stages.Stages",
     "self_training": "avpretrain.methods.diffmavil.self_training.SelfTraining",
     "openelm": "avpretrain.methods.openelm.method.OpenELM",
+    "speaker": "avpretrain.methods.speaker.method.Speaker",
 }
 MODELS = {
     "diffmavil": "avpretrain.methods.diffmavil.model.DiffMAViL",
@@ -93,6 +96,18 @@ def load_language_model(path: str | Path) -> tuple[LanguageModel, Tokenizer]:
     return model, tokenizer
 
 
+def load_speaker(path: str | Path) -> SpeakerModel:
+    """The active speaker detector of a run folder, a checkpoint or a saved model, on the CPU, in evaluation mode.
+
+    Raises:
+        UserError: there are no weights, or they are of another kind of model.
+    """
+    from avpretrain.methods.speaker.model import SpeakerModel
+    from avpretrain.training.folders import find_weights
+
+    return SpeakerModel.from_pretrained(find_weights(path))
+
+
 def load_config(name: str) -> EngineConfig:
     """Reads a preset or a YAML file, by the schema of its method; its `name` defaults to the file's.
 
@@ -125,7 +140,10 @@ def make_method(cfg: EngineConfig) -> Method:
     method = find_method(cfg.method)
     if not isinstance(cfg, method.config):
         raise UsageError(f"method {cfg.method} takes a config of {method.config.__name__}, not {type(cfg).__name__}")
-    return method.of(cfg)
+    made = method.of(cfg)
+    if hasattr(made, "load_encoder"):  # a method imports no other
+        made.load_encoder = load_model
+    return made
 
 
 def find_method(name: str) -> type[Method]:

@@ -18,6 +18,7 @@ from avpretrain.report.listening import listening
 from avpretrain.report.page import EMPTY, Card, Cards, Cell, Figure, Figures, Picture, PictureSequence, Section, Table
 from avpretrain.report.saving import config_differences
 from avpretrain.report.spectrum_charts import spectra
+from avpretrain.report.windows import windows
 
 MOMENTS = 6
 """Reconstructions of a run that the page holds: the newest, and earlier ones evenly spread."""
@@ -200,6 +201,7 @@ SECTIONS: tuple[Callable[[Comparison], Section | None], ...] = (
     results,
     spectra,
     contexts,
+    windows,
     config_table,
     provenance,
 )

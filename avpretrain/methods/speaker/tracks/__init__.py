@@ -1,0 +1,1 @@
+"""Making data sets of face tracks: from tables and videos, or synthetic."""
