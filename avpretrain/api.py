@@ -27,7 +27,7 @@ def train(
     out: str | Path = "",
     changes: Mapping[str, Any] | None = None,
 ) -> Outcome:
-    """Trains what a config says, or goes on with the run in its folder, to the bit on the same number of ranks.
+    """Trains what a config says, or resumes the run in its folder, to the bit on the same number of ranks.
 
         train("small_diffmavil", data="videos/", out="runs/x", changes={"schedule.epochs": 5})
 

@@ -196,7 +196,7 @@ def _blocks_recorded(module: nn.Module, calls: list[_Call]) -> Iterator[None]:
         def forward(x: Tensor, *args: Any) -> Tensor:
             calls.append((block, (x, *args), torch.is_grad_enabled()))
             for other in _tensors(args):
-                if other.requires_grad:  # the backward pass goes on to whatever made it
+                if other.requires_grad:  # the backward pass continues to whatever made it
                     x = x + other.sum()
             return x
 

@@ -35,14 +35,14 @@ class MediaInfo:
     has_video: bool
     has_audio: bool
     fps: float
-    """Average frame rate; 0 = no picture or unknown."""
+    """Average frame rate; 0 = no video or unknown."""
     width: int
     """Pixels as stored, before rotation."""
     height: int
     rotation: int
-    """Degrees counter-clockwise by which players turn the picture: 0, 90, 180 or 270."""
+    """Degrees counter-clockwise by which players turn the frames: 0, 90, 180 or 270."""
     sample_rate: int
-    """Hz; 0 = no sound."""
+    """Hz; 0 = no audio."""
     video_codec: str
     audio_codec: str
     streams: int

@@ -107,7 +107,7 @@ class ForwardProcess(nn.Module):
         return torch.where(masked_BX, cfg.num_train_timesteps, timestep_BX)
 
     def _alpha(self, timestep_BX: Tensor) -> Tensor:
-        """alphas_cumprod as [B, X, 1], beside patches."""
+        """alphas_cumprod as [B, X, 1], to multiply patches."""
         return self.alphas_cumprod_T[timestep_BX].reshape(len(timestep_BX), -1, 1)
 
     def _spread(self, a_BX1: Tensor) -> Tensor:

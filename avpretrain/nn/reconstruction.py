@@ -53,7 +53,7 @@ class TeacherFeatures:
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """A masked clip beside what the model makes of it, both in the units of the model's input."""
+    """A masked clip and what the model makes of it, both in the units of the model's input."""
 
     audio_BFM: Tensor
     audio_mask_BFM: Tensor

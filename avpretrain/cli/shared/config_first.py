@@ -82,7 +82,7 @@ def read(target: type[T], args: Sequence[str], prog: str, about: str | None) -> 
 
 
 def show_help(prog: str, target: type[ConfigArguments], about: str | None, name: str, what: str) -> None:
-    """Prints what a verb takes beside the keys of the config, which `VERB NAME --help` lists with their values."""
+    """Prints what a verb takes besides the keys of the config, which `VERB NAME --help` lists with their values."""
 
     def verb(first: str, options: Any, data: tuple[str, ...] = ()) -> None: ...
 
