@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from avpretrain.methods.diffmavil.model import DiffMAViL
     from avpretrain.training.loop import Outcome
 
+__all__ = ["embed", "probe", "train"]
+
 
 def train(
     config: EngineConfig | str,

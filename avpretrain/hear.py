@@ -19,6 +19,8 @@ from avpretrain.evaluation.longform import step_vectors
 from avpretrain.methods.diffmavil.model import DiffMAViL
 from avpretrain.methods.load import load_model as load_checkpoint
 
+__all__ = ["HearModel", "get_scene_embeddings", "get_timestamp_embeddings", "load_model"]
+
 DEFAULT_CHECKPOINT = "AVPRETRAIN_CHECKPOINT"
 """Environment variable with the checkpoint that is meant when none is named."""
 MAX_HOP_FRAMES = 5

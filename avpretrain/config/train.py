@@ -12,6 +12,19 @@ from typing import Any, Literal
 
 from avpretrain.config.model import require
 
+__all__ = [
+    "MECHANICS",
+    "AugmentConfig",
+    "BatchConfig",
+    "DataConfig",
+    "EngineConfig",
+    "LengthConfig",
+    "OptimConfig",
+    "RunConfig",
+    "Tracker",
+    "mechanics",
+]
+
 MECHANICS = "mechanics"
 """Mark of fields that say how a run is carried out, not what is learned. Resuming, grouping and comparing runs, and
 looking for finished cells and evaluations, do not look at them: `reader.learnt_config` leaves them out."""

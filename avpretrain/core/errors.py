@@ -6,6 +6,8 @@ import re
 import traceback
 from pathlib import Path
 
+__all__ = ["UsageError", "UserError", "describe"]
+
 PROGRAM_ERRORS = (AssertionError, AttributeError, ImportError, NameError, NotImplementedError, TypeError)
 """What wrong code raises, ours or that of a library in an incompatible version, and damaged data do not. Code that must
 catch every exception of some library lets these pass."""

@@ -26,6 +26,8 @@ from avpretrain.cost.flops import Flops
 from avpretrain.nn.decoder import DecoderBlock
 from avpretrain.nn.layers import Block
 
+__all__ = ["count", "count_flops", "on_meta"]
+
 COUNTED = 2
 """Samples in the batch that is counted."""
 REPEATED = (Block, DecoderBlock)

@@ -13,6 +13,8 @@ from torch import Tensor
 from avpretrain.config.model import Side
 from avpretrain.core.tensors import map_tensors
 
+__all__ = ["AVBatch", "RawBatch"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class RawBatch:

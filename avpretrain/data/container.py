@@ -17,6 +17,8 @@ import soundfile
 
 from avpretrain.core.files import mistaken_for, open_file
 
+__all__ = ["DecodeError", "MediaInfo", "probe_media"]
+
 av.logging.set_level(None)  # libav's remarks on damaged files would flood stderr; what matters is raised
 
 NOT_FINITE = "has samples that are no finite numbers (NaN or infinity)"

@@ -30,6 +30,8 @@ from avpretrain.data.container import (
     picture_stream,
 )
 
+__all__ = ["decode_audio", "decode_video"]
+
 Frames = UInt8[np.ndarray, "_t _h _w 3"]
 Sound = Int16[np.ndarray, "_s"]
 

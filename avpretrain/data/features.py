@@ -19,6 +19,8 @@ from avpretrain.core.errors import UsageError
 from avpretrain.data import augment as aug
 from avpretrain.data.batch import AVBatch, RawBatch
 
+__all__ = ["Features", "centred", "log_mel"]
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 LOWEST_HZ = 20.0

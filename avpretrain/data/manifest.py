@@ -29,6 +29,8 @@ from avpretrain.data.place import DATASET_NAME, MANIFEST_NAME, why_no_data_set
 from avpretrain.data.rows import MAX_BAD_ROWS, SHA256, bad_rows, repaired
 from avpretrain.data.splits import chosen_splits, split_text
 
+__all__ = ["Clip", "Manifest", "Shard", "write_manifest"]
+
 FORMAT = 1
 
 SCHEMA = pa.schema(

@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri, stdtrit
 
+__all__ = ["across", "agresti_min", "estimate", "interval", "point", "wilson"]
+
 Floats = NDArray[np.float64]
 Statistic = Callable[[Floats], Floats]
 """Weights [R, N] -> values [R]."""

@@ -20,6 +20,8 @@ from avpretrain.nn.layers import NORM_EPS, Attention, CrossAttention, Mlp, Times
 from avpretrain.nn.masking import gather_patches
 from avpretrain.nn.patches import Grid, positions
 
+__all__ = ["Decoder", "DecoderBlock"]
+
 
 class DecoderBlock(nn.Module):
     """One decoder layer; which attentions it holds is the decoder's kind (DiffMAE, section 3.2).

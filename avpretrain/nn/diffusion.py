@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from avpretrain.config.model import DiffusionConfig
 from avpretrain.core import draws
 
+__all__ = ["ForwardProcess", "make_betas", "make_scheduler"]
+
 MIN_SNR_GAMMA = 5.0
 """Hang et al. 2023, section 3.4."""
 

@@ -16,6 +16,8 @@ from avpretrain.config.schedules import kept
 from avpretrain.core import draws
 from avpretrain.nn.patches import Grid
 
+__all__ = ["STRATEGIES", "Mask", "gather_patches", "make_mask", "random_part"]
+
 
 @dataclass(frozen=True)
 class Mask:

@@ -12,6 +12,8 @@ from torch import Tensor
 from avpretrain.config.model import Side
 from avpretrain.nn.masking import Mask
 
+__all__ = ["Denoised", "MaskedView", "Reconstruction", "TeacherFeatures", "fill_hidden"]
+
 
 @dataclass(frozen=True)
 class MaskedView:

@@ -47,6 +47,8 @@ from avpretrain.training.run import open_run, resume_point, save_failure
 from avpretrain.training.tracking import hyperparameters, log_picture
 from avpretrain.training.window import MeanLosses, Window, after_step, epoch_line, metrics_line
 
+__all__ = ["Outcome", "train"]
+
 
 @dataclass(frozen=True)
 class Outcome:

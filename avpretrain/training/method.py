@@ -26,6 +26,8 @@ from avpretrain.core.files import atomic_path
 from avpretrain.cost.count import count_flops
 from avpretrain.training.folders import CONFIG, WEIGHTS
 
+__all__ = ["Data", "Method", "Preview"]
+
 
 @runtime_checkable
 class Data(Protocol):

@@ -23,6 +23,8 @@ from avpretrain.data.manifest import Clip, Manifest, Shard
 from avpretrain.data.read.storage import REQUEST_TIMEOUT, StorageError, Store, open_store
 from avpretrain.data.splits import chosen_splits
 
+__all__ = ["ClipSet", "Encoded", "Media", "Modality", "Sample", "check_media", "decode_window"]
+
 Modality = Literal["audio", "video", "both"]
 
 ONE_READ_GAP = 1 << 16

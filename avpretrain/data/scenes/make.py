@@ -31,6 +31,8 @@ from avpretrain.data.scenes.picture import Frame
 from avpretrain.data.scenes.scene import CLIPS_DIR, SAMPLE_RATE, SceneSettings, describe, scene_frames, scene_sound
 from avpretrain.data.write.encode import REPEATABLE
 
+__all__ = ["make_scenes", "write_mp4"]
+
 SETTINGS_NAME, LABELS_NAME = "synth.json", "labels.csv"
 
 

@@ -9,6 +9,8 @@ from typing import Literal
 from avpretrain.core.errors import UsageError
 from avpretrain.data.choices import Limits, Need, SourceName
 
+__all__ = ["Engine", "ShardConfig", "TranscodeConfig"]
+
 Engine = Literal["processes", "ray"]
 
 

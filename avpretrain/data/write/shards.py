@@ -32,6 +32,8 @@ from avpretrain.data.write.revise import Revision, find_unlisted, revise
 from avpretrain.data.write.settings import Engine, ShardConfig
 from avpretrain.data.write.workers import run_contained
 
+__all__ = ["Progress", "ShardReport", "make_shards"]
+
 MAX_AWAY = 16
 """Files in a row that can't be read, through no fault of theirs, after which a run stops."""
 
