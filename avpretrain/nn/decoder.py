@@ -128,8 +128,8 @@ class Decoder(nn.Module):
         Args:
             context_BCE: visible tokens, any class token first.
             ids_keep_BK: places of the visible patches (without the class token).
-            noisy_BNP, timestep_B: the diffused patches, as they are embedded, and their timesteps, [B] or [B, N];
-                needed when the input is 'diffused'.
+            noisy_BNP: the diffused patches, as they are embedded; needed when the input is 'diffused'.
+            timestep_B: their timesteps, [B] or [B, N].
             levels: encoder block -> its tokens, [B, C, E], of the blocks that the config's `levels` name.
         """
         prefix = context_BCE.shape[1] - ids_keep_BK.shape[1]
