@@ -1,7 +1,7 @@
 """What the site needs that mkdocs does not do: pages and files from outside of docs/, and links to folders.
 
-README.md becomes the first page; READMEs of packages, CONTRIBUTING.md and CHANGELOG.md become pages; any other file of the
-repository that a page links to is copied to files/; a folder that is linked to becomes a page that lists its files.
+README.md becomes the first page; CONTRIBUTING.md, CHANGELOG.md and READMEs of packages become pages; any other file of
+the repository that a page links to is copied to files/; a folder that is linked to becomes a page that lists its files.
 """
 
 from __future__ import annotations
@@ -38,7 +38,12 @@ def source_of(place: str) -> str:
 
 def on_files(files: Files, config: Any) -> Files:
     """Brings in what pages link to, and what pages brought in link to."""
-    pages = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *(source_of(f.src_uri) for f in files.documentation_pages())]
+    pages = [
+        "README.md",
+        "CONTRIBUTING.md",
+        "CHANGELOG.md",
+        *(source_of(f.src_uri) for f in files.documentation_pages()),
+    ]
     done: set[str] = set()
     while pages:
         source = pages.pop()
@@ -50,7 +55,7 @@ def on_files(files: Files, config: Any) -> Files:
         if not files.get_file_from_path(place):
             if path.is_dir():
                 files.append(File.generated(config, place, content=listing(source)))
-                pages += [f"{source}/{name}" for name in os.listdir(path) if (path / name).is_dir()]
+                pages += [f"{source}/{inner.name}" for inner in path.iterdir() if inner.is_dir()]
                 continue
             files.append(File.generated(config, place, abs_src_path=str(path)))
         if source.endswith(".md"):
@@ -79,6 +84,7 @@ def target_of(link: str, source: str) -> tuple[str, str]:
 
 
 def moved(found: re.Match[str], source: str) -> str:
+    """A link of a page as it stands in the site."""
     before, link = found.groups()
     target, anchor = target_of(link, source)
     if not target or not (ROOT / target).exists():
