@@ -59,6 +59,7 @@ COMMANDS = {
     "bench loader": "@config --data.shards @data --out @out_file",
     "bench features": "--out @out_file",
     "bench manifest": "--out @out_file",
+    "bench startup": "--out @out_file",
     "bench compress": "@media --out @out_file",
 }
 """A complete command of each verb; @ marks a place, named for what belongs there."""
@@ -85,7 +86,7 @@ WRONG = {
 }
 """What each place gets that does not belong there."""
 
-WORKS_WITHOUT_ARGUMENTS = {"demo", "ledger", "bench features", "bench manifest"}
+WORKS_WITHOUT_ARGUMENTS = {"demo", "ledger", "bench features", "bench manifest", "bench startup"}
 
 CHOICES = {
     "probe": ("--label nothing", "--test-split nothing", "--train-split nothing", "--folds nothing", "--folds 1"),
