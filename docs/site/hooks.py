@@ -1,11 +1,13 @@
 """What the site needs that mkdocs does not do: pages and files from outside of docs/, and links to folders.
 
-README.md becomes the first page; CONTRIBUTING.md, CHANGELOG.md and READMEs of packages become pages; any other file of
-the repository that a page links to is copied to files/; a folder that is linked to becomes a page that lists its files.
+README.md becomes the first page; CONTRIBUTING.md, CHANGELOG.md, READMEs of packages and notebooks become pages. Any
+other file of the repository that a page links to is copied to files/. A folder that is linked to becomes a page that
+lists its files.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from pathlib import Path, PurePosixPath
@@ -25,7 +27,7 @@ def place_of(source: str) -> str:
     if (ROOT / source).is_dir():
         return f"{source.removeprefix('docs/')}/index.md"
     if source.startswith("docs/"):
-        return source.removeprefix("docs/")
+        return source.removeprefix("docs/").replace(".ipynb", ".md")
     return source if source.endswith(".md") else f"files/{source}"
 
 
@@ -33,6 +35,8 @@ def source_of(place: str) -> str:
     """The file of the repository that a page of the site is made from."""
     if place == "index.md":
         return "README.md"
+    if (ROOT / "docs" / place).with_suffix(".ipynb").is_file():
+        return f"docs/{place.removesuffix('.md')}.ipynb"
     return place if (ROOT / place).is_file() else f"docs/{place}"
 
 
@@ -52,14 +56,17 @@ def on_files(files: Files, config: Any) -> Files:
         done.add(source)
         place = place_of(source)
         path = ROOT / source
-        if not files.get_file_from_path(place):
+        text = path.read_text(encoding="utf-8") if path.suffix in (".md", ".ipynb") else ""
+        if path.suffix == ".ipynb":
+            text = cells(text)
+            files.append(File.generated(config, place, content=text))
+        elif not files.get_file_from_path(place):
             if path.is_dir():
                 files.append(File.generated(config, place, content=listing(source)))
                 pages += [f"{source}/{inner.name}" for inner in path.iterdir() if inner.is_dir()]
                 continue
             files.append(File.generated(config, place, abs_src_path=str(path)))
-        if source.endswith(".md"):
-            pages += linked(path.read_text(encoding="utf-8"), source)
+        pages += linked(text, source)
     return files
 
 
@@ -121,3 +128,12 @@ def listing(folder: str) -> str:
     names = sorted(path.name + "/" * path.is_dir() for path in (ROOT / folder).iterdir())
     rows = [f"- [{name}]({name}{'index.md' if name.endswith('/') else ''})" for name in names]
     return f"# {folder}\n\n" + "\n".join(rows) + "\n"
+
+
+def cells(notebook: str) -> str:
+    """A notebook as a page: its text, and its code in blocks."""
+    parts = []
+    for cell in json.loads(notebook)["cells"]:
+        text = "".join(cell["source"])
+        parts.append(text if cell["cell_type"] == "markdown" else f"```python\n{text}\n```")
+    return "\n\n".join(parts) + "\n"
