@@ -164,7 +164,7 @@ def test_python_blocks_import_what_exists() -> None:
     ]
 
 
-def missing_files(text: str, beside: Path) -> list[str]:
+def missing_files(text: str, folder: Path) -> list[str]:
     """Files of the repository that a page names in code and that are not there; capitals are placeholders."""
     known = {path.name for path in ROOT.glob("tests/**/*.py")}
     missing = []
@@ -173,7 +173,7 @@ def missing_files(text: str, beside: Path) -> list[str]:
             if named.startswith("test_") and named not in known:
                 missing.append(named)
             continue
-        places = (ROOT, ROOT / "avpretrain", beside, ROOT / "tests")
+        places = (ROOT, ROOT / "avpretrain", folder, ROOT / "tests")
         if "/" in named and not any((place / named).is_file() for place in places):
             missing.append(named)
     return missing

@@ -40,6 +40,15 @@ def source_of(place: str) -> str:
     return place if (ROOT / place).is_file() else f"docs/{place}"
 
 
+def on_config(config: Any) -> Any:
+    """Pages that the navigation does not name stand at its end, so that none is forgotten."""
+    named = set(re.findall(r"[\w./]+\.md", json.dumps(config.nav)))
+    pages = sorted([*ROOT.glob("docs/*.md"), *ROOT.glob("avpretrain/**/README.md")])
+    more = [place for page in pages if (place := place_of(str(page.relative_to(ROOT)))) not in named]
+    config.nav += [{"Further": more}] if more else []
+    return config
+
+
 def on_files(files: Files, config: Any) -> Files:
     """Brings in what pages link to, and what pages brought in link to."""
     pages = [
@@ -47,6 +56,7 @@ def on_files(files: Files, config: Any) -> Files:
         "CONTRIBUTING.md",
         "CHANGELOG.md",
         *(source_of(f.src_uri) for f in files.documentation_pages()),
+        *(str(path.relative_to(ROOT)) for path in ROOT.glob("avpretrain/**/README.md")),
     ]
     done: set[str] = set()
     while pages:
