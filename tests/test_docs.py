@@ -63,7 +63,7 @@ def commands(text: str) -> Iterator[list[str]]:
                 continue
             rest = (found.group(1) or found.group(2)).replace("[", "").replace("]", "").rstrip("'")
             words = [word.split("|")[0] for word in shlex.split(rest, comments=True)]
-            if "..." not in words and "…" not in words:
+            if "..." not in words and words[0] not in ("--help", "--version"):
                 yield [STANDS_FOR.get(word, word) for word in words]
 
 
