@@ -111,7 +111,7 @@ CHOICES = {
 
 SAYS_WHAT_TO_DO = re.compile(
     r"\b(name|give|choose|use|see|must|did you mean|made by|make|written by|takes?|presets?|known|has|holds|labels"
-    r"|splits|fetch|recipes|matrices|lists|there are|variants|check|mend|write|too much|no option|at least"
+    r"|splits|fetch|recipes|matrices|lists|there are|variants|check|fix|mend|write|too much|no option|at least"
     r"|comes? first|run|try|delete|pass|needs?|only|verbs)\b",
     re.IGNORECASE,
 )
