@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
 
-.PHONY: demo test check check-versions format clean
+.PHONY: demo test check check-versions docs format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/avpretrain demo $(DEMO)
@@ -21,6 +21,11 @@ check: $(VENV)/.installed
 # Fresh environments: the lowest versions on the oldest Python here, the newest on the newest; ALL=1: all on each.
 check-versions: $(VENV)/.installed
 	$(BIN)/python tests/check_versions.py $(if $(ALL),--all)
+
+# The documentation as a site, in build/site; warnings are errors.
+docs: $(VENV)/.installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo build/site/index.html
 
 format: $(VENV)/.installed
 	$(BIN)/ruff format .

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from avpretrain.methods.diffmavil.model import DiffMAViL
     from avpretrain.training.loop import Outcome
 
+__all__ = ["embed", "probe", "train"]
+
 
 def train(
     config: EngineConfig | str,
@@ -27,7 +29,7 @@ def train(
     out: str | Path = "",
     changes: Mapping[str, Any] | None = None,
 ) -> Outcome:
-    """Trains what a config says, or goes on with the run in its folder, to the bit on the same number of ranks.
+    """Trains what a config says, or resumes the run in its folder, to the bit on the same number of ranks.
 
         train("small_diffmavil", data="videos/", out="runs/x", changes={"schedule.epochs": 5})
 

@@ -1,6 +1,6 @@
 """The common interface of the HEAR benchmark (HEAR 2021 rules, "Common API"), so that its tools run our checkpoints.
 
-B sounds, S waveform samples, F spectrogram frames, T timestamps, D width. Sounds of a batch have one length; a sound's
+B clips, S waveform samples, F spectrogram frames, T timestamps, D width. Clips of a batch have one length; a clip's
 embeddings do not depend on the others.
 """
 
@@ -18,6 +18,8 @@ from avpretrain.data.whole import clip_steps, filled, spectrogram
 from avpretrain.evaluation.longform import step_vectors
 from avpretrain.methods.diffmavil.model import DiffMAViL
 from avpretrain.methods.load import load_model as load_checkpoint
+
+__all__ = ["HearModel", "get_scene_embeddings", "get_timestamp_embeddings", "load_model"]
 
 DEFAULT_CHECKPOINT = "AVPRETRAIN_CHECKPOINT"
 """Environment variable with the checkpoint that is meant when none is named."""
@@ -67,7 +69,7 @@ def load_model(model_file_path: str = "") -> HearModel:
 
 @torch.no_grad()
 def get_scene_embeddings(audio: Tensor, model: HearModel) -> Tensor:
-    """One embedding a sound: the mean over its patches.
+    """One embedding a clip: the mean over its patches.
 
     Args:
         audio: [B, S] mono at the model's sample rate: floats in [-1, 1], or int16, int32 or uint8 as in wav files.
@@ -86,10 +88,10 @@ def get_scene_embeddings(audio: Tensor, model: HearModel) -> Tensor:
 
 @torch.no_grad()
 def get_timestamp_embeddings(audio: Tensor, model: HearModel) -> tuple[Tensor, Tensor]:
-    """Embeddings at regular timestamps, each centred on the sound around it.
+    """Embeddings at regular timestamps, each centred on the audio around it.
 
     A step of the encoder (160 ms in the usual models) is longer than the 50 ms between timestamps that the rules
-    suggest, so the sound is encoded several times, shifted by a part of a step, and the results are interleaved.
+    suggest, so the audio is encoded several times, shifted by a part of a step, and the results are interleaved.
 
     Args:
         audio: as `get_scene_embeddings` takes it.
@@ -121,7 +123,7 @@ def get_timestamp_embeddings(audio: Tensor, model: HearModel) -> tuple[Tensor, T
 
 def _spectrogram(audio: Tensor, model: HearModel) -> Tensor:
     if audio.dim() != 2 or not audio.shape[1]:
-        raise ValueError(f"audio must be [sounds, samples] with at least one sample, got shape {tuple(audio.shape)}")
+        raise ValueError(f"audio must be [clips, samples] with at least one sample, got shape {tuple(audio.shape)}")
     device = next(model.model.parameters()).device
     return spectrogram(_floats(audio.to(device)), model.model.cfg.input)
 

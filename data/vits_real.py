@@ -3,7 +3,7 @@
 python data/vits_real.py PACKS SHARDS [--clips N]
 
 PACKS holds the folders grid_av, fsdd, speechcommands3 and esc10, each with a metadata.csv (docs/DATA.md, "folder").
-Writes a sharded data set under each name, and scenes, to SHARDS; what is done is skipped, what was interrupted goes on.
+Writes a sharded data set under each name, and scenes, to SHARDS; what is done is skipped, what was interrupted resumes.
 """
 
 import argparse

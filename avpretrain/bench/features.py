@@ -1,4 +1,4 @@
-"""How fast waveforms become log-mel spectrograms, beside torchaudio's function on the same device."""
+"""How fast waveforms become log-mel spectrograms, compared with torchaudio's function on the same device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How fast a training step is: the real model and optimiser, beside the matmul peak of the same machine."""
+"""How fast a training step is: the real model and optimiser, compared with the matmul peak of the same machine."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ def main(
 ) -> None:
     """Say by how much one result is better than another on the clips both tested, with a paired 95% interval.
 
-    Reads two results of `probe` or `finetune` and the predictions (.npz) beside them. Writes nothing. Takes a second.
+    Reads two results of `probe` or `finetune` and the predictions (.npz) next to them. Writes nothing. Takes a second.
 
     Args:
         a: A result, as JSON.

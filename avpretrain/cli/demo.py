@@ -28,7 +28,7 @@ def main(
     """Run the whole pipeline, small: synthetic scenes, shards, MAViL and DiffMAViL, linear probes, report.
 
     Reads nothing. Writes scenes, shards, two runs, report.html and demo.json (the time it took) into OUT. Takes three
-    to five minutes on two CPU cores; the same command again goes on where it was interrupted.
+    to five minutes on two CPU cores; the same command again resumes where it was interrupted.
 
     Args:
         out: Folder for everything.
@@ -58,7 +58,7 @@ def main(
         if commands is trainings:
             _train(trainings)
             if not all((run_dir / "model").exists() for run_dir in runs.values()):
-                return  # told to stop; each run has said how it goes on
+                return  # told to stop; each run has said how to resume
     from avpretrain.core.provenance import environment
     from avpretrain.report.write import summary_table
 
@@ -99,4 +99,4 @@ def _train(commands: Sequence[Sequence[str]]) -> None:
         for number, handler in old.items():
             signal.signal(number, handler)
     if any(codes):
-        raise UserError("a pretraining run of the demo failed, as said above; the same command goes on from there")
+        raise UserError("a pretraining run of the demo failed, as said above; the same command resumes from there")

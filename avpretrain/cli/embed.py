@@ -26,7 +26,7 @@ def main(
     """Turn audio and video files of any length into vectors.
 
     Reads a checkpoint and media files, or folders of them at any depth, in the order of their paths. Writes one table:
-    columns path, modality, start, end (seconds), embedding. Takes about a second a minute of sound for a small encoder
+    columns path, modality, start, end (seconds), embedding. Takes about a second a minute of audio for a small encoder
     on a CPU; ranks share the files. Those that can't be read are named and left out.
 
     Args:

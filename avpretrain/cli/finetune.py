@@ -36,16 +36,16 @@ class Arguments:
     compare: Path | None = None
     """An earlier result; prints the paired difference to it."""
     pictures: bool = False
-    """Also draw confusion matrix and bars by class, as PNG beside the result."""
+    """Also draw confusion matrix and bars by class, as PNG next to the result."""
     json: bool = False
     """Print the result as JSON."""
     config: Annotated[FinetuneConfig, arg(name="")] = field(default_factory=FinetuneConfig)
 
 
 def run(args: Sequence[str]) -> None:
-    """Train a classifier from a checkpoint, test it, and train the same architecture from scratch beside it.
+    """Train a classifier from a checkpoint, test it, and train the same architecture from scratch as its baseline.
 
-    Reads a checkpoint and shards with labels. Writes the result as JSON, and the predictions beside it, to --out or
+    Reads a checkpoint and shards with labels. Writes the result as JSON, and the predictions next to it, to --out or
     into the run's eval/ folder. Takes minutes (recipe small, 1,000 clips) to days (as2m), twice unless --no-baselines;
     one training for each fold. On several GPUs: accelerate launch eval/finetune.py CKPT DATA --label NAME ...
     """

@@ -115,7 +115,7 @@ def _show_components(name: str, cost: RunCost, other: str, baseline: RunCost) ->
     forward = sum(part.forward for part in cost.components.values())
     totals = [flops(forward), flops(cost.per_clip), "100.0%", flops(baseline.per_clip), percent(cost.saving(baseline))]
     headings = ("component", "forward", "training", "share", "baseline", "saved")
-    title = f"FLOPs of one clip, mean over the run: {name} beside {other}"
+    title = f"FLOPs of one clip, mean over the run: {name} and {other}"
     show_table(headings, [*rows, ["all", *totals]], title, total=True)
 
 

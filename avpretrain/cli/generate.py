@@ -21,14 +21,14 @@ def main(
     top_k: int = 50,
     seed: int = 0,
 ) -> None:
-    """Go on with a text by a language model.
+    """Continue a text by a language model.
 
     Reads a checkpoint. Writes the prompt and what follows it to the terminal, as it comes; it ends with the document,
     after --tokens, or where the model's context is full. The first words take seconds.
 
     Args:
         ckpt: A run folder, a checkpoint, or a folder with model.safetensors, config.json and tokenizer.json.
-        prompt: Text to go on with; none = a new document.
+        prompt: Text to continue; none = a new document.
         tokens: Most tokens to write.
         temperature: Above 1 bolder, below 1 safer; 0 = always the likeliest token.
         top_k: Draw from so many of the likeliest tokens; 0 = from all.

@@ -27,9 +27,9 @@ def main(
     out: Path | None = None,
     json: bool = False,
 ) -> None:
-    """Hide patches of clips and let the decoders fill them: pictures, sounds, and errors against simple fillings.
+    """Hide patches of clips and let the decoders fill them: images, audio, and errors next to those of simple fillings.
 
-    Reads a checkpoint and a sharded data set. Writes spectrograms and frame strips (PNG), sounds rebuilt from
+    Reads a checkpoint and a sharded data set. Writes spectrograms and frame strips (PNG), audio rebuilt from
     spectrograms (WAV) and errors.json to --out, or else to the run's eval/inpaint folder. Takes STEPS passes of both
     decoders over the clips: a few minutes for 64 clips, 50 steps and a small model on two CPU cores.
 
@@ -78,7 +78,7 @@ def _show(result: Inpainting, folder: Path) -> None:
     if source := result.settings["statistics"]:
         where = {"neighbours": "come from visible neighbours", "own": "are the hidden patches' own"}[source]
         console.print(f"The model predicts normalised patches; means and variances {where}.")
-    console.print(f"pictures, sounds and errors.json: {folder}", highlight=False)
+    console.print(f"images, audio and errors.json: {folder}", highlight=False)
 
 
 def _cell(error: Estimate | None) -> str:

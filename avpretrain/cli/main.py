@@ -31,7 +31,7 @@ VERBS = {
     "context": ("avpretrain.cli.context", "what the encoder is worth to the decoders, by timestep"),
     "spectrum": ("avpretrain.cli.spectrum", "error of reconstructed spectrograms by frequency"),
     "inpaint": ("avpretrain.cli.inpaint", "fill in hidden audio and video, with figures of error"),
-    "generate": ("avpretrain.cli.generate", "go on with a text by a language model"),
+    "generate": ("avpretrain.cli.generate", "continue a text by a language model"),
     "perplexity": ("avpretrain.cli.perplexity", "measure a language model on text: perplexity, bits per byte"),
     "bench": ("avpretrain.cli.bench", "measure speed and memory of loader, features and manifest"),
     "import": ("avpretrain.cli.import_", "turn weights of MAE, timm, DINOv2, VideoMAE and others into a model"),

@@ -38,9 +38,9 @@ def main(
     pictures: bool = False,
     json: bool = False,
 ) -> None:
-    """Fit a classifier on frozen features: chosen on validation clips, scored on test clips, beside baselines.
+    """Fit a classifier on frozen features: chosen on validation clips, scored on test clips, with baselines.
 
-    Reads a checkpoint and a sharded data set with labels. Writes the result as JSON, and the predictions beside it, to
+    Reads a checkpoint and a sharded data set with labels. Writes the result as JSON, and the predictions next to it, to
     --out or else into the run's eval/ folder. Takes a pass of two encoders over the labelled clips: about a minute for
     1,000 clips of 4 s and a small encoder on two CPU cores.
 
@@ -50,7 +50,7 @@ def main(
         label: Name of the label; clips without it are left out.
         modality: What the encoder hears or sees.
         classifier: linear: logistic regression; knn: nearest neighbours.
-        pooling: One vector a clip: the mean over its patches, the class token, both; or bands: of sound, the mean over
+        pooling: One vector a clip: the mean over its patches, the class token, both; or bands: of audio, the mean over
             time of each band of patches, one after the other.
         layers: Last layers of the encoder whose vectors are concatenated.
         folds: Cross-validate: over official folds, by the name of their label, or over so many made here, by a number.
@@ -65,7 +65,7 @@ def main(
         num_workers: Processes that decode, for each rank.
         compare: An earlier result; prints the paired difference to it.
         out: File of the result.
-        pictures: Also draw confusion matrix, bars by class and map of the features, as PNG beside the result.
+        pictures: Also draw confusion matrix, bars by class and map of the features, as PNG next to the result.
         json: Print the result as JSON.
     """
     require_file(out)

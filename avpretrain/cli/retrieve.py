@@ -31,9 +31,9 @@ def main(
     pictures: bool = False,
     json: bool = False,
 ) -> None:
-    """Let sounds find their pictures and pictures their sounds, among all clips of a split, without training.
+    """Find video by audio and audio by video, among all clips of a split, without training.
 
-    Reads a checkpoint and a sharded data set. Writes the result as JSON, and every clip's ranks beside it, to --out or
+    Reads a checkpoint and a sharded data set. Writes the result as JSON, and every clip's ranks next to it, to --out or
     else into the run's eval/ folder. Takes a pass of two encoders over the clips, then N x N products: seconds for
     1,000 clips on a CPU; N = 100,000 fits in memory.
 
@@ -49,7 +49,7 @@ def main(
         num_workers: Processes that decode, for each rank.
         compare: An earlier result on the same clips; prints the paired difference to it.
         out: File of the result.
-        pictures: Also draw examples, NAME-examples.png beside the result.
+        pictures: Also draw examples, NAME-examples.png next to the result.
         json: Print the result as JSON.
     """
     require_file(out)

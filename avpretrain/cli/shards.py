@@ -25,17 +25,17 @@ def main(
     cfg: Annotated[OmitArgPrefixes[ShardConfig], arg(name="")] = ShardConfig(),  # noqa: B008
     json_: Annotated[bool, arg(name="json")] = False,
 ) -> None:
-    """Turn a folder of videos or sounds into shards and a manifest.
+    """Turn a folder of video or audio files into shards and a manifest.
 
     Reads SRC and never changes it. Writes OUT: SPLIT-000000.tar ..., manifest.arrow, dataset.json, and the lists
     sources.csv, skipped.csv and missing.csv. Takes as long as decoding every file once (docs/DATA.md has
-    figures). Stopped at any moment and started again, it goes on where it was; with new files in
+    figures). Stopped at any moment and started again, it resumes where it was; with new files in
     SRC it adds only those; where its list gives other labels or splits than before, clips get them without being
     decoded again.
 
     Args:
         src: folder with the files.
-        out: folder of the data set; new, empty, or one to go on with.
+        out: folder of the data set; new, empty, or one to resume.
         cfg: how.
         json_: print the summary as JSON.
     """

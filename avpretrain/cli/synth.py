@@ -32,7 +32,7 @@ def main(
 
     Reads nothing. Writes OUT/clips/*.mp4 (H.264 and 16 kHz AAC), OUT/labels.csv and OUT/synth.json. The same seed and
     settings give the same bytes on one machine, and a longer run keeps the clips of a shorter one; if interrupted, run
-    it again to go on. Takes about a tenth of a second a clip and CPU core at the default size.
+    it again to resume. Takes about a tenth of a second a clip and CPU core at the default size.
 
     Args:
         out: Folder to write; new, empty, or made by this command with the same settings.

@@ -105,7 +105,7 @@ def pretrain(cfg: EngineConfig) -> None:
     if outcome.finished:
         say(f"done: {seen} clips in {minutes:.1f} min; model in {cfg.run_dir / 'model'}")
     else:
-        say(f"stopped by {outcome.stopped_by} at {seen} clips; the same command goes on from there")
+        say(f"stopped by {outcome.stopped_by} at {seen} clips; the same command resumes from there")
         sys.exit(0)  # whoever runs this verb among others stops too
 
 

@@ -12,6 +12,18 @@ from typing import Literal
 
 from avpretrain.config.scaling import LayerSizes, StackConfig
 
+__all__ = [
+    "AudioTowerConfig",
+    "DecoderConfig",
+    "DecoderKind",
+    "DiffusionConfig",
+    "FusionConfig",
+    "InputConfig",
+    "Side",
+    "TowerSpec",
+    "VideoTowerConfig",
+]
+
 Side = Literal["audio", "video"]
 SIDES: tuple[Side, Side] = ("audio", "video")
 CHANNELS: dict[Side, int] = {"audio": 1, "video": 3}

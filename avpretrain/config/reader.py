@@ -163,7 +163,7 @@ def find_config(name: str, schema: Schema = "training") -> Path:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A config file as nested dicts, laid over the one its `extends` key names: a file beside it, or a preset.
+    """A config file as nested dicts, laid over the one its `extends` key names: a file next to it, or a preset.
 
     Raises:
         UsageError: it can't be read, or its files extend one another without end.
@@ -189,7 +189,7 @@ def _read_yaml(path: Path, depth: int) -> dict[str, Any]:
 
 
 def _extended(path: Path, parent: str) -> Path:
-    """The file that `extends: PARENT` in the file `path` means: one beside it, else a preset by its name."""
+    """The file that `extends: PARENT` in the file `path` means: one next to it, else a preset by its name."""
     for own in (path.parent / parent, path.parent / f"{parent}.yaml"):
         if own.is_file() and own.resolve() != path.resolve():
             return own

@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+__all__ = ["LayerScaling", "LayerSizes", "StackConfig", "uniform"]
+
 HIGHEST = 64.0
 """Largest multiplier of either kind."""
 

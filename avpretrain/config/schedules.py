@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from avpretrain.config.train import BatchConfig, LengthConfig, OptimConfig
 from avpretrain.core.errors import UsageError
 
+__all__ = ["Phase", "Step", "batch_size_for", "lr_at", "plan", "total_samples"]
+
 
 @dataclass(frozen=True, slots=True)
 class Phase:

@@ -26,7 +26,7 @@ class PackConfig:
     """What a document is: a file, a stretch between blank lines, or a line. In .jsonl files it is always the 'text' of
     a line."""
     val_share: float = mechanics(0.05)
-    """Share that is held out as split 'val' where no file or folder bears the name of one: of 100 documents or more,
+    """Share that is set aside as split 'val' where no file or folder bears the name of one: of 100 documents or more,
     whole ones; of fewer, the end of each."""
     min_characters: int = mechanics(0)
     """Shorter documents are left out."""

@@ -12,8 +12,21 @@ from typing import Any, Literal
 
 from avpretrain.config.model import require
 
+__all__ = [
+    "MECHANICS",
+    "AugmentConfig",
+    "BatchConfig",
+    "DataConfig",
+    "EngineConfig",
+    "LengthConfig",
+    "OptimConfig",
+    "RunConfig",
+    "Tracker",
+    "mechanics",
+]
+
 MECHANICS = "mechanics"
-"""Mark of fields that say how a run is carried out, not what is learnt. Resuming, grouping and comparing runs, and
+"""Mark of fields that say how a run is carried out, not what is learned. Resuming, grouping and comparing runs, and
 looking for finished cells and evaluations, do not look at them: `reader.learnt_config` leaves them out."""
 
 
@@ -40,7 +53,7 @@ class AugmentConfig:
     gain_db: float = 0.0
     """Waveforms are scaled by a gain uniform in [-gain_db, gain_db]."""
     time_shift: float = 0.0
-    """Seconds by which the sound is rolled against the picture, at most, either way; 0 keeps the two in step."""
+    """Seconds by which the audio is rolled relative to the video, at most, either way; 0 keeps the two in step."""
 
     def __post_init__(self) -> None:
         low, high = self.crop_scale
@@ -64,7 +77,7 @@ class DataConfig:
     name gives its `..._train` splits for 'train'; 'all' takes every clip, those for evaluation too, and says so."""
     mode: Literal["random", "stream"] = "random"
     """random: each clip by its offset, in an order that resumes anywhere; stream: whole shards from end to end, where
-    random access is dear; resumes at the start of a shard."""
+    random access is expensive; resumes at the start of a shard."""
     cache_dir: str = mechanics("")
     """Folder that keeps what was read from remote shards; empty = nothing but their manifests is kept."""
     request_timeout: float = mechanics(5.0)
@@ -167,7 +180,7 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunConfig:
-    """The mechanics of a run; nothing here changes what is learnt."""
+    """The mechanics of a run; nothing here changes what is learned."""
 
     log_every: int = 10
     """Steps between lines of metrics.jsonl."""
@@ -180,12 +193,12 @@ class RunConfig:
     'reconstruction' (lowest loss, audio plus video, mean over the steps since the checkpoint before it) and 'recall'
     (highest R@1 of a preview at its clips). auto = the method's first."""
     preview_every: int = 0
-    """Clips seen between previews (pictures of reconstructions, R@1 on a fixed held-out batch); 0 = at checkpoints."""
+    """Clips seen between previews (images of reconstructions, R@1 on a fixed held-out batch); 0 = at checkpoints."""
     preview_clips: int = 16
     """Size of that batch; 0 = no previews."""
     tracker: Tracker = "tensorboard"
     """Where metrics, settings and reconstructions go in addition to metrics.jsonl; its package has to be installed.
-    comet_ml, dvclive and trackio get no pictures."""
+    comet_ml, dvclive and trackio get no images."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto = as the launcher was asked, else bf16 on a GPU that computes in it, else fp32."""
     compile: bool = False

@@ -1,4 +1,4 @@
-"""The one exception that means "the user can mend this", and the one line that any other exception becomes."""
+"""The one exception that means "the user can fix this", and the one line that any other exception becomes."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import re
 import traceback
 from pathlib import Path
 
+__all__ = ["UsageError", "UserError", "describe"]
+
 PROGRAM_ERRORS = (AssertionError, AttributeError, ImportError, NameError, NotImplementedError, TypeError)
 """What wrong code raises, ours or that of a library in an incompatible version, and damaged data do not. Code that must
 catch every exception of some library lets these pass."""
 
 
 class UserError(Exception):
-    """Work failed for a reason the user can mend; the message says what is wrong and what to do. Exit status 1."""
+    """Work failed for a reason the user can fix; the message says what is wrong and what to do. Exit status 1."""
 
     exit_status = 1
 

@@ -186,7 +186,7 @@ def read_head(path: Path, size: int = 512) -> bytes:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`, which takes its place when the block succeeds and vanishes when it fails.
+    """Yields a temporary path next to `path`, which takes its place when the block succeeds and vanishes when it fails.
 
     The block may write a file or make a directory there; an existing file or directory at `path` is replaced, but
     never a directory by a file.

@@ -45,7 +45,7 @@ def locked(folder: Path, doing: str) -> Iterator[None]:
             f"{_holder(path)} is {doing} in {folder}; wait until it ends, or choose another folder"
         ) from None
     except OSError as error:
-        raise UserError(f"can't write to {folder}: {error.strerror}; mend that or choose another folder") from None
+        raise UserError(f"can't write to {folder}: {error.strerror}; fix that or choose another folder") from None
     try:
         yield
     finally:

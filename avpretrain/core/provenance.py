@@ -1,4 +1,4 @@
-"""What a number was measured with: versions, hardware, commit. Goes beside every result that is written."""
+"""What a number was measured with: versions, hardware, commit. Written into every result."""
 
 from __future__ import annotations
 

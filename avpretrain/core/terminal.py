@@ -40,7 +40,7 @@ def brief(value: object) -> str:
 
 
 def plain_line(text: object) -> str:
-    """The same on one line: a name must not make lines of its own beside ours."""
+    """The same on one line: a name must not make lines of its own among ours."""
     return plain(text).replace("\n", "\\n").replace("\t", "\\t")
 
 

@@ -26,6 +26,8 @@ from avpretrain.cost.flops import Flops
 from avpretrain.nn.decoder import DecoderBlock
 from avpretrain.nn.layers import Block
 
+__all__ = ["count", "count_flops", "on_meta"]
+
 COUNTED = 2
 """Samples in the batch that is counted."""
 REPEATED = (Block, DecoderBlock)
@@ -196,7 +198,7 @@ def _blocks_recorded(module: nn.Module, calls: list[_Call]) -> Iterator[None]:
         def forward(x: Tensor, *args: Any) -> Tensor:
             calls.append((block, (x, *args), torch.is_grad_enabled()))
             for other in _tensors(args):
-                if other.requires_grad:  # the backward pass goes on to whatever made it
+                if other.requires_grad:  # the backward pass continues to whatever made it
                     x = x + other.sum()
             return x
 

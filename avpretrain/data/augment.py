@@ -30,7 +30,7 @@ def shifts(seed_B: Tensor, most: float) -> Tensor:
 
 
 def roll(waveform_BS: Tensor, samples_B: Tensor, shift_B: Tensor) -> Tensor:
-    """Each clip's sound moved to the right by its shift; what leaves at the end comes back at the start."""
+    """Each clip's audio moved to the right by its shift; what leaves at the end comes back at the start."""
     place_S = torch.arange(waveform_BS.shape[1], device=waveform_BS.device)
     source_BS = (place_S - shift_B[:, None]) % samples_B[:, None].clamp(min=1)
     return torch.where(place_S < samples_B[:, None], waveform_BS.gather(1, source_BS), waveform_BS)

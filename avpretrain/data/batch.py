@@ -13,6 +13,8 @@ from torch import Tensor
 from avpretrain.config.model import Side
 from avpretrain.core.tensors import map_tensors
 
+__all__ = ["AVBatch", "RawBatch"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class RawBatch:
@@ -21,11 +23,11 @@ class RawBatch:
     waveform_BS: Tensor
     """int16 at the model's sample rate, zero-padded at the end."""
     samples_B: Tensor
-    """int64: how many samples of each row are sound; 0 = the clip has none."""
+    """int64: how many samples of each row are audio; 0 = the clip has none."""
     frames_BTHWC: Tensor
     """uint8 RGB, zero-padded at the bottom and right to the largest frame of the batch."""
     size_B2: Tensor
-    """int64: height and width of each clip's frames before padding; (0, 0) = the clip has no picture."""
+    """int64: height and width of each clip's frames before padding; (0, 0) = the clip has no video."""
     seed_B: Tensor
     """int64: the seed of everything that is drawn for this sample (see `draws`)."""
     index_B: Tensor
@@ -58,9 +60,9 @@ class AVBatch:
     seed_B: Tensor
     """int64: the seed of the masks, timesteps and noise of each sample."""
     has_audio_B: Tensor
-    """bool: False where the clip has no sound; its spectrogram is filler."""
+    """bool: False where the clip has no audio; its spectrogram is filler."""
     has_video_B: Tensor
-    """bool: False where the clip has no picture; its frames are filler."""
+    """bool: False where the clip has no video; its frames are filler."""
 
     def __len__(self) -> int:
         return len(self.seed_B)

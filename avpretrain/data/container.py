@@ -17,6 +17,8 @@ import soundfile
 
 from avpretrain.core.files import mistaken_for, open_file
 
+__all__ = ["DecodeError", "MediaInfo", "probe_media"]
+
 av.logging.set_level(None)  # libav's remarks on damaged files would flood stderr; what matters is raised
 
 NOT_FINITE = "has samples that are no finite numbers (NaN or infinity)"
@@ -35,14 +37,14 @@ class MediaInfo:
     has_video: bool
     has_audio: bool
     fps: float
-    """Average frame rate; 0 = no picture or unknown."""
+    """Average frame rate; 0 = no video or unknown."""
     width: int
     """Pixels as stored, before rotation."""
     height: int
     rotation: int
-    """Degrees counter-clockwise by which players turn the picture: 0, 90, 180 or 270."""
+    """Degrees counter-clockwise by which players turn the frames: 0, 90, 180 or 270."""
     sample_rate: int
-    """Hz; 0 = no sound."""
+    """Hz; 0 = no audio."""
     video_codec: str
     audio_codec: str
     streams: int

@@ -30,6 +30,8 @@ from avpretrain.data.container import (
     picture_stream,
 )
 
+__all__ = ["decode_audio", "decode_video"]
+
 Frames = UInt8[np.ndarray, "_t _h _w 3"]
 Sound = Int16[np.ndarray, "_s"]
 
@@ -118,7 +120,7 @@ def _pyav_frames(data: bytes, times: Sequence[float]) -> Frames:
     with open_media(data) as container:
         stream = picture_stream(container)
         if stream is None:
-            raise DecodeError("no picture")
+            raise DecodeError("no video")
         check_pixels(stream.codec_context.width, stream.codec_context.height)
         stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}  # a stream may change its size
         stream.thread_type = "NONE"
@@ -178,10 +180,10 @@ def resize(frames_THWC: Frames, short_side: int) -> Frames:
 
 
 def decode_audio(data: bytes, sample_rate: int) -> Sound:
-    """A sound file's samples as mono PCM at `sample_rate` (channels averaged).
+    """An audio file's samples as mono PCM at `sample_rate` (channels averaged).
 
     Raises:
-        DecodeError: it is no sound file that soundfile reads, or it is damaged.
+        DecodeError: it is no audio file that soundfile reads, or it is damaged.
     """
     with decoding(), soundfile.SoundFile(io.BytesIO(data)) as file:
         rate = file.samplerate

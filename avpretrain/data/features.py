@@ -19,6 +19,8 @@ from avpretrain.core.errors import UsageError
 from avpretrain.data import augment as aug
 from avpretrain.data.batch import AVBatch, RawBatch
 
+__all__ = ["Features", "centred", "log_mel"]
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 LOWEST_HZ = 20.0
@@ -118,7 +120,7 @@ def centred(waveform_BS: Tensor, samples_B: Tensor) -> Tensor:
 class Features(nn.Module):
     """Decoded clips to the model's input, on whichever device the batch lies.
 
-    Spectrogram frames after the end of the sound hold 0 before normalisation, as in AudioMAE, on whose habit MAViL's
+    Spectrogram frames after the end of the audio hold 0 before normalisation, as in AudioMAE, on whose habit MAViL's
     weights rest. No clip's features depend on the other clips of its batch.
 
     Args:
@@ -171,7 +173,7 @@ class Features(nn.Module):
         return (mel_BFM - self.audio_mean) / (2 * self.audio_std)
 
     def video(self, raw: RawBatch) -> Tensor:
-        """[B, T, C, H, W]: cropped, resized, normalised by ImageNet's colours; 0 where there is no picture."""
+        """[B, T, C, H, W]: cropped, resized, normalised by ImageNet's colours; 0 where there is no video."""
         boxes_B4, flip_B = aug.central_squares(raw.size_B2), torch.zeros_like(raw.seed_B, dtype=torch.bool)
         if self.augment is not None:
             boxes_B4 = aug.random_boxes(raw.seed_B, raw.size_B2, self.augment.crop_scale, self.augment.crop_ratio)

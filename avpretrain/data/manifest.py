@@ -29,20 +29,22 @@ from avpretrain.data.place import DATASET_NAME, MANIFEST_NAME, why_no_data_set
 from avpretrain.data.rows import MAX_BAD_ROWS, SHA256, bad_rows, repaired
 from avpretrain.data.splits import chosen_splits, split_text
 
+__all__ = ["Clip", "Manifest", "Shard", "write_manifest"]
+
 FORMAT = 1
 
 SCHEMA = pa.schema(
     [
         ("key", pa.string()),  # unique, of [A-Za-z0-9_-]; the members of a clip are KEY.EXT
         ("shard", pa.int32()),  # index into dataset.json's shards
-        ("video_ext", pa.string()),  # "" = no picture
+        ("video_ext", pa.string()),  # "" = no video
         ("video_offset", pa.int64()),  # of the member's bytes in the tar
         ("video_length", pa.int64()),
-        ("audio_ext", pa.string()),  # "" = no sound
+        ("audio_ext", pa.string()),  # "" = no audio
         ("audio_offset", pa.int64()),
         ("audio_length", pa.int64()),
         ("duration", pa.float32()),  # seconds
-        ("fps", pa.float32()),  # 0 = no picture
+        ("fps", pa.float32()),  # 0 = no video
         ("width", pa.int32()),
         ("height", pa.int32()),
         ("labels", pa.string()),  # JSON object: name -> text, or list of texts where there are several

@@ -108,7 +108,7 @@ class Source:
             if audio is not None and audio.codec_context.sample_rate:
                 check_sample_rate(audio.codec_context.sample_rate)
             self.rate = average_rate(video) if video else Fraction(0)
-            """Frames a second; 0 = no picture, or unknown."""
+            """Frames a second; 0 = no video, or unknown."""
             self.aspect = _aspect(video)
             """Width of a pixel over its height."""
             starts = [float(s.start_time * s.time_base) for s in (video, audio) if s and s.start_time is not None]
@@ -209,7 +209,7 @@ class Source:
         with open_media(self.path) as container:
             if not self.has_audio:
                 return None
-            tally = _Tally("sound")
+            tally = _Tally("audio")
             joined = _Joined(sample_rate)
             stream = container.streams[self._indices[1]]
             for time, frame in self._decoded(container, stream, tally):
@@ -265,7 +265,7 @@ class Source:
         """
         with open_media(self.path) as container:
             stream = container.streams[self._indices[0]]
-            tally = _Tally("picture")
+            tally = _Tally("video")
             before: tuple[float, Any] | None = None
             unordered, end = 0, None
             for time, frame in self._decoded(container, stream, tally):
@@ -452,7 +452,7 @@ class _Joined:
         self._take(self.resampler.resample(frame))
 
     def _move(self, place: int) -> None:
-        """Goes on at a sample."""
+        """Continues at a sample."""
         gap = place - self.count
         self.skip = max(0, -gap)
         if self.spans:

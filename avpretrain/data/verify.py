@@ -12,6 +12,8 @@ from avpretrain.data.manifest import Clip, Manifest, Shard
 from avpretrain.data.place import DATASET_NAME, MANIFEST_NAME
 from avpretrain.data.summary import checksum, fingerprint
 
+__all__ = ["label_counts", "verify"]
+
 BLOCK = 1 << 22
 
 

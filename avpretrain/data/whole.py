@@ -24,6 +24,8 @@ from avpretrain.data.decode import resize, upright
 from avpretrain.data.features import Features, frame_length, frame_shift, log_mel
 from avpretrain.data.media import Source
 
+__all__ = ["ModelInput", "clip_steps", "normalised_frames", "preprocess", "spectrogram"]
+
 FRAMES_AT_ONCE = 6000
 
 

@@ -17,6 +17,8 @@ from scipy.special import ndtri, stdtrit
 
 from avpretrain.measures.results import Estimate
 
+__all__ = ["across", "agresti_min", "estimate", "interval", "point", "wilson"]
+
 Floats = NDArray[np.float64]
 Statistic = Callable[[Floats], Floats]
 """Weights [R, N] -> values [R]."""
@@ -103,7 +105,7 @@ def estimate(
 def across(scores: Sequence[float]) -> dict[str, Any]:
     """Mean of the scores of several folds, and its 95% interval by Student's t.
 
-    Folds share training clips, so this interval is too narrow if anything; the one over clips stands beside it.
+    Folds share training clips, so this interval is too narrow if anything; the one over clips is given with it.
     """
     half = float(stdtrit(len(scores) - 1, 0.975)) * float(np.std(scores, ddof=1)) / math.sqrt(len(scores))
     mean = float(np.mean(scores))

@@ -13,6 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
+__all__ = [
+    "Metric",
+    "accuracy",
+    "average_precision",
+    "by_class",
+    "d_prime",
+    "mean_auc",
+    "mean_average_precision",
+    "roc_auc",
+]
+
 Floats = NDArray[np.float64]
 Metric = Callable[[NDArray[np.floating], NDArray[np.generic], Floats], Floats]
 """(scores_NC, target, weight_RN) -> [R]; the target is a class index a clip, or a bool for each clip and class."""

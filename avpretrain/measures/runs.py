@@ -62,7 +62,7 @@ class Run:
     pictures: tuple[Path, ...]
     """Reconstructions, in order of clips seen."""
     results: tuple[Path, ...] = ()
-    """Pictures that evaluations drew (--pictures), in order of their names."""
+    """Figures that evaluations drew (--pictures), in order of their names."""
     previews: tuple[Line, ...] = ()
     """What previews during training measured on held-out clips, in order of `seen`."""
 
@@ -150,7 +150,7 @@ def read_run(path: str | Path, config_of: ConfigOf) -> Run:
 
 
 def _previews(folder: Path) -> Iterable[Line]:
-    """The numbers that lie next to the pictures of previews; files of another shape are none."""
+    """The numbers that lie next to the images of previews; files of another shape are none."""
     for path in sorted(folder.glob("*.json")):
         found = read_json(path, "preview")
         if isinstance(found, dict) and number(found.get("seen")) is not None:

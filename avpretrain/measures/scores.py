@@ -22,7 +22,7 @@ class Score:
     task: str
     """Such as linear_probe, finetune or retrieval."""
     label: str
-    """What was learnt; of retrieval, the split that was searched."""
+    """What was learned; of retrieval, the split that was searched."""
     modality: str
     """audio, video or both; empty for retrieval, which has no single one."""
     metric: str

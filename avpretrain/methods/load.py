@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from avpretrain.methods.speaker.model import SpeakerModel
     from avpretrain.training.method import Method
 
+__all__ = ["find_method", "load_config", "load_language_model", "load_model", "make_method"]
+
 CONFIGS = {
     "diffmavil": "avpretrain.methods.diffmavil.config.TrainConfig",
     "self_training": "avpretrain.methods.diffmavil.config.TrainConfig",

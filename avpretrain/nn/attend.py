@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+__all__ = ["attend"]
+
 
 def attend(
     q_BNLH: Float[Tensor, "b n l h"],

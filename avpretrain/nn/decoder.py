@@ -20,6 +20,8 @@ from avpretrain.nn.layers import NORM_EPS, Attention, CrossAttention, Mlp, Times
 from avpretrain.nn.masking import gather_patches
 from avpretrain.nn.patches import Grid, positions
 
+__all__ = ["Decoder", "DecoderBlock"]
+
 
 class DecoderBlock(nn.Module):
     """One decoder layer; which attentions it holds is the decoder's kind (DiffMAE, section 3.2).
@@ -126,8 +128,8 @@ class Decoder(nn.Module):
         Args:
             context_BCE: visible tokens, any class token first.
             ids_keep_BK: places of the visible patches (without the class token).
-            noisy_BNP, timestep_B: the diffused patches, as they are embedded, and their timesteps, [B] or [B, N];
-                needed when the input is 'diffused'.
+            noisy_BNP: the diffused patches, as they are embedded; needed when the input is 'diffused'.
+            timestep_B: their timesteps, [B] or [B, N].
             levels: encoder block -> its tokens, [B, C, E], of the blocks that the config's `levels` name.
         """
         prefix = context_BCE.shape[1] - ids_keep_BK.shape[1]

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from avpretrain.config.model import DiffusionConfig
 from avpretrain.core import draws
 
+__all__ = ["ForwardProcess", "make_betas", "make_scheduler"]
+
 MIN_SNR_GAMMA = 5.0
 """Hang et al. 2023, section 3.4."""
 
@@ -107,7 +109,7 @@ class ForwardProcess(nn.Module):
         return torch.where(masked_BX, cfg.num_train_timesteps, timestep_BX)
 
     def _alpha(self, timestep_BX: Tensor) -> Tensor:
-        """alphas_cumprod as [B, X, 1], beside patches."""
+        """alphas_cumprod as [B, X, 1], to multiply patches."""
         return self.alphas_cumprod_T[timestep_BX].reshape(len(timestep_BX), -1, 1)
 
     def _spread(self, a_BX1: Tensor) -> Tensor:

@@ -15,6 +15,8 @@ from avpretrain.config.scaling import LayerSizes
 from avpretrain.nn.layers import NORM_EPS, make_stack
 from avpretrain.nn.patches import Grid, Patches, positions, resize_positions
 
+__all__ = ["Encoder", "Fusion"]
+
 
 class Encoder(nn.Module):
     """Vision Transformer that sees only the patches it is given (MAE, section 3).

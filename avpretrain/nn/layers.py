@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from avpretrain.config.scaling import LayerSizes
 from avpretrain.nn.attend import attend
 
+__all__ = ["Attention", "Block", "CrossAttention", "Mlp", "TimestepEmbedding", "init_weights", "make_stack"]
+
 NORM_EPS = 1e-6
 
 

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from avpretrain.core.distributed import all_gather_with_grad
 
+__all__ = ["PatchStats", "contrastive_loss", "normalise_patches", "patch_mse", "similarity"]
+
 
 def contrastive_loss(first_BD: Tensor, second_BD: Tensor, temperature: float, valid_B: Tensor | None = None) -> Tensor:
     """Symmetric InfoNCE over the global batch (MAViL, section 3.2); gradients flow to every rank.

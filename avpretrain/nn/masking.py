@@ -16,6 +16,8 @@ from avpretrain.config.schedules import kept
 from avpretrain.core import draws
 from avpretrain.nn.patches import Grid
 
+__all__ = ["STRATEGIES", "Mask", "gather_patches", "make_mask", "random_part"]
+
 
 @dataclass(frozen=True)
 class Mask:
@@ -108,6 +110,6 @@ STRATEGIES: dict[str, Callable[[Tensor, str, Grid], Tensor | None]] = {
     "time_frequency": _time_frequency,
     "tube": _tube,
 }
-"""Name to a function that scores patches, [B, L], or nothing where each goes on its own. Patches of equal score form a
+"""Name to a function that scores patches, [B, L], or nothing where each stands alone. Patches of equal score form a
 group; groups are hidden whole, highest score first, and of the last one as many patches, at random, as the ratio asks.
 """

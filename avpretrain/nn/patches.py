@@ -18,6 +18,20 @@ from torch import Tensor
 from avpretrain.config.model import Side
 from avpretrain.nn.inputs import require_spectrogram, require_video
 
+__all__ = [
+    "PATCHES",
+    "AudioPatches",
+    "Grid",
+    "Patches",
+    "VideoPatches",
+    "patchify_audio",
+    "patchify_video",
+    "positions",
+    "resize_positions",
+    "unpatchify_audio",
+    "unpatchify_video",
+]
+
 Grid = tuple[int, ...]
 """Patches along each axis: (time, frequency) or (time, height, width)."""
 

@@ -12,6 +12,8 @@ from torch import Tensor
 from avpretrain.config.model import Side
 from avpretrain.nn.masking import Mask
 
+__all__ = ["Denoised", "MaskedView", "Reconstruction", "TeacherFeatures", "fill_hidden"]
+
 
 @dataclass(frozen=True)
 class MaskedView:
@@ -53,7 +55,7 @@ class TeacherFeatures:
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """A masked clip beside what the model makes of it, both in the units of the model's input."""
+    """A masked clip and what the model makes of it, both in the units of the model's input."""
 
     audio_BFM: Tensor
     audio_mask_BFM: Tensor

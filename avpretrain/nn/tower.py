@@ -19,6 +19,8 @@ from avpretrain.nn.masking import Mask, gather_patches, make_mask, random_part
 from avpretrain.nn.patches import PATCHES
 from avpretrain.nn.reconstruction import Denoised, MaskedView
 
+__all__ = ["Tower"]
+
 
 class Tower(nn.Module):
     """Masks, encodes and decodes the clips of one modality.

@@ -174,7 +174,7 @@ class CheckpointWriter:
             raise UserError(
                 f"could not write a checkpoint to {self.root}: {error}; "
                 + (f"the last good one is {last[-1].name}; " if last else "")
-                + "free some space and start the same command again to go on from there"
+                + "free some space and start the same command again to resume from there"
             ) from error
 
 

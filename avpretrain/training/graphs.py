@@ -114,7 +114,7 @@ class PhaseGraphs:
             reason = str(first).strip().partition("\n")[0]
             raise UserError(
                 f"a step could not be captured as a CUDA graph: {reason}; set run.cuda_graphs never (the same command "
-                "with it goes on from the last checkpoint)"
+                "with it resumes from the last checkpoint)"
             ) from error
         self._graph = graph
 

@@ -116,7 +116,7 @@ class FiniteGuard:
 
 @contextmanager
 def memory_advice(batch_size: int, ranks: int, phase: Phase) -> Iterator[None]:
-    """Says running out of memory, the GPU's or the machine's, in words that name the batch and the mend.
+    """Says running out of memory, the GPU's or the machine's, in words that name the batch and the remedy.
 
     Raises:
         UserError: it happened in the block.

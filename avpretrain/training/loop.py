@@ -48,6 +48,8 @@ from avpretrain.training.run import RUN_NAME, open_run, ranks_without, resume_po
 from avpretrain.training.tracking import hyperparameters, log_picture
 from avpretrain.training.window import MeanLosses, Window, after_step, epoch_line, metrics_line
 
+__all__ = ["Outcome", "train"]
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -55,12 +57,12 @@ class Outcome:
 
     progress: Progress
     finished: bool
-    """False when a signal or `stop_at` ended it early; the same command goes on from its checkpoint."""
+    """False when a signal or `stop_at` ended it early; the same command resumes from its checkpoint."""
     stopped_by: str | None = None
 
 
 def train(cfg: EngineConfig, make: Callable[[EngineConfig], Method], stop_at: int | None = None) -> Outcome:
-    """Trains what a config says, or goes on with the run in its folder, to the bit on the same number of ranks.
+    """Trains what a config says, or resumes the run in its folder, to the bit on the same number of ranks.
 
     A method of several rounds is trained round after round.
 
@@ -128,7 +130,7 @@ class Trainer:
         self.uncaptured = why_uncaptured(cfg.run, accelerator.device, accelerator.distributed_type)
         captured = not self.uncaptured
         tensor_lr = reads_lr_from_a_tensor(accelerator)
-        if tensor_lr:  # it is made beside the parameters
+        if tensor_lr:  # it is made where the parameters are
             model.to(accelerator.device)
         optimizer = make_optimizer(model, cfg.optim, tensor_lr)
         self.guard = FiniteGuard(optimizer, accelerator.device)
@@ -147,7 +149,7 @@ class Trainer:
         self.window, self.losses = Window(), MeanLosses()
 
     def _checkpoint(self) -> Path | None:
-        """Where the run goes on from; none = it begins."""
+        """Where the run resumes; none = it begins."""
         checkpoint: Path | None = None
         if self.accelerator.is_main_process:
             checkpoint, messages = resume_point(self.cfg, self.method.model_config)

@@ -26,6 +26,8 @@ from avpretrain.core.files import atomic_path
 from avpretrain.cost.count import count_flops
 from avpretrain.training.folders import CONFIG, WEIGHTS
 
+__all__ = ["Data", "Method", "Preview"]
+
 
 @runtime_checkable
 class Data(Protocol):
@@ -33,7 +35,7 @@ class Data(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Equal = the same data; a run refuses to go on with others."""
+        """Equal = the same data; a run refuses to resume with others."""
 
     def __len__(self) -> int:
         """Samples in an epoch."""
@@ -110,7 +112,7 @@ class Method(ABC):
         return list(dict.fromkeys(self.phase(i / 1000) for i in range(1001)))
 
     def check(self, steps: Sequence[Step]) -> None:
-        """Refuses a plan that nothing can be learnt from.
+        """Refuses a plan that nothing can be learned from.
 
         Raises:
             UsageError: with these steps, that is so.
@@ -180,7 +182,7 @@ class Method(ABC):
 
     @property
     def model_config(self) -> Any:
-        """A dataclass from which the model can be built again; it lies beside the weights."""
+        """A dataclass from which the model can be built again; it is saved next to the weights."""
         return self.cfg
 
     def save(self, model: nn.Module, folder: Path) -> None:

@@ -49,7 +49,7 @@ class MetricsLog:
     A damaged line, and what follows it, is cut off; the file as it was stays as `metrics.damaged.jsonl`.
 
     Args:
-        seen: clips seen at the checkpoint the run goes on from; later lines, of a lost attempt, are dropped.
+        seen: clips seen at the checkpoint the run resumes from; later lines, of a lost attempt, are dropped.
     """
 
     def __init__(self, run_dir: Path, seen: int) -> None:

@@ -1,4 +1,4 @@
-"""The folder of a run: its resolved config, what it was made with, and where it can go on from."""
+"""The folder of a run: its resolved config, what it was made with, and where it can resume."""
 
 from __future__ import annotations
 
@@ -196,7 +196,7 @@ def resume_point(cfg: EngineConfig, model: Any) -> tuple[Path | None, list[str]]
         try:
             fault = fault_of(checkpoint, model) if intact is None else fault_of_state(checkpoint)
         except OSError as error:
-            raise UserError(f"can't read {checkpoint}: {error.strerror}; mend that and start again") from None
+            raise UserError(f"can't read {checkpoint}: {error.strerror}; fix that and start again") from None
         if fault is None:
             intact = intact or checkpoint
             continue

@@ -1,4 +1,4 @@
-"""What trackers get beside metrics: a run's settings, and pictures."""
+"""What trackers get besides metrics: a run's settings, and images."""
 
 from __future__ import annotations
 

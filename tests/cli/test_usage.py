@@ -63,6 +63,7 @@ COMMANDS = {
     "bench loader": "@config --data.shards @data --out @out_file",
     "bench features": "--out @out_file",
     "bench manifest": "--out @out_file",
+    "bench startup": "--out @out_file",
     "bench compress": "@media --out @out_file",
     "bench speaker": "--out @out_file",
 }
@@ -91,7 +92,7 @@ WRONG = {
 }
 """What each place gets that does not belong there."""
 
-WORKS_WITHOUT_ARGUMENTS = {"demo", "ledger", "bench features", "bench manifest", "bench speaker"}
+WORKS_WITHOUT_ARGUMENTS = {"demo", "ledger", "bench features", "bench manifest", "bench speaker", "bench startup"}
 
 CHOICES = {
     "probe": ("--label nothing", "--test-split nothing", "--train-split nothing", "--folds nothing", "--folds 1"),
@@ -118,7 +119,7 @@ CHOICES = {
 
 SAYS_WHAT_TO_DO = re.compile(
     r"\b(name|give|choose|use|see|must|did you mean|made by|make|written by|takes?|presets?|known|has|holds|labels"
-    r"|splits|fetch|recipes|matrices|lists|there are|variants|check|mend|write|too much|no option|at least"
+    r"|splits|fetch|recipes|matrices|lists|there are|variants|check|fix|mend|write|too much|no option|at least"
     r"|comes? first|run|try|delete|pass|needs?|only|verbs)\b",
     re.IGNORECASE,
 )

@@ -116,5 +116,5 @@ def test_what_is_given_is_taken_even_where_there_is_no_audio(tmp_path: Path) -> 
     silent = str(make_dataset(tmp_path / "silent", [Spec(sound=False)] * 2))
     given = config(silent, tmp_path / "run", audio_mean=-4.0, audio_std=4.5)
     assert resolve(given, ClipSet([silent])) == given
-    with pytest.raises(UsageError, match="no clip has sound"):
+    with pytest.raises(UsageError, match="no clip has audio"):
         resolve(config(silent, tmp_path / "run"), ClipSet([silent]))

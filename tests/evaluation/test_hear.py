@@ -94,5 +94,5 @@ def test_checkpoint_by_file_folder_or_environment(folder: Path, monkeypatch: pyt
 
 
 def test_wrong_shape_is_an_error(model: hear.HearModel) -> None:
-    with pytest.raises(ValueError, match=r"\[sounds, samples\]"):
+    with pytest.raises(ValueError, match=r"\[clips, samples\]"):
         hear.get_scene_embeddings(torch.zeros(16_000), model)

@@ -168,7 +168,7 @@ def test_a_signal_to_the_whole_job_finds_the_loaders_alive(data: Path, tmp_path:
     finally:
         process.kill()
     assert process.returncode == 0, complained[-2000:]
-    assert "stopped by SIGTERM" in said and "the same command goes on from there" in said
+    assert "stopped by SIGTERM" in said and "the same command resumes from there" in said
     assert list_checkpoints(tmp_path / "run" / "checkpoints")
 
 

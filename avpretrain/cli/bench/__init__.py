@@ -14,6 +14,7 @@ SUBJECTS = {
     "features": ("avpretrain.cli.bench.features", "how fast waveforms become log-mel spectrograms"),
     "manifest": ("avpretrain.cli.bench.manifest", "how fast a huge data set opens, and what memory that takes"),
     "speaker": ("avpretrain.cli.bench.speaker", "what a frame costs an active speaker detector on a stream"),
+    "startup": ("avpretrain.cli.bench.startup", "how long help and usage errors take to appear"),
     "compress": ("avpretrain.cli.bench.compress", "what compression without data costs in accuracy, on spoken digits"),
 }
 """What can be measured: the module whose `run` does it, imported when it is asked for, and one line of help."""

@@ -23,7 +23,7 @@ def measure(
     out: Path | None = None,
     json_: Annotated[bool, tyro.conf.arg(name="json")] = False,
 ) -> None:
-    """Measure how fast waveforms of 10 s become log-mel spectrograms, beside torchaudio on the same device.
+    """Measure how fast waveforms of 10 s become log-mel spectrograms, compared with torchaudio on the same device.
 
     Reads nothing; writes nothing but --out. Takes seconds on a GPU, a minute on a CPU.
 

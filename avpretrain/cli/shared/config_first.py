@@ -82,12 +82,13 @@ def read(target: type[T], args: Sequence[str], prog: str, about: str | None) -> 
 
 
 def show_help(prog: str, target: type[ConfigArguments], about: str | None, name: str, what: str) -> None:
-    """Prints what a verb takes beside the keys of the config, which `VERB NAME --help` lists with their values."""
+    """Prints what a verb takes besides the keys of the config, which `VERB NAME --help` lists with their values."""
 
     def verb(first: str, options: Any, data: tuple[str, ...] = ()) -> None: ...
 
-    hidden = Annotated[TrainConfig, tyro.conf.arg(name=""), tyro.conf.Suppress]
-    own = type(target.__name__, (target,), {"__annotations__": {"config": hidden}, "__module__": target.__module__})
+    # instead of the config, whose fields would be looked up one by one, only to be left out
+    hidden = {"__annotations__": {"config": Annotated[int, tyro.conf.Suppress]}, "config": 0}
+    own = type(target.__name__, (target,), {**hidden, "__module__": target.__module__})
     own = dataclass(frozen=True, kw_only=True)(own)
     shards = "Folders or URLs written by `avpretrain shards`; short for --data.shards."
     verb.__annotations__ = {

@@ -11,7 +11,7 @@ from avpretrain.measures.scores import points
 
 
 def show_result(result: dict[str, Any], comparison: dict[str, Any] | None, path: Path | None) -> None:
-    """Prints a result beside its baselines, for people."""
+    """Prints a result with its baselines, for people."""
     metric, console = result["metric"], Console()
     rows = [("encoder", f"{result[metric]:.1%}", points(result["ci"]), "")]
     for name, other in result["baselines"].items():

@@ -23,10 +23,12 @@ from avpretrain.data.manifest import Clip, Manifest, Shard
 from avpretrain.data.read.storage import REQUEST_TIMEOUT, StorageError, Store, open_store
 from avpretrain.data.splits import chosen_splits
 
+__all__ = ["ClipSet", "Encoded", "Media", "Modality", "Sample", "check_media", "decode_window"]
+
 Modality = Literal["audio", "video", "both"]
 
 ONE_READ_GAP = 1 << 16
-"""Picture and sound of a clip lie side by side in the tar; up to this many bytes apart they come by one request."""
+"""Video and audio of a clip are adjacent in the tar; up to this many bytes apart they come by one request."""
 
 
 WORTH_RESIZING = 1.25
@@ -35,7 +37,7 @@ WORTH_RESIZING = 1.25
 
 @dataclass(frozen=True, slots=True)
 class Media:
-    """The encoded members of a clip; empty where it has no picture or no sound."""
+    """The encoded members of a clip; empty where it has no video or no audio."""
 
     video: bytes
     audio: bytes
@@ -56,9 +58,9 @@ class Sample:
     """A clip's window, decoded."""
 
     waveform_S: np.ndarray
-    """int16; empty = no sound."""
+    """int16; empty = no audio."""
     frames_THWC: np.ndarray | None
-    """uint8 RGB; none = no picture."""
+    """uint8 RGB; none = no video."""
     index: int
     seed: int
     reasons: tuple[str, ...] = ()
@@ -142,7 +144,7 @@ class ClipSet:
         stats = [m.info["log_mel"] for m in self.manifests if m.info["log_mel"]["clips"]]
         if not stats:
             raise UsageError(
-                "no clip has sound, so there is no log-mel to measure; set model.input.audio_mean and _std"
+                "no clip has audio, so there is no log-mel to measure; set model.input.audio_mean and _std"
             )
         values = [_measured_values(s) for s in stats]
         known = [(n, s["clips"]) for n, s in zip(values, stats, strict=True) if n]
@@ -240,7 +242,7 @@ def decode_window(
     """Decodes the window of a clip that a model sees.
 
     Args:
-        at: where the windows of sound and picture lie in the room there is, from 0 (first) to 1 (last).
+        at: where the windows of audio and video lie in the room there is, from 0 (first) to 1 (last).
         short_side: pixels; frames much larger than this are made smaller, none larger; 0 = keep.
 
     Raises:
@@ -275,7 +277,7 @@ def window_samples(cfg: InputConfig) -> int:
 
 
 def window_starts(duration: float, cfg: InputConfig, at: tuple[float, float]) -> tuple[float, float]:
-    """Seconds at which the windows of sound and picture begin; the shorter one lies inside the other where it can."""
+    """Seconds at which the windows of audio and video begin; the shorter one lies inside the other where it can."""
     audio_start = at[0] * max(0.0, duration - cfg.audio_seconds)
     audio_end = min(audio_start + cfg.audio_seconds, duration)
     room = max(0.0, duration - cfg.video_seconds)

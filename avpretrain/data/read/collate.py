@@ -32,7 +32,7 @@ def training_short_side(input: InputConfig) -> int:
 
 
 def random_window(seed: int) -> tuple[float, float]:
-    """Where a training sample's windows of sound and picture lie, each in [0, 1)."""
+    """Where a training sample's windows of audio and video lie, each in [0, 1)."""
     return draws.uniform_number(seed, "audio_window"), draws.uniform_number(seed, "video_window")
 
 

@@ -86,7 +86,7 @@ def eval_loader(
 ) -> Loader:
     """Clips in the order of `rows`, each by its central window, frames already small; to be closed.
 
-    A clip that can't be decoded stands in its place without sound and picture, and is counted in `failed`.
+    A clip that can't be decoded stays in its place without audio and video, and is counted in `failed`.
 
     Args:
         modality: what to decode; the other modality counts as absent.

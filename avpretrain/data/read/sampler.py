@@ -19,6 +19,8 @@ from avpretrain.config.schedules import Step
 from avpretrain.core import draws
 from avpretrain.core.errors import UsageError
 
+__all__ = ["BatchPlaces", "Order", "Place"]
+
 K = TypeVar("K")
 V = TypeVar("V")
 

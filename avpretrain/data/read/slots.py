@@ -1,6 +1,6 @@
 """Shared memory in which batches travel from a loader process to training, used again and again.
 
-Fresh shared memory is dear: the kernel hands it out page by page, which takes longer than to fill it. So a loader
+Fresh shared memory is expensive: the kernel hands it out page by page, which takes longer than to fill it. So a loader
 process keeps its slots. A byte in front of each says whether training still holds the batch; it falls with the last
 tensor over the slot.
 """
@@ -49,7 +49,7 @@ class Slots:
 
 @dataclass(frozen=True, kw_only=True)
 class SlotBatch(RawBatch):
-    """A batch whose sound and frames lie in a slot; it is unpickled as a plain `RawBatch` over that memory."""
+    """A batch whose audio and frames lie in a slot; it is unpickled as a plain `RawBatch` over that memory."""
 
     slot: Tensor
 
@@ -64,11 +64,11 @@ class SlotBatch(RawBatch):
 
 
 Shapes = tuple[tuple[int, ...], tuple[int, ...]]
-"""Of sound and of frames."""
+"""Of audio and of frames."""
 
 
 def lay_out(memory: Tensor, shapes: Shapes) -> tuple[Tensor, Tensor]:
-    """Sound (int16) and frames (uint8) over uint8 memory of at least `bytes_of(shapes)`."""
+    """Audio (int16) and frames (uint8) over uint8 memory of at least `bytes_of(shapes)`."""
     start, end = _frames_at(shapes), bytes_of(shapes)
     wave = memory[: 2 * math.prod(shapes[0])].view(torch.int16)
     return wave.view(shapes[0]), memory[start:end].view(shapes[1])

@@ -317,7 +317,7 @@ def _clips(summary: bytes) -> int:
 
 
 def _arrival(path: str, seconds: float, most: int) -> Any:
-    """An fsspec callback that breaks a download off when it hardly arrives after so long, or goes on for too long."""
+    """An fsspec callback that breaks a download off when it hardly arrives after so long, or lasts too long."""
     import fsspec
 
     started = time.monotonic()

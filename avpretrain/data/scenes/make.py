@@ -1,7 +1,7 @@
-"""Synthetic scenes as mp4 files, with labels: sound follows from what is seen; on one machine a seed fixes every byte.
+"""Synthetic scenes as mp4 files, with labels: audio follows from what is seen; on one machine a seed fixes every byte.
 
 Every clip is a pure function of (settings, index), so a data set can grow without changing the clips it has, and a run
-that was interrupted goes on where it stopped. Class, material, size, tempo and everything that distracts from them are
+that was interrupted resumes where it stopped. Class, material, size, tempo and everything that distracts from them are
 drawn independently of each other.
 """
 
@@ -30,6 +30,8 @@ from avpretrain.core.files import atomic_path, read_json, write_json
 from avpretrain.data.scenes.picture import Frame
 from avpretrain.data.scenes.scene import CLIPS_DIR, SAMPLE_RATE, SceneSettings, describe, scene_frames, scene_sound
 from avpretrain.data.write.encode import REPEATABLE
+
+__all__ = ["make_scenes", "write_mp4"]
 
 SETTINGS_NAME, LABELS_NAME = "synth.json", "labels.csv"
 
@@ -76,7 +78,7 @@ def make_scenes(
 ) -> list[dict[str, str]]:
     """Writes `out`/clips/*.mp4, then labels.csv, and returns the rows of that table.
 
-    Goes on with what an earlier call with the same settings left in `out`. `workers` processes render; `on_clip` is
+    Resumes what an earlier call with the same settings left in `out`. `workers` processes render; `on_clip` is
     called after each clip.
 
     Raises:
@@ -92,7 +94,7 @@ def make_scenes(
             rows.append(row)
             on_clip()
     except BrokenProcessPool:
-        raise UserError("a worker died, perhaps for lack of memory; run again with fewer --workers to go on") from None
+        raise UserError("a worker died, perhaps for lack of memory; run again with fewer --workers to resume") from None
     with atomic_path(out / LABELS_NAME) as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0], lineterminator="\n")
         writer.writeheader()

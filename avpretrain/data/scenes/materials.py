@@ -1,4 +1,4 @@
-"""How things look: random colours and light, and what five materials make of them. h, w a patch of the picture."""
+"""How things look: random colours and light, and what five materials make of them. h, w a patch of the image."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Pixels = NDArray[np.floating]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Look:
-    """All that is random about a picture and says nothing of the class."""
+    """All that is random about an image and says nothing of the class."""
 
     wall: tuple[Pixels, Pixels]
     """Colours at its top and bottom."""

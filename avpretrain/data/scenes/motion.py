@@ -2,7 +2,7 @@
 
 A class is a pattern in time, never a colour, a material or a pitch: all impact classes strike four times a cycle, all
 rolling classes draw on the same speeds, so an average over time tells little. A cycle lasts under a second, so that any
-second of it shows the class. Lengths are in picture widths, y points up, times are in seconds. K samples of a path.
+second of it shows the class. Lengths are in image widths, y points up, times are in seconds. K samples of a path.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The picture of a scene: shaded balls, their shadows, what they touch and the sparks of impact, before a wall.
+"""The frames of a scene: shaded balls, their shadows, what they touch and the sparks of impact, before a wall.
 
-Everything is drawn from signed distances in pixels, so edges are smooth at any size. H, W picture; h, w a patch of it;
-colours are 0 to 1, 3 channels. World lengths are in picture widths with y upward, as in `motion`.
+Everything is drawn from signed distances in pixels, so edges are smooth at any size. H, W image; h, w a patch of it;
+colours are 0 to 1, 3 channels. World lengths are in image widths with y upward, as in `motion`.
 """
 
 from __future__ import annotations

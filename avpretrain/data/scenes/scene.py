@@ -43,7 +43,7 @@ _GOLDEN = (math.sqrt(5) - 1) / 2
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SceneSettings:
-    """What, beside its index, decides a clip's bytes."""
+    """What, besides its index, decides a clip's bytes."""
 
     seed: int = 0
     seconds: float = 4.0
@@ -79,7 +79,7 @@ class Scene:
     size: str
     tempo: str
     offscreen: str
-    """Kind of sound whose source is not in the picture."""
+    """Kind of sound whose source is not in view."""
     silent: list[Body]
     """Bodies that move without a sound."""
     motion: Motion

@@ -38,7 +38,7 @@ TIMBRES = {
 }
 
 OFFSCREEN = ("none", "drone", "wind", "taps")
-"""Sounds whose source is not in the picture."""
+"""Sounds whose source is not in view."""
 
 
 def _strike(hit: Hit, timbre: Timbre, sample_rate: int, rng: np.random.Generator) -> Waveform:
@@ -91,7 +91,7 @@ def coloured_noise(length: int, sample_rate: int, slope: float, rng: np.random.G
 
 
 def _offscreen(kind: str, length: int, sample_rate: int, rng: np.random.Generator) -> Waveform:
-    """A sound of unit RMS that nothing in the picture makes."""
+    """A sound of unit RMS that nothing in view makes."""
     t_S = np.arange(length) / sample_rate
     if kind == "drone":
         pitch = rng.uniform(90, 400)

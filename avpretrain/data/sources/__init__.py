@@ -158,4 +158,4 @@ def _hint(listing: Listing) -> str:
         return (
             f": all {len(listing.missing)} that its table names are missing, such as {escape_name(listing.missing[0])}"
         )
-    return "; videos and sound files are known by their extension (.mp4, .webm, .wav, .flac ...)"
+    return "; video and audio files are known by their extension (.mp4, .webm, .wav, .flac ...)"

@@ -168,5 +168,5 @@ def _json_texts(chunks: Iterator[str], path: Path) -> Iterator[str]:
         except (ValueError, RecursionError):
             value = None
         if not isinstance(value, dict) or not isinstance(value.get("text"), str):
-            raise UserError(f"{path} line {number} is no JSON object with a 'text'; mend it or leave the file out")
+            raise UserError(f"{path} line {number} is no JSON object with a 'text'; fix it or leave the file out")
         yield value["text"]

@@ -23,7 +23,7 @@ from avpretrain.data.text.tokens import CHUNK, FORMAT, INDEX_NAME, TokenIndex, T
 
 END_OF_TAR = b"\0" * 1024
 WHOLE = 100
-"""From so many documents on, whole ones are held out; of fewer, the end of each."""
+"""From so many documents on, whole ones are set aside; of fewer, the end of each."""
 BATCH = 4 * READ
 """Characters that are encoded at a time."""
 

@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 TOKENIZER_NAME = "tokenizer.json"
 SETTINGS_NAME = "tokenizer_config.json"
-"""Beside it, as transformers reads it: which token begins a text."""
+"""Next to it, as transformers reads it: which token begins a text."""
 END_OF_TEXT = "<|endoftext|>"
 SEPARATORS = (END_OF_TEXT, "<|begin_of_text|>", "<s>", "<bos>", "</s>", "<eos>")
 """Tokens that may begin a document, the usual ones first."""
 ENDS = ("</s>", "<eos>", "<|end_of_text|>", "<|im_end|>")
-"""Tokens that end a generated text, beside the separator."""
+"""Tokens that end a generated text, besides the separator."""
 
 
 class Tokenizer:

@@ -13,6 +13,8 @@ from avpretrain.core.errors import UserError
 from avpretrain.data.place import DATASET_NAME, MANIFEST_NAME
 from avpretrain.data.write.settings import ShardConfig
 
+__all__ = ["as_shards", "cache_folder"]
+
 CACHE_VARIABLE = "AVPRETRAIN_CACHE"
 """Environment variable that names the folder of the cache; without it, ~/.cache/avpretrain."""
 Shard = Callable[[Path, Path, ShardConfig], object]

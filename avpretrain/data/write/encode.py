@@ -1,4 +1,4 @@
-"""Frames and samples to the bytes of a clip: H.264 made for random access, FLAC, or a picture stream copied as it is.
+"""Frames and samples to the bytes of a clip: H.264 made for random access, FLAC, or a video stream copied as it is.
 
 Everything is a pure function of its input for given versions of PyAV and soundfile: one thread, no dates, no tags.
 """
@@ -109,7 +109,7 @@ def remux(packets: list[Any], zero: int) -> tuple[bytes, str, int]:
         other_name = {"opaque": True} if stream.codec_context.codec.name != codec else {}
         copy = container.add_stream_from_template(stream, **other_name)
         for packet in packets:
-            if packet.pts < first:  # leading pictures of an open group refer to frames before the cut
+            if packet.pts < first:  # leading frames of an open group refer to frames before the cut
                 left_out += 1
                 continue
             packet.pts -= zero

@@ -56,7 +56,7 @@ def moved_members(out: Path, row: Mapping[str, Any]) -> bytes:
 
 
 def sums_of(out: Path, row: Mapping[str, Any]) -> LogMelSums | None:
-    """The log-mel sums of a moving clip's sound, as they were measured when it was sharded; none where it has none."""
+    """The log-mel sums of a moving clip's audio, as they were measured when it was sharded; none where it has none."""
     content = _media(out, row, "audio")
     return log_mel_sums(decode_audio(content, SAMPLE_RATE), SAMPLE_RATE) if content else None
 

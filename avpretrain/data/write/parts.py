@@ -107,7 +107,7 @@ def make_part(task: Task, beat: Beat) -> None:
                 return write_part(task, rows, None)
     except OSError as error:
         where = task.part.parent
-        raise UserError(f"can't write to {where}: {error.strerror}; mend that and run again to go on") from None
+        raise UserError(f"can't write to {where}: {error.strerror}; fix that and run again to resume") from None
 
 
 def _wait(seconds: float, beat: Beat) -> None:
@@ -122,8 +122,8 @@ def _require_source(task: Task, error: AwayError) -> None:
         next(task.root.iterdir(), None)
     except OSError as gone:
         raise UserError(
-            f"the source folder {task.root} can't be read any more: {gone.strerror}; nothing is lost: mend that and "
-            "run again to go on"
+            f"the source folder {task.root} can't be read any more: {gone.strerror}; nothing is lost: fix that and "
+            "run again to resume"
         ) from error
 
 

@@ -1,8 +1,8 @@
 """What a new list says of clips that are sharded already: other labels, another split, no place in the set any more.
 
 Shards that hold such a clip are replaced by new ones, under new names; the media are copied byte for byte. Nothing is
-decoded but the sound of clips that leave their split, whose log-mel statistics follow them. All of it is a function of
-what is committed, what is joined and the list, so a run that was cut short goes on where it was.
+decoded but the audio of clips that leave their split, whose log-mel statistics follow them. All of it is a function of
+what is committed, what is joined and the list, so a run that was cut short resumes where it was.
 """
 
 from __future__ import annotations

@@ -9,6 +9,8 @@ from typing import Literal
 from avpretrain.core.errors import UsageError
 from avpretrain.data.choices import Limits, Need, SourceName
 
+__all__ = ["Engine", "ShardConfig", "TranscodeConfig"]
+
 Engine = Literal["processes", "ray"]
 
 
@@ -17,7 +19,7 @@ class TranscodeConfig:
     """How clips are cut and written."""
 
     transcode: Literal["train", "copy"] = "train"
-    """train: small H.264 made for random access; copy: the picture stream as it is, cut at its key frames. Sound
+    """train: small H.264 made for random access; copy: the video stream as it is, cut at its key frames. Audio
     becomes 16 kHz mono FLAC either way."""
     clip_seconds: float = 10.0
     """Length of a clip; 0 = each file is one clip."""
@@ -32,7 +34,7 @@ class TranscodeConfig:
     crf: int = 23
     """x264's constant rate factor: lower = better and larger."""
     need: Need = "auto"
-    """What a clip must have: both; audio; video; any; auto = what the file's type promises (sound files: audio, else
+    """What a clip must have: both; audio; video; any; auto = what the file's type promises (audio files: audio, else
     both), or what the source says."""
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""A source's files to shards: plans, works in parallel, joins parts, commits. Interrupted anywhere, it goes on there.
+"""A source's files to shards: plans, works in parallel, joins parts, commits. Interrupted anywhere, it resumes there.
 
 OUT/.work holds what is not finished: parts (one a source file), the rows of shards that are joined already, and at
 the very end the new manifest and summary, which are then moved into place together. Shards are joined in an order fixed
@@ -31,6 +31,8 @@ from avpretrain.data.write.parts import Task, make_part, part_id, signature, unt
 from avpretrain.data.write.revise import Revision, find_unlisted, revise
 from avpretrain.data.write.settings import Engine, ShardConfig
 from avpretrain.data.write.workers import run_contained
+
+__all__ = ["Progress", "ShardReport", "make_shards"]
 
 MAX_AWAY = 16
 """Files in a row that can't be read, through no fault of theirs, after which a run stops."""
@@ -100,7 +102,7 @@ def make_shards(
                 ledger.close()
         except OSError as error:
             reason = error.strerror or error
-            raise UserError(f"can't write to {out}: {reason}; mend that and run again to go on") from error
+            raise UserError(f"can't write to {out}: {reason}; fix that and run again to resume") from error
         skipped = [done for done in ledger.done.values() if done.reason]
         if not (out / DATASET_NAME).is_file():
             raise UserError(_nothing_usable(src, [*away, *skipped], out))
@@ -171,7 +173,7 @@ def _plan(src: Path, listing: Listing, ledger: Ledger, cfg: ShardConfig) -> tupl
             if done.sign != sign:
                 changed.append(escape_name(item.path))
             continue
-        # a file whose clips are joined in part goes on from the part they came from, even if it has changed since
+        # a file whose clips are joined in part resumes from the part they came from, even if it has changed since
         name = joined.get((item.path, item.segment), (part_id(item, sign, cfg.clips), 0))[0]
         part = ledger.work / "parts" / name[:2] / name
         tasks.append(Task(item=item, root=src, sign=sign, part=part, cfg=cfg.clips, limits=cfg.limits))
@@ -214,7 +216,7 @@ def _work(
         if in_a_row == MAX_AWAY:
             raise UserError(
                 f"{MAX_AWAY} files in a row could not be read, the last of them {outcome.task.item.path}, which "
-                f"{note.read_text()}; nothing is lost: mend that and run again to go on"
+                f"{note.read_text()}; nothing is lost: fix that and run again to resume"
             )
         joiner.advance()
         on_progress(Progress(done, len(tasks), joiner.clips, len(joiner.skipped)))

@@ -30,15 +30,15 @@ class ClipMedia:
     """Seconds into the source file."""
     duration: float
     video: bytes
-    """Empty = no picture."""
+    """Empty = no video."""
     video_ext: str
     fps: float
     width: int
     height: int
     audio: bytes
-    """FLAC; empty = no sound."""
+    """FLAC; empty = no audio."""
     pcm_S: Sound | None
-    """The same sound, decoded."""
+    """The same audio, decoded."""
 
 
 def cut(
@@ -62,14 +62,14 @@ def cut(
     """
     source = Source(path, segment, limits)
     if need in ("both", "video") and not source.has_video:
-        raise DecodeError("has no picture")
+        raise DecodeError("has no video")
     if need in ("both", "audio") and not source.has_audio:
-        raise DecodeError("has no sound")
+        raise DecodeError("has no audio")
     pcm_S = source.sound(SAMPLE_RATE)
     if need in ("both", "audio") and pcm_S is None:
-        raise DecodeError("has no sound that decodes" + _where(source))
+        raise DecodeError("has no audio that decodes" + _where(source))
     if not source.has_video and pcm_S is None:
-        raise DecodeError("has neither picture nor sound" + _where(source))
+        raise DecodeError("has neither video nor audio" + _where(source))
     kept = 0
     pieces = _pieces(source, pcm_S, cfg)
     for number, piece in enumerate(pieces):
@@ -99,17 +99,17 @@ def _where(source: Source) -> str:
 
 
 _WANTED = {
-    "both": "picture and sound",
-    "audio": "sound",
-    "video": "picture",
-    "any": "picture or sound",
+    "both": "video and audio",
+    "audio": "audio",
+    "video": "video",
+    "any": "video or audio",
     "auto": "content",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """A clip before its sound is cut; times from the source's zero."""
+    """A clip before its audio is cut; times from the source's zero."""
 
     start: float
     duration: float
@@ -149,7 +149,7 @@ def on_grid(frames: Iterator[tuple[float, Any]], fps: Fraction, first: int = 0) 
             yield before[1]
             count += 1
         before = time, frame
-    raise DecodeError("no frame of its picture decodes")
+    raise DecodeError("no frame of its video decodes")
 
 
 def _transcoded(source: Source, cfg: TranscodeConfig) -> Iterator[_Piece]:
@@ -258,7 +258,7 @@ def _remuxed(source: Source, run: list[Timed], end: float | None = None) -> _Pie
     try:
         data, extension, left_out = remux([packet for _, packet in run], first.pts)
     except DecodeError as error:
-        raise DecodeError(f"its picture can't be copied ({error}); try --transcode train") from None
+        raise DecodeError(f"its video can't be copied ({error}); try --transcode train") from None
     source.dropped["frames before the first key frame of a copied clip"] += left_out
     return _Piece(start, end - start, data, extension, float(source.rate), context.width, context.height)
 
@@ -287,7 +287,7 @@ def _with_sound(piece: _Piece, pcm_S: Sound | None, source: Source) -> ClipMedia
 def check(clip: ClipMedia, whole: bool) -> None:
     """Reads a written clip back as the loader will: start, middle and end, or the `whole` of it.
 
-    What we encoded is sound where its ends are; a copied stream may be damaged anywhere.
+    What we encoded is intact where its ends are; a copied stream may be damaged anywhere.
 
     Raises:
         DecodeError: the loader's decoder can't read it.
@@ -297,4 +297,4 @@ def check(clip: ClipMedia, whole: bool) -> None:
             steps = max(2, round(4 * clip.duration)) if whole else 2
             decode_video(clip.video, [clip.duration * i / steps for i in range(steps + 1)])
         except DecodeError as error:
-            raise DecodeError(f"its picture can't be read back ({error}); try --transcode train") from None
+            raise DecodeError(f"its video can't be read back ({error}); try --transcode train") from None

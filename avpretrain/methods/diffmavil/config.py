@@ -28,6 +28,8 @@ from avpretrain.config.scaling import LayerSizes, StackConfig
 from avpretrain.config.train import DataConfig, EngineConfig, LengthConfig
 from avpretrain.core.errors import UsageError
 
+__all__ = ["LossConfig", "ModelConfig", "RatioConfig", "ScheduleConfig", "Stage2Config", "TrainConfig", "load_config"]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LossConfig:

@@ -36,6 +36,8 @@ from avpretrain.nn.reconstruction import MaskedView, Reconstruction, TeacherFeat
 from avpretrain.nn.tower import Tower
 from avpretrain.nn.weights import read_model
 
+__all__ = ["DiffMAViL"]
+
 
 class DiffMAViL(
     nn.Module,

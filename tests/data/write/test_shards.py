@@ -69,8 +69,8 @@ def test_everything_is_written_and_said(sharded: Path) -> None:
     rows = list(csv.DictReader((sharded / "skipped.csv").open()))
     assert {Path(row["path"]).stem: row["reason"] for row in rows} == {
         "broken": "can't be opened: Invalid data found when processing input",
-        "silent": "has no sound",
-        "blind": "has no picture",
+        "silent": "has no audio",
+        "blind": "has no video",
     }
     assert not list(sharded.glob(".*"))
 
@@ -304,7 +304,7 @@ def test_the_command_line_sharding_and_inspection(
     main(["shards", str(source), str(out), "--clip-seconds", "1", "--workers", "1"])
     said = capsys.readouterr()
     assert "10 clips" in said.out
-    assert "1 x has no picture" in said.out
+    assert "1 x has no video" in said.out
     main(["inspect", str(out), "--json", "--verify"])
     facts = json.loads(capsys.readouterr().out)
     assert facts["problems"] == []

@@ -137,10 +137,10 @@ def test_clips_without_sound_are_dropped_where_sound_is_needed(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("need", "options", "reason"),
     [
-        ("both", {"audio": None}, "no sound"),
-        ("audio", {"audio": None}, "no sound"),
-        ("both", {"video": None}, "no picture"),
-        ("video", {"video": None}, "no picture"),
+        ("both", {"audio": None}, "no audio"),
+        ("audio", {"audio": None}, "no audio"),
+        ("both", {"video": None}, "no video"),
+        ("video", {"video": None}, "no video"),
     ],
 )
 def test_what_is_needed_and_not_there_is_the_reason(
