@@ -11,7 +11,7 @@ from tyro.conf import Positional, arg
 from avpretrain.cli.shared.places import require_file, require_folder
 from avpretrain.core.errors import UsageError, UserError
 from avpretrain.core.files import write_json
-from avpretrain.core.terminal import Console, say
+from avpretrain.core.terminal import Console, plain_line, say
 from avpretrain.methods.speaker.tracks.config import MARGIN
 from avpretrain.training.folders import find_weights
 
@@ -139,7 +139,7 @@ def _stream(
     def show(number: int, scores: dict[str, float]) -> None:
         if live and console.is_terminal and number % 5 == 0:
             told = "  ".join(
-                f"{name} {score:.2f}{'*' if score >= threshold else ' '}" for name, score in scores.items()
+                f"{plain_line(name)} {score:.2f}{'*' if score >= threshold else ' '}" for name, score in scores.items()
             )
             console.print(f"{number / 25:7.1f} s  {told:<60}", end="\r", highlight=False, markup=False)
 

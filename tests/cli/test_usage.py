@@ -25,8 +25,10 @@ from avpretrain.data.text.tokenizer import train_tokenizer
 from avpretrain.methods.diffmavil.model import DiffMAViL
 from avpretrain.methods.openelm.config import LanguageModelConfig
 from avpretrain.methods.openelm.model import LanguageModel, save_pretrained
+from avpretrain.methods.speaker.method import Speaker
 from tests.support.tiny_datasets import Spec, make_dataset
 from tests.support.tiny_models import tiny
+from tests.support.tracks import track_config
 
 NAMES = [*(verb for verb in VERBS if verb != "bench"), *(f"bench {subject}" for subject in SUBJECTS)]
 
@@ -53,6 +55,8 @@ COMMANDS = {
     "ablate": "@matrix --data.shards @data --out @out_folder --dry-run",
     "report": "@run --out @out_file",
     "tokens": "@words @new_folder",
+    "tracks": "@media @new_folder",
+    "speakers": "@file @speaker_model --out @out_folder",
     "generate": "@language_model --tokens 3",
     "perplexity": "@language_model @words --out @out_file",
     "bench step": "@config --out @out_file",
@@ -60,6 +64,7 @@ COMMANDS = {
     "bench features": "--out @out_file",
     "bench manifest": "--out @out_file",
     "bench compress": "@media --out @out_file",
+    "bench speaker": "--out @out_file",
 }
 """A complete command of each verb; @ marks a place, named for what belongs there."""
 
@@ -68,6 +73,7 @@ WRONG = {
     "data": ("missing", "text", "empty_folder", "model"),
     "model": ("missing", "text", "empty_folder", "data", "pointer"),
     "language_model": ("missing", "text", "empty_folder", "data", "model"),
+    "speaker_model": ("missing", "text", "empty_folder", "data", "model"),
     "words": ("missing", "empty_folder", "weights"),
     "run": ("missing", "text", "empty_folder", "data"),
     "file": ("missing", "empty_folder"),
@@ -85,7 +91,7 @@ WRONG = {
 }
 """What each place gets that does not belong there."""
 
-WORKS_WITHOUT_ARGUMENTS = {"demo", "ledger", "bench features", "bench manifest"}
+WORKS_WITHOUT_ARGUMENTS = {"demo", "ledger", "bench features", "bench manifest", "bench speaker"}
 
 CHOICES = {
     "probe": ("--label nothing", "--test-split nothing", "--train-split nothing", "--folds nothing", "--folds 1"),
@@ -103,6 +109,8 @@ CHOICES = {
     "export": ("--onnx ears",),
     "tokens": ("--documents pages", "--tokenizer nothing", "--val-share 1"),
     "perplexity": ("--split nothing",),
+    "tracks": ("--source nothing", "--face-size 2", "--symmetry both", "--table nothing.csv"),
+    "speakers": ("--detect-every 0", "--margin -1", "--table nothing.csv", "--predictions p.csv"),
     "compress": ("--onnx ears", "--solver best", "--bits 1", "--sparsity 0.5"),
     "embed": ("--per minute", "--modality smell"),
 }
@@ -154,6 +162,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     train_tokenizer(["some words"], 257).save(root / "language_model")
     shape = LanguageModelConfig(vocabulary=257, context=16, width=16, depth=1, head_width=4, heads_per_group=1).shape()
     save_pretrained(LanguageModel(shape), root / "language_model")
+    speaker = Speaker(track_config(root / "unused", method="speaker"))
+    speaker.save(speaker.model(), root / "speaker_model")
     (root / "media").mkdir()
     with (root / "media" / "a.wav").open("wb") as file:
         file.write(b"RIFF")

@@ -61,7 +61,7 @@ class FileInput:
                 raise DecodeError("has no video")
             pcm_S = self._source.sound(SAMPLE_RATE)
         except DecodeError as error:
-            raise UserError(f"{path} {error}") from None
+            raise UserError(f"{path} {error}; name another video") from None
         if pcm_S is None:
             self.notes.append(f"{path} has no audio that decodes, so that nobody in it can be heard to speak")
         self._path, self._pcm_S, self.aspect = (

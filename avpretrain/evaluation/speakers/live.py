@@ -112,7 +112,7 @@ class LiveReport:
     state_bytes: int
     """Most that the streams of all faces kept at a time."""
     ms: dict[str, float]
-    """Mean time of a frame, by what it was spent on."""
+    """Mean time of a frame, by what it was spent on; waiting for a camera is none."""
     mean_ms: float
     p95_ms: float
     worst_second_ms: float
@@ -148,6 +148,8 @@ class LiveReport:
             "model": "use a model of less width or depth",
             "write": "leave the annotated video out (--no-annotate)",
         }[most]
+        if self.cpu_ms < FRAME_MS / 2:
+            advice = f"it worked for {self.cpu_ms:.1f} ms of that alone, so other programs have the CPU; or {advice}"
         left_out = f", and left {self.skipped} frames out" if self.skipped else ""
         return (
             f"does NOT keep up with {FPS} fps on this machine ({self.cores} CPU cores){left_out}: {told}; most goes to "
@@ -198,12 +200,14 @@ class _Clock:
         return time.process_time() - self._cpu
 
     @contextmanager
-    def on(self, part: str) -> Iterator[None]:
-        start = time.perf_counter()
+    def on(self, part: str, waits: bool = False) -> Iterator[None]:
+        """Counts the time of the block; where it waits for a camera, only that in which it works."""
+        now = time.thread_time if waits else time.perf_counter
+        start = now()
         try:
             yield
         finally:
-            spent = time.perf_counter() - start
+            spent = now() - start
             self.total[part] += spent
             self._frame += spent
 
@@ -271,7 +275,7 @@ def run_live(
                 corners = [f"{value:.6f}" for value in box]
                 label = LABELS[SPEAKING if speaks else 0]
                 entity = speaker.name if speaker.name.startswith(source.name) else f"{source.name}:{speaker.name}"
-                rows.writerow([source.name, f"{number / FPS:.2f}", *corners, label, entity, f"{score:.6f}"])
+                rows.writerow([source.name, f"{number / FPS:.2f}", *corners, label, entity, f"{score:.9g}"])
 
         def end(name: str) -> None:
             speaker = speakers.pop(name)
@@ -294,7 +298,7 @@ def run_live(
         moments, last = source.moments(colour or annotate), -1
         while True:
             try:
-                with clock.on("read"):
+                with clock.on("read", waits=source.endless):
                     moment = next(moments, None)
             except KeyboardInterrupt:  # the way to end a camera's run; elsewhere it breaks one off
                 if not source.endless:

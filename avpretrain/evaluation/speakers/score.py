@@ -163,8 +163,10 @@ def row_scores(rows: AvaRows, clips: TrackClips, scores: Sequence[NDArray[np.flo
             _, track, start, _ = clips.place(number)
             pieces.setdefault(track, []).append((start, number))
     told_N = np.empty(len(rows))
+    order_N = np.argsort(rows.entity_N, kind="stable")
+    starts = np.searchsorted(rows.entity_N[order_N], np.arange(len(rows.entities) + 1))
     for code, entity in enumerate(rows.entities):
-        own_N = np.flatnonzero(rows.entity_N == code)
+        own_N = order_N[starts[code] : starts[code + 1]]
         if entity not in pieces:
             raise UserError(
                 f"face {entity} of {rows.path} has no track in split '{clips.split}'; make tracks of all faces "

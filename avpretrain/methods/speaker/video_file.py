@@ -34,8 +34,9 @@ class VideoFile:
         self._frames = self._samples = 0
 
     def add(self, rgb_HWC: NDArray[np.uint8], waveform_S: NDArray[np.float32]) -> None:
-        """One frame, and the audio from its beginning to that of the next."""
-        frame = av.VideoFrame.from_ndarray(rgb_HWC, format="rgb24").reformat(format="yuv420p", threads=1)
+        """One frame, brought to the file's size, and the audio from its beginning to that of the next."""
+        size = self._video.width, self._video.height
+        frame = av.VideoFrame.from_ndarray(rgb_HWC, format="rgb24").reformat(*size, format="yuv420p", threads=1)
         frame.pts, frame.time_base = self._frames, Fraction(1, FPS)
         self._container.mux(self._video.encode(frame))
         samples = av.AudioFrame.from_ndarray(np.ascontiguousarray(waveform_S)[None], format="fltp", layout="mono")

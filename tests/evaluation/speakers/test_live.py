@@ -14,6 +14,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+import torch
 
 from avpretrain.cli.main import run
 from avpretrain.core.errors import UsageError, UserError
@@ -53,8 +54,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Untrained, 16 pixels, past 3, future 2."""
     folder = tmp_path_factory.mktemp("model") / "model"
     method = Speaker(track_config(folder.parent, method="speaker"))
-    made = method.model().eval()
-    made.head.weight.data *= 30  # scores that differ
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        made = method.model().eval()
+    made.head.weight.data *= 5  # scores that differ
     method.save(made, folder)
     return folder
 
@@ -72,16 +75,18 @@ def test_a_video_with_boxes_gives_the_scores_of_its_tracks(
     expected = {clip.track: track_scores(detector, clip) for clip in (clips[i] for i in range(len(clips)))}
     of_scene = {track: scores for track, scores in expected.items() if track.startswith("scene-000001")}
     assert len(of_scene) == 2
-    middle = float(np.median(np.concatenate(list(of_scene.values()))))
+    together = np.sort(np.concatenate(list(of_scene.values())))
+    assert together[0] > 0.01 and together[-1] < 0.99 and np.ptp(together) > 0.05
+    middle = float(together[29:31].mean())
     video, out = scenes / "train" / "scene-000001.mp4", tmp_path / "out"
     args = [str(video), str(model), "--boxes", str(scenes / "train.csv"), "--out", str(out)]
-    run("speakers", [*args, "--threshold", f"{middle:.7f}"])
+    run("speakers", [*args, "--threshold", repr(middle)])
     rows = read_csv(out / "scores.csv")
     for track, scores in of_scene.items():
         told = [row for row in rows if row["entity_id"] == track]
         assert [float(row["frame_timestamp"]) for row in told] == [round(i / 25, 2) for i in range(30)]
         assert np.abs(np.array([float(row["score"]) for row in told]) - scores).max() < 1e-4
-        assert all((row["label"] == "SPEAKING_AUDIBLE") == (float(row["score"]) >= round(middle, 7)) for row in told)
+        assert all((row["label"] == "SPEAKING_AUDIBLE") == (float(row["score"]) >= middle) for row in told)
     assert read_rows(out / "scores.csv", scored=True).score_N is not None  # AVA's columns
     report = LiveReport.from_json(
         {k: v for k, v in json.loads((out / "speakers.json").read_text()).items() if k not in ("input", "checkpoint")}
@@ -136,7 +141,8 @@ class Given:
         for number in self.numbers:
             if number == self.stop:
                 raise KeyboardInterrupt
-            grey = np.full((40, 60), number, np.uint8)
+            time.sleep(0.03 * self.endless)
+            grey = np.full((40, 60) if number < 35 else (30, 80), number, np.uint8)  # videos may change their size
             yield Moment(number, grey, np.repeat(grey[..., None], 3, 2) if colour else None, np.zeros(640, np.float32))
 
 
@@ -189,6 +195,7 @@ def test_an_interrupt_ends_a_camera_with_all_that_it_saw(tmp_path: Path) -> None
     camera = Given(list(range(99)), endless=True, stop=12)
     report = watch(camera, tmp_path, lambda: Fixed(3), annotate=True)
     assert (report.frames, report.scores, len(read_csv(tmp_path / "scores.csv"))) == (12, 12, 12)
+    assert report.ms["read"] < 20  # waiting for a camera is no work
     with open_media(tmp_path / "annotated.mp4") as container:
         assert sum(1 for _ in container.decode(video=0)) == 12
     with pytest.raises(KeyboardInterrupt):
@@ -200,6 +207,8 @@ def test_it_says_so_where_it_can_not_keep_up(tmp_path: Path) -> None:
     slow = watch(Given(list(range(8))), tmp_path, lambda: Fixed(0, seconds=0.05))
     assert not slow.keeps_up and slow.mean_ms > 50 and slow.cpu_ms < slow.mean_ms
     assert "does NOT keep up with 25 fps" in slow.verdict and "most goes to 'model'" in slow.verdict
+    assert "other programs have the CPU" in LiveReport.from_json({**slow.to_json(), "cpu_ms": 5.0}).verdict
+    assert "other programs" not in LiveReport.from_json({**slow.to_json(), "cpu_ms": 45.0}).verdict
     values = {**slow.to_json(), "mean_ms": 10.0, "worst_second_ms": 20.0}
     quick = LiveReport.from_json(values)
     assert quick.keeps_up and quick.verdict.startswith("keeps up with 25 fps on this machine")

@@ -380,7 +380,10 @@ def test_damaged_sets_are_said_in_a_line(synthetic: Path, tmp_path: Path) -> Non
             "".join(f"else,{i / 25},{LEFT},NOT_SPEAKING,a\n" for i in range(9)),
             "none of the 1 videos that the tables name",
         ),
-        ("".join(f"film,{9 + i / 25},{LEFT},NOT_SPEAKING,a\n" for i in range(9)), "film, for one, is too short"),
+        (
+            "".join(f"film,{9 + i / 25},{LEFT},NOT_SPEAKING,a\n" for i in range(9)),
+            "film, for one, ends before its first track",
+        ),
         ("".join(f"mute,{i / 25},{LEFT},NOT_SPEAKING,a\n" for i in range(9)), "mute, for one, has no audio"),
         ("".join(f"torn,{i / 25},{LEFT},NOT_SPEAKING,a\n" for i in range(9)), "torn, for one, can't be opened"),
     ],
@@ -403,6 +406,15 @@ def test_wrong_sources_are_said_in_a_line(films: Path, tmp_path: Path, table: st
         make.make_tracks(str(root), tmp_path / "out", TracksConfig(workers=1), quiet)
     assert said in str(error.value) and "\n" not in str(error.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_split_never_leads_out_of_the_folder(grid: Path, tmp_path: Path) -> None:
+    root = tmp_path / "pack"
+    root.mkdir()
+    (root / "train.csv").write_bytes((grid / "train.csv").read_bytes())
+    (root / "metadata.csv").write_text("file,split\nscene-000000.mp4,../../train\n")
+    with pytest.raises(UserError, match=r"has split '../../train'; names of splits are letters"):
+        make.make_tracks(str(root), tmp_path / "out", TracksConfig(workers=1), quiet)
 
 
 def test_wrong_options_are_usage_errors(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from avpretrain.core.errors import UserError
 from avpretrain.data.choices import Limits
-from avpretrain.data.container import DecodeError
+from avpretrain.data.container import DecodeError, probe_media
 from avpretrain.data.media import Segment, Source
 from avpretrain.methods.speaker.ava import SPEAKING, AvaRows
 from avpretrain.methods.speaker.config import FPS, FRAME_SAMPLES, SAMPLE_RATE
@@ -124,6 +124,9 @@ def cut_video(path: Path, video: str, tracks: list[Boxes], size: int, margin: fl
     first = max(0, min(track.first for track in tracks) - AROUND)
     last = max(track.end for track in tracks) + AROUND
     segment = Segment(first / FPS, last / FPS, is_whole_file=False)
+    seconds = probe_media(path).duration
+    if 0 < seconds <= segment.start:
+        raise DecodeError(f"ends before its first track begins (it lasts {seconds:.1f} s)")
     source = Source(path, segment, Limits(max_hours=MAX_HOURS))
     if not source.has_video or not source.has_audio:
         raise DecodeError(f"has no {'audio' if source.has_video else 'video'}")

@@ -3,8 +3,8 @@
 A scene has one face or several, a mixture of audio, and a label for each face and frame. Everything comes in bouts of
 4 to 12 syllables with pauses between. In a bout a face speaks (its mouth follows a voice that is heard), mouths (it
 moves in the same way and is not heard) or chews (a rhythm of its own). A voice without a face, music and noise may be
-heard, too. Speaking, mouthing and an off-screen voice are drawn from one law, so that a single frame does not tell them
-apart: what does is whether mouth and audio go together over time.
+heard, too. Speaking, mouthing and an off-screen voice are drawn from one law, so that neither mouth nor audio alone
+tells them apart: what does is whether they go together, and one frame says little of that.
 
 **Symmetry in time.** "reversible": a scene played backwards is as likely as the scene itself, since bouts, pauses and
 syllables are independent draws with symmetrical shapes, cut from a longer stationary sequence; equal windows of past

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from avpretrain.core.errors import UsageError, UserError
 from avpretrain.core.files import atomic_path, clear_leftovers, open_text
+from avpretrain.core.terminal import brief
 from avpretrain.data.container import DecodeError
 from avpretrain.data.sources.base import VIDEO_EXTENSIONS, walk
 from avpretrain.data.splits import ROLES
@@ -88,6 +89,8 @@ def make_tracks(src: str, out: Path, cfg: TracksConfig, on_video: Callable[[int,
     cfg = replace(cfg, source=kind_of(src, cfg))
     if cfg.hard_negatives is None:
         cfg = replace(cfg, hard_negatives=1.0 if cfg.source == "grid" else 0.0)
+    if out.exists() and not is_track_set(out) and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} holds something else than face tracks; name a new folder")
     jobs, missing = list_jobs(src, cfg)
     keys = [_key(job, cfg) for job in jobs]
     made_from = {"settings": _settings(cfg), "parts": hashlib.sha256("".join(keys).encode()).hexdigest()}
@@ -96,8 +99,6 @@ def make_tracks(src: str, out: Path, cfg: TracksConfig, on_video: Callable[[int,
         if {name: index.values.get("made_from", {}).get(name) for name in made_from} != made_from:
             raise UserError(f"{out} holds tracks that were made from something else or otherwise; name a new folder")
         return _report(index, missing)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} holds something else than face tracks; name a new folder")
     folder = out.with_name(f"{out.name}.parts")
     folder.mkdir(parents=True, exist_ok=True)
     clear_leftovers(folder)
@@ -242,9 +243,13 @@ def _metadata(path: Path) -> dict[str, str]:
             missing = [name for name in ("file", "split") if name not in (reader.fieldnames or ())]
             if missing:
                 raise UserError(f"{path} lacks the columns {', '.join(missing)}; it takes file and split")
-            return {Path(row["file"] or "").stem: row["split"] or "train" for row in reader}
+            splits = {Path(row["file"] or "").stem: row["split"] or "train" for row in reader}
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} can't be read: {getattr(error, 'strerror', None) or error}") from None
+    wrong = next((split for split in splits.values() if not re.fullmatch(r"\w[\w-]{0,99}", split)), None)
+    if wrong is not None:
+        raise UserError(f"{path} has split {brief(wrong)}; names of splits are letters, digits, _ and -")
+    return splits
 
 
 def scene_split(index: int, cfg: TracksConfig) -> str:
