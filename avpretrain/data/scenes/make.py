@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 
@@ -55,7 +56,11 @@ def write_mp4(path: Path, frames: Iterable[Frame], fps: int, sound_S: NDArray[np
             container.mux(video.encode(frame.reformat(format="yuv420p", threads=1)))  # several would race for the bytes
         container.mux(video.encode())
         waveform = av.AudioFrame.from_ndarray(sound_S[None], format="fltp", layout="mono")
-        waveform.sample_rate = sample_rate
+        waveform.sample_rate, waveform.pts, waveform.time_base = (
+            sample_rate,
+            0,
+            Fraction(1, sample_rate),
+        )  # else it lags
         container.mux(audio.encode(waveform))
         container.mux(audio.encode())
 

@@ -20,8 +20,10 @@ from sklearn.preprocessing import StandardScaler
 
 from avpretrain.cli.main import main
 from avpretrain.core.errors import UsageError, UserError
+from avpretrain.data.choices import Limits
 from avpretrain.data.features import log_mel
-from avpretrain.data.scenes.make import make_scenes
+from avpretrain.data.media import Source
+from avpretrain.data.scenes.make import make_scenes, write_mp4
 from avpretrain.data.scenes.scene import (
     CLASSES,
     SAMPLE_RATE,
@@ -56,6 +58,16 @@ def test_files_are_h264_and_aac_of_the_asked_form(scenes: Path) -> None:
         assert 2.0 * SAMPLE_RATE <= len(samples) <= 2.2 * SAMPLE_RATE
         assert 0.01 < np.abs(samples).max() <= 1.1
         assert max(np.abs(a.astype(int) - b).max() for a, b in itertools.pairwise(frames)) > 40  # it moves
+
+
+def test_audio_stands_where_it_was_rendered(tmp_path: Path) -> None:
+    """The codec's own delay is no part of the recording: a click at 0.5 s is decoded at 0.5 s."""
+    wave_S = np.zeros(SAMPLE_RATE, np.float32)
+    wave_S[SAMPLE_RATE // 2 :][:32] = 0.9
+    write_mp4(tmp_path / "a.mp4", [np.zeros((64, 64, 3), np.uint8)] * 10, 10, wave_S, SAMPLE_RATE)
+    heard = Source(tmp_path / "a.mp4", None, Limits()).sound(SAMPLE_RATE)
+    assert heard is not None
+    assert abs(int(np.abs(heard.astype(float)).argmax()) - SAMPLE_RATE // 2) < 160
 
 
 def test_picture_and_sound_tell_of_the_same_impact() -> None:
