@@ -106,6 +106,8 @@ def main(
         f"{threshold:g}; delay {report.delay_frames} frames ({report.delay_ms:.0f} ms) and the time of a frame; "
         f"streams kept {report.state_bytes / 1024:.0f} KiB"
     )
+    if not report.faces:
+        say("no face was found; try another --detector, look more often (--detect-every), or give --boxes")
     say(report.verdict)
     say(f"faces by {report.detector}")
     say(f"{folder}: scores.csv{', annotated.mp4' if (folder / 'annotated.mp4').exists() and annotate else ''}")

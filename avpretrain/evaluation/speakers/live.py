@@ -149,7 +149,7 @@ class LiveReport:
             "write": "leave the annotated video out (--no-annotate)",
         }[most]
         if self.cpu_ms < FRAME_MS / 2:
-            advice = f"it worked for {self.cpu_ms:.1f} ms of that alone, so other programs have the CPU; or {advice}"
+            advice = f"only {self.cpu_ms:.1f} ms of it is CPU time, so other programs have the CPU; or {advice}"
         left_out = f", and left {self.skipped} frames out" if self.skipped else ""
         return (
             f"does NOT keep up with {FPS} fps on this machine ({self.cores} CPU cores){left_out}: {told}; most goes to "
