@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
 
 from avpretrain.compression import moments
 from avpretrain.compression.walk import (
@@ -30,8 +31,8 @@ from avpretrain.core.errors import UserError
 
 Run = Callable[[nn.Module], Any]
 """Calls the network, or the parts of it that are to be compressed, on some input."""
-SAMPLE_ROWS = 4096
-"""Rows of a layer's unfolded input that one call adds to its moments, at most."""
+UNFOLDED_VALUES = 2**24
+"""Values of a convolution's unfolded input that are held at a time, about."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +93,7 @@ class _Sums:
     second: Tensor = field(default_factory=lambda: torch.zeros(()))
 
     def add(self, rows_GNI: Tensor) -> None:
-        step = max(1, rows_GNI.shape[1] // SAMPLE_ROWS)
-        rows_GNI = rows_GNI[:, ::step].double()
+        rows_GNI = rows_GNI.double()
         self.rows += rows_GNI.shape[1]
         self.first = self.first + rows_GNI.sum(dim=1)
         self.second = self.second + rows_GNI.transpose(1, 2) @ rows_GNI
@@ -116,7 +116,11 @@ class _Collector(ExitStack):
     def _hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def hook(layer: nn.Module, args: tuple[Any, ...]) -> None:
             assert isinstance(layer, Layer)
-            self.sums[name].add(unfold(layer, args[0].detach()))
+            x = args[0].detach() if args[0].ndim > 1 else args[0].detach()[None]
+            taps = layer.weight[0, 0].numel() if isinstance(layer, nn.Conv2d) else 1
+            clips = max(1, UNFOLDED_VALUES * len(x) // max(1, x.numel() * taps))
+            for part in x.split(clips):  # every row counts: rows picked at a stride would be of one column of the image
+                self.sums[name].add(unfold(layer, part))
 
         return hook
 
@@ -289,29 +293,48 @@ class IndependentInputs:
 
     The input is N(0, 1). An `OutputStats` sets the distribution, activations transform it, residual sums add means and
     variances, products multiply independents, average pooling divides the variance by its values.
+
+    Args:
+        example: an input of the network by whose size maps are measured, so that zero padding counts: in a map of 2 x 2
+            a corner of a 3 x 3 kernel sees padding three times in four. None = as if maps were endless, and pooling
+            over all of space leaves the variance as it is.
     """
 
+    def __init__(self, example: Tensor | None = None) -> None:
+        self.example = example
+
+    @torch.no_grad()
     def moments(self, model: nn.Module) -> tuple[dict[str, InputMoments], list[str]]:
         modules = dict(model.named_modules())
         known: dict[fx.Node, tuple[Tensor, Tensor] | None] = {}
         found: dict[str, InputMoments] = {}
         missed: list[str] = []
-        for node in trace(model).nodes:
+        graph = trace(model)
+        if self.example is not None:
+            ShapeProp(fx.GraphModule(model, graph)).propagate(self.example)
+        for node in graph.nodes:
             module = modules.get(str(node.target)) if node.op == "call_module" else None
             inputs = [known.get(a) for a in node.args if isinstance(a, fx.Node)]
+            size = _map_size(node.args[0]) if node.args and isinstance(node.args[0], fx.Node) else None
             if isinstance(module, Layer):
                 mean_var = _fit(inputs[0] if inputs else None, module)
                 if mean_var is None:
                     missed.append(f"{node.target}: the distribution of its input is not known")
                     known[node] = None
                     continue
-                found[str(node.target)] = _independent(module, *mean_var)
+                found[str(node.target)] = _independent(module, *mean_var, size)
                 known[node] = _after_layer(module, found[str(node.target)])
             else:
-                known[node] = _transformed(node, module, inputs)
+                known[node] = _transformed(node, module, inputs, size)
                 if known[node] is None and node.op not in ("output", "get_attr", "placeholder") and all(inputs):
                     missed.append(f"{node.name}: {describe(node, module)} is not handled")
         return found, missed
+
+
+def _map_size(node: fx.Node) -> tuple[int, int] | None:
+    """Height and width of a node's output; none = not measured, or it has none."""
+    meta = node.meta.get("tensor_meta")
+    return tuple(meta.shape[2:]) if meta is not None and len(getattr(meta, "shape", ())) == 4 else None  # type: ignore[return-value]
 
 
 def _fit(inputs: tuple[Tensor, Tensor] | None, layer: Layer) -> tuple[Tensor, Tensor] | None:
@@ -327,24 +350,50 @@ def _fit(inputs: tuple[Tensor, Tensor] | None, layer: Layer) -> tuple[Tensor, Te
     return None if rest else (mean.repeat_interleave(repeats), var.repeat_interleave(repeats))
 
 
-def _independent(layer: Layer, mean_C: Tensor, var_C: Tensor) -> InputMoments:
+def _independent(layer: Layer, mean_C: Tensor, var_C: Tensor, size: tuple[int, int] | None) -> InputMoments:
     groups = 1 if isinstance(layer, nn.Linear) else layer.groups
-    taps = 1 if isinstance(layer, nn.Linear) else layer.weight[0, 0].numel()
-    mean_GI = mean_C.reshape(groups, -1).repeat_interleave(taps, dim=1)
-    var_GI = var_C.reshape(groups, -1).repeat_interleave(taps, dim=1)
-    return InputMoments(mean_GI, torch.diag_embed(var_GI), "norm statistics, independent")
+    seen_TT = torch.ones(1, 1) if isinstance(layer, nn.Linear) else _taps_seen(layer, size)
+    share_T, taps = seen_TT.diagonal(), len(seen_TT)
+    mean_GC, var_GC = mean_C.reshape(groups, -1), var_C.reshape(groups, -1)
+    square_GCC = mean_GC[:, :, None] * mean_GC[:, None]
+    # the place of an output decides which taps see padding, so that they move together by as much as their means
+    padding_TT = seen_TT - share_T[:, None] * share_T
+    covariance_GII = torch.einsum("gcd,tu->gctdu", square_GCC, padding_TT).flatten(3, 4).flatten(1, 2)
+    var_GI = torch.einsum("gc,t->gct", var_GC, share_T).flatten(1)
+    mean_GI = torch.einsum("gc,t->gct", mean_GC, share_T).flatten(1)
+    assert mean_GI.shape[1] == mean_GC.shape[1] * taps
+    return InputMoments(mean_GI, covariance_GII + torch.diag_embed(var_GI), "norm statistics, independent")
+
+
+def _taps_seen(layer: nn.Conv2d, size: tuple[int, int] | None) -> Tensor:
+    """[T, T], shares of a convolution's places at which two taps of its kernel both see values, not padding."""
+    if size is None or isinstance(layer.padding, str):
+        taps = layer.weight[0, 0].numel()
+        return torch.ones(taps, taps)
+    seen = []
+    for axis in (0, 1):
+        extent, kernel, stride = size[axis], layer.kernel_size[axis], layer.stride[axis]
+        dilation, padding = layer.dilation[axis], int(layer.padding[axis])
+        places = (extent + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+        at_KP = torch.arange(kernel)[:, None] * dilation + torch.arange(places) * stride - padding
+        inside_KP = ((at_KP >= 0) & (at_KP < extent)).float()
+        seen.append(inside_KP @ inside_KP.T / places)
+    return torch.kron(seen[0], seen[1])
 
 
 def _after_layer(layer: Layer, inputs: InputMoments) -> tuple[Tensor, Tensor]:
     groups = len(inputs.mean_GI)
     weight_GOI = layer.weight.detach().flatten(1).unflatten(0, (groups, -1))
     mean_O = torch.einsum("goi,gi->go", weight_GOI, inputs.mean_GI).flatten()
-    var_O = torch.einsum("goi,gi->go", weight_GOI.square(), inputs.std_GI.square()).flatten()
+    var_O = torch.einsum("goi,gij,goj->go", weight_GOI, inputs.covariance_GII, weight_GOI).flatten().clamp(min=0)
     return (mean_O if layer.bias is None else mean_O + layer.bias.detach()), var_O
 
 
 def _transformed(
-    node: fx.Node, module: nn.Module | None, inputs: list[tuple[Tensor, Tensor] | None]
+    node: fx.Node,
+    module: nn.Module | None,
+    inputs: list[tuple[Tensor, Tensor] | None],
+    size: tuple[int, int] | None,
 ) -> tuple[Tensor, Tensor] | None:
     """Mean and variance by channel of a node's output; [1] where all channels are alike; none = not known."""
     if node.op == "placeholder":
@@ -362,7 +411,7 @@ def _transformed(
     if isinstance(module, nn.Dropout | nn.Identity | nn.Flatten | nn.MaxPool2d) or target in (torch.flatten, "flatten"):
         return mean, var  # max pooling raises the mean; it is left as it is
     if isinstance(module, nn.AdaptiveAvgPool2d) or target is F.adaptive_avg_pool2d or target == "mean":
-        return mean, torch.zeros_like(var)  # over all of space: its mean, nearly without variance
+        return mean, var / (size[0] * size[1] if size else 1)  # over all of space
     if isinstance(module, nn.AvgPool2d):
         size = module.kernel_size
         return mean, var / (size**2 if isinstance(size, int) else size[0] * size[1])

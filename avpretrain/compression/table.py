@@ -37,57 +37,6 @@ BITS = (8, 6, 5, 4)
 SPARSITIES = (0.3, 0.5, 0.7, 0.9)
 
 
-def digits(folder: Path) -> tuple[Tensor, Tensor, Tensor]:
-    """Spectrograms [N, 1, 64, 64], classes [N], and which are of the test split [N], of a folder of FSDD.
-
-    Raises:
-        UserError: there are no recordings.
-    """
-    import soundfile
-    import torchaudio
-
-    from avpretrain.data.sources import fsdd
-
-    items = fsdd.find(folder, None).items if folder.is_dir() else []
-    if not items:
-        raise UserError(f"no recordings DIGIT_SPEAKER_INDEX.wav or .flac below {folder}; name a folder of FSDD")
-    images, classes, test = [], [], []
-    for item in items:
-        wave, rate = soundfile.read(folder / item.path, dtype="float32")
-        wave_S = torchaudio.functional.resample(torch.from_numpy(wave), rate, SAMPLE_RATE)
-        mel_FM = log_mel(F.pad(wave_S - wave_S.mean(), (0, SAMPLE_RATE))[None, :SAMPLE_RATE], mels=SIZE)[0]
-        images.append(F.interpolate(mel_FM[None, None], (SIZE, SIZE), mode="bilinear")[0])
-        classes.append(int(str(item.labels["class"])))
-        test.append(item.split == "test")
-    image_N1HW = torch.stack(images)
-    test_N = torch.tensor(test)
-    std, mean = torch.std_mean(image_N1HW[~test_N])
-    return (image_N1HW - mean) / std, torch.tensor(classes), test_N
-
-
-def train(net: nn.Module, image_N1HW: Tensor, class_N: Tensor, epochs: int, seed: int, batch: int = 64) -> None:
-    """AdamW under a one-cycle rate, cross entropy; ends in evaluation mode."""
-    generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3, weight_decay=0.01)
-    per_epoch = len(image_N1HW) // batch
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=epochs * per_epoch)
-    net.train()
-    for _ in range(epochs):
-        for ids in torch.randperm(len(image_N1HW), generator=generator)[: per_epoch * batch].split(batch):
-            optimizer.zero_grad()
-            F.cross_entropy(net(image_N1HW[ids]), class_N[ids]).backward()
-            optimizer.step()
-            schedule.step()
-    net.eval()
-
-
-@torch.no_grad()
-def accuracy(net: nn.Module, image_N1HW: Tensor, class_N: Tensor) -> float:
-    """Share of right answers."""
-    answers = torch.cat([net(part).argmax(dim=1) for part in image_N1HW.split(256)])
-    return float((answers == class_N).float().mean())
-
-
 def _each(net: nn.Module, change: Callable[[str, nn.Linear | nn.Conv2d], Any]) -> nn.Module:
     """A copy whose layers have the weights and biases that `change` gives."""
     small = copy.deepcopy(net)
