@@ -69,6 +69,7 @@ def train(net: nn.Module, image_N1HW: Tensor, class_N: Tensor, epochs: int, seed
     """AdamW under a one-cycle rate, cross entropy on augmented images; ends in evaluation mode."""
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(net.parameters(), lr=5e-3, weight_decay=0.01)
+    batch = min(batch, len(image_N1HW))
     per_epoch = len(image_N1HW) // batch
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, total_steps=epochs * per_epoch)
     net.train()
@@ -82,7 +83,11 @@ def train(net: nn.Module, image_N1HW: Tensor, class_N: Tensor, epochs: int, seed
 
 
 @torch.no_grad()
-def accuracy(net: nn.Module, image_N1HW: Tensor, class_N: Tensor) -> float:
+def outputs(net: nn.Module, image_N1HW: Tensor) -> Tensor:
+    """[N, classes], a batch at a time."""
+    return torch.cat([net(part) for part in image_N1HW.split(256)])
+
+
+def accuracy(output_NC: Tensor, class_N: Tensor) -> float:
     """Share of right answers."""
-    answers = torch.cat([net(part).argmax(dim=1) for part in image_N1HW.split(256)])
-    return float((answers == class_N).float().mean())
+    return float((output_NC.argmax(dim=1) == class_N).float().mean())

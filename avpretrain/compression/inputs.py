@@ -6,7 +6,7 @@ B clips, L tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -155,6 +155,19 @@ class RealInputs:
                 run(model)
         found = collector.found(self.source)
         return found, [f"{name}: not used by the call" for name in layers if name not in found]
+
+
+def pink_noise(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Normal noise [..., H, W] whose amplitude falls as 1/f over its last two axes, as spectrograms' and images' does.
+
+    Mean 0 and variance 1 over all of it.
+    """
+    height, width = shape[-2:]
+    wave = torch.fft.rfft2(torch.randn(*shape, generator=generator))
+    frequency = torch.hypot(torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)[None])
+    frequency[0, 0] = 1 / max(height, width)
+    noise = torch.fft.irfft2(wave / frequency, s=(height, width))
+    return (noise - noise.mean()) / noise.std()
 
 
 class PropagatedInputs:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from avpretrain.compression.inputs import InputMoments
 from avpretrain.compression.quantiser import IDENTITY_BITS, QuantGrid, min_max_grid
@@ -24,6 +24,8 @@ Score = Literal["magnitude", "scaled", "surgeon", "best"]
 SCORES: tuple[Score, ...] = ("magnitude", "scaled", "surgeon")
 DAMPING = 1e-3
 CONJUGATE_STEPS = 200
+PRUNED_INPUTS = 16
+"""A layer whose outputs have fewer inputs than this stays dense: depthwise kernels, a stem of one colour."""
 SHRINKS = tuple(1 - 0.025 * i for i in range(29))
 """Parts of the range that are tried for a grid: 1 to 0.3."""
 
@@ -145,6 +147,11 @@ def check_sparsity(sparsity: float) -> None:
         raise UsageError(f"--sparsity takes a share of weights from 0 up to, not including, 1, got {sparsity}")
 
 
+def is_prunable(layer: nn.Linear | nn.Conv2d) -> bool:
+    """Whether each output has enough inputs that others can make up for those taken away; depthwise layers have not."""
+    return layer.weight[0].numel() >= PRUNED_INPUTS
+
+
 def prune(
     weight: Tensor,
     bias: Tensor | None,
@@ -181,7 +188,8 @@ def _scores(weight: Tensor, inputs: InputMoments, kind: Score) -> Tensor:
     """[O, ...], what each weight is worth.
 
     `magnitude` |w|; `scaled` |w| times its input's standard deviation: the root of the output's error without it, if
-    inputs are independent; `surgeon` the root of that error once the others have made up for it (optimal brain surgeon).
+    inputs are independent; `surgeon` the root of that error once the others have made up for it (as in optimal brain
+    surgeon).
     """
     if kind == "magnitude":
         return weight.abs()
