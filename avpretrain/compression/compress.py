@@ -10,9 +10,12 @@ import torch
 from torch import nn
 
 from avpretrain.compression.inputs import InputMoments, layers_of
-from avpretrain.compression.quantiser import IDENTITY_BITS, QuantGrid, check_bits
-from avpretrain.compression.solve import Solver, check_sparsity, prune, quantise
+from avpretrain.compression.quantiser import IDENTITY_BITS, QuantGrid, check_bits, min_max_grid
+from avpretrain.compression.solve import Solver, check_sparsity, is_prunable, prune, quantise
 from avpretrain.core.errors import UsageError
+
+EMBEDDING_BITS = 8
+"""Of a value of an embedding, at least: in small language models it is also the last layer, which is not forgiving."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +59,9 @@ def compress(
 ) -> Compressed:
     """Changes the weights and biases of the model's layers in place.
 
+    An embedding is rounded to `EMBEDDING_BITS` at least, with a grid for each row; pruning leaves it as it is, and also
+    layers whose outputs have few inputs.
+
     Args:
         inputs: what layers are fed, by name.
         missed: what the finder of `inputs` could not handle; it is passed on.
@@ -78,6 +84,9 @@ def compress(
                 grids[f"{name}.weight"] = solution.grid
         else:
             assert plan.sparsity is not None
+            if not is_prunable(layer):
+                left.append(f"{name}: stays dense, with {layer.weight[0].numel()} inputs to an output")
+                continue
             reoptimise = plan.solver != "naive"
             solution = prune(layer.weight, layer.bias, known, plan.sparsity, reoptimise=reoptimise)
             plain = prune(layer.weight, layer.bias, known, plan.sparsity, "magnitude", reoptimise=False)
@@ -93,4 +102,17 @@ def compress(
             "error": None if known is None else solution.error,
             "error_naive": None if known is None else plain.error,
         }
+    for name, table in model.named_modules():
+        if isinstance(table, nn.Embedding):
+            if plan.bits is None:
+                left.append(f"{name}: an embedding; it stays dense")
+                continue
+            grid = min_max_grid(table.weight, max(plan.bits, EMBEDDING_BITS), per_channel=True)
+            table.weight.copy_(grid.quantise(table.weight))
+            if grid.bits < IDENTITY_BITS:
+                grids[f"{name}.weight"] = grid
+            done[name] = {
+                "weights": table.weight.numel(), "zeros": int((table.weight == 0).sum()), "bits": grid.bits,
+                "input": "rows are looked up", "error": None, "error_naive": None,
+            }  # fmt: skip
     return Compressed(done, left, grids)

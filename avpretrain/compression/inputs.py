@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from avpretrain.compression import moments
+from avpretrain.compression.norms import Norm
 from avpretrain.compression.walk import (
     ADDITIONS,
     APPLY,
@@ -25,6 +26,7 @@ from avpretrain.compression.walk import (
     OutputStats,
     activation_of,
     describe,
+    removed,
     trace,
 )  # fmt: skip
 from avpretrain.core.errors import UserError
@@ -111,7 +113,7 @@ class _Collector(ExitStack):
         super().__init__()
         self.sums = {name: _Sums() for name in layers}
         for name, layer in layers.items():
-            self.enter_context(_removed(layer.register_forward_pre_hook(self._hook(name))))
+            self.enter_context(removed(layer.register_forward_pre_hook(self._hook(name))))
 
     def _hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def hook(layer: nn.Module, args: tuple[Any, ...]) -> None:
@@ -126,19 +128,6 @@ class _Collector(ExitStack):
 
     def found(self, source: str) -> dict[str, InputMoments]:
         return {name: sums.moments(source) for name, sums in self.sums.items() if sums.rows > 1}
-
-
-class _removed:  # noqa: N801
-    """A hook's handle as a context."""
-
-    def __init__(self, handle: torch.utils.hooks.RemovableHandle) -> None:
-        self.handle = handle
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, *_: object) -> None:
-        self.handle.remove()
 
 
 class RealInputs:
@@ -188,7 +177,7 @@ class PropagatedInputs:
         with ExitStack() as stack:
             for module in model.modules():
                 if isinstance(module, OutputStats):
-                    stack.enter_context(_removed(module.register_forward_hook(_match_statistics)))
+                    stack.enter_context(removed(module.register_forward_hook(_match_statistics)))
             return RealInputs(self.runs, "propagated samples").moments(model)
 
 
@@ -204,7 +193,7 @@ def _match_statistics(stats: nn.Module, _: tuple[Any, ...], out: Tensor) -> Tens
 
 
 class LayerNormInputs:
-    """For transformers: Gaussian tokens through each LayerNorm and its affine, then the block's own attention or MLP.
+    """For transformers: Gaussian tokens through each norm with its affine, then the block's own attention or MLP.
 
     What a norm feeds is found by watching one call: a layer that takes its output, or a module that does, and within
     which layers then see what the module makes of it. Layers that no norm feeds are given what the call's noise makes.
@@ -234,19 +223,19 @@ class LayerNormInputs:
 
 
 def _normed_tokens(norm: nn.Module, clips: int, tokens: int, generator: torch.Generator) -> Tensor:
-    assert isinstance(norm, nn.LayerNorm)
-    return norm(torch.randn(clips, tokens, *norm.normalized_shape, generator=generator))
+    assert isinstance(norm, Norm) and isinstance(norm.weight, Tensor)
+    return norm(torch.randn(clips, tokens, len(norm.weight), generator=generator))
 
 
 def feeds(model: nn.Module, run: Run) -> list[tuple[str, str]]:
-    """Pairs of a LayerNorm and the outermost module that is called with its output alone, in order of one call."""
+    """Pairs of a norm and the outermost module that is called with its output alone, in order of one call."""
     names = {module: name for name, module in model.named_modules()}
     outputs: dict[int, tuple[str, Tensor]] = {}
     pairs: list[tuple[str, str]] = []
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
-        if len(tensors) != 1 or id(tensors[0]) not in outputs or isinstance(module, nn.LayerNorm):
+        if len(tensors) != 1 or id(tensors[0]) not in outputs or isinstance(module, Norm):
             return
         norm = outputs[id(tensors[0])][0]
         if not any(n == norm and names[module].startswith(f"{c}.") for n, c in pairs):
@@ -257,21 +246,21 @@ def feeds(model: nn.Module, run: Run) -> list[tuple[str, str]]:
 
     with ExitStack() as stack, torch.no_grad():
         for module in model.modules():
-            stack.enter_context(_removed(module.register_forward_pre_hook(before, with_kwargs=True)))
-            if isinstance(module, nn.LayerNorm) and len(module.normalized_shape) == 1:
-                stack.enter_context(_removed(module.register_forward_hook(after)))
+            stack.enter_context(removed(module.register_forward_pre_hook(before, with_kwargs=True)))
+            if isinstance(module, Norm) and module.weight is not None and module.weight.ndim == 1:
+                stack.enter_context(removed(module.register_forward_hook(after)))
         run(model)
     return list(dict.fromkeys(pairs))
 
 
 def norm_moment_error(model: nn.Module, runs: Iterable[Run]) -> dict[str, dict[str, float]]:
-    """How far LayerNorm's outputs on real data are from N(bias, weight^2), by norm.
+    """How far a LayerNorm's or RMSNorm's outputs on real data are from N(bias, weight^2), by norm.
 
     Returns: root mean square over channels of the error of the mean in units of |weight|, of the logarithm of the
         deviation's ratio, and the largest ratio of a channel.
     """
     sums: dict[str, _Sums] = {}
-    norms = {n: m for n, m in model.named_modules() if isinstance(m, nn.LayerNorm) and m.weight is not None}
+    norms = {n: m for n, m in model.named_modules() if isinstance(m, Norm) and m.weight is not None}
     with ExitStack() as stack, torch.no_grad():
         for name, norm in norms.items():
             sums[name] = _Sums()
@@ -279,7 +268,7 @@ def norm_moment_error(model: nn.Module, runs: Iterable[Run]) -> dict[str, dict[s
             def hook(_: nn.Module, __: tuple[Any, ...], out: Tensor, kept: _Sums = sums[name]) -> None:
                 kept.add(out.reshape(1, -1, out.shape[-1]))
 
-            stack.enter_context(_removed(norm.register_forward_hook(hook)))
+            stack.enter_context(removed(norm.register_forward_hook(hook)))
         for run in runs:
             run(model)
     errors = {}
@@ -287,7 +276,8 @@ def norm_moment_error(model: nn.Module, runs: Iterable[Run]) -> dict[str, dict[s
         if sums[name].rows > 1:
             real = sums[name].moments("")
             scale_D = norm.weight.detach().abs().clamp(min=1e-6)
-            shift_D = norm.bias.detach() if norm.bias is not None else torch.zeros_like(scale_D)
+            bias = getattr(norm, "bias", None)
+            shift_D = torch.zeros_like(scale_D) if bias is None else bias.detach()
             mean_D = (real.mean_GI[0] - shift_D) / scale_D
             ratio_D = (real.std_GI[0] / scale_D).clamp(min=1e-6)
             errors[name] = {
