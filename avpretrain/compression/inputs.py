@@ -234,10 +234,10 @@ def feeds(model: nn.Module, run: Run) -> list[tuple[str, str]]:
     pairs: list[tuple[str, str]] = []
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
-        if len(tensors) != 1 or id(tensors[0]) not in outputs or isinstance(module, Norm):
-            return
-        norm = outputs[id(tensors[0])][0]
+        given = [a for a in (*args, *kwargs.values()) if a is not None]
+        if len(given) != 1 or id(given[0]) not in outputs or isinstance(module, Norm):
+            return  # a call with anything else, such as tables of positions, can't be made again
+        norm = outputs[id(given[0])][0]
         if not any(n == norm and names[module].startswith(f"{c}.") for n, c in pairs):
             pairs.append((norm, names[module]))
 

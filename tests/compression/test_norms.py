@@ -16,7 +16,9 @@ def uneven(net: nn.Module) -> nn.Module:
     """Norms whose channels differ by a hundred times, as outlier channels of trained ones do."""
     for module in net.modules():
         if isinstance(module, nn.LayerNorm | RMSNorm):
-            module.weight.data = torch.exp(torch.linspace(-3, 2, len(module.weight)))[torch.randperm(len(module.weight))]
+            module.weight.data = torch.exp(torch.linspace(-3, 2, len(module.weight)))[
+                torch.randperm(len(module.weight))
+            ]
             if isinstance(module, nn.LayerNorm):
                 nn.init.normal_(module.bias)
     return net.eval()
