@@ -66,41 +66,42 @@ def equalise_norms(model: nn.Module, run: Callable[[nn.Module], Any], tolerance:
     """
     before = _flat(run(model))
     pairs = fed_by_norms(model, run)
-    scales = {norm: _scale(model, norm, linears) for norm, linears in pairs.items()}
-    for norm, s_D in scales.items():
-        _apply(model, norm, pairs[norm], s_D)
+    old = {norm: _apply(model, norm, linears) for norm, linears in pairs.items()}
     if _change(_flat(run(model)), before) <= tolerance:
         return []
-    for norm, s_D in scales.items():
-        _apply(model, norm, pairs[norm], 1 / s_D)
+    for weights in old.values():
+        _put_back(weights)
     missed = []
-    for norm, s_D in scales.items():
-        _apply(model, norm, pairs[norm], s_D)
+    for norm, linears in pairs.items():
+        weights = _apply(model, norm, linears)
         if _change(_flat(run(model)), before) > tolerance:
-            _apply(model, norm, pairs[norm], 1 / s_D)
-            missed.append(f"{norm}: its output goes elsewhere than into {', '.join(pairs[norm])}; not equalised")
+            _put_back(weights)
+            missed.append(f"{norm}: its output goes elsewhere than into {', '.join(linears)}; not equalised")
     return missed
 
 
-def _scale(model: nn.Module, norm: str, linears: list[str]) -> Tensor:
-    """[D], powers of two near the root of the ranges' ratio: they round nothing, so that they can be taken back."""
+def _apply(model: nn.Module, norm: str, linears: list[str]) -> list[tuple[Tensor, Tensor]]:
+    """Scales by the root of the ranges' ratio; returns each tensor that it changed with what was in it."""
     module = model.get_submodule(norm)
-    weight_D = _weight(module)
-    bias_D = getattr(module, "bias", None)
-    first_D = SPREAD * weight_D.abs() + (bias_D.abs() if bias_D is not None else 0)
-    second_D = torch.stack([_weight(model.get_submodule(name)).abs().amax(dim=0) for name in linears]).amax(dim=0)
+    bias = getattr(module, "bias", None)
+    gains = [_weight(module), *([] if bias is None else [bias.data])]
+    weights = [_weight(model.get_submodule(name)) for name in linears]
+    old = [(tensor, tensor.clone()) for tensor in (*gains, *weights)]
+    first_D = SPREAD * gains[0].abs() + (gains[1].abs() if bias is not None else 0)
+    second_D = torch.stack([weight.abs().amax(dim=0) for weight in weights]).amax(dim=0)
     live_D = (first_D > 1e-8) & (second_D > 1e-8)
-    ratio_D = torch.where(live_D, torch.sqrt(second_D / first_D.clamp(min=1e-12)), 1.0)
-    return torch.exp2(torch.round(torch.log2(ratio_D / ratio_D.log().mean().exp())))
+    s_D = torch.where(live_D, torch.sqrt(second_D / first_D.clamp(min=1e-12)), 1.0)
+    s_D = s_D / s_D.log().mean().exp()
+    for tensor in gains:
+        tensor.mul_(s_D)
+    for tensor in weights:
+        tensor.div_(s_D)
+    return old
 
 
-def _apply(model: nn.Module, norm: str, linears: list[str], s_D: Tensor) -> None:
-    module = model.get_submodule(norm)
-    _weight(module).mul_(s_D)
-    if getattr(module, "bias", None) is not None:
-        module.bias.data.mul_(s_D)
-    for name in linears:
-        _weight(model.get_submodule(name)).div_(s_D)
+def _put_back(weights: list[tuple[Tensor, Tensor]]) -> None:
+    for tensor, old in weights:
+        tensor.copy_(old)
 
 
 def _weight(module: nn.Module) -> Tensor:

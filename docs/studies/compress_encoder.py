@@ -49,7 +49,7 @@ from avpretrain.methods.diffmavil.model import DiffMAViL
 from avpretrain.methods.load import load_model
 
 TRAIN_CLIPS, CALIBRATION, NOISE = 600, 64, 64
-BITS = (8, 6, 4, 3)
+BITS = (8, 4, 3)
 
 
 def spectrograms(model: DiffMAViL, folder: Path) -> tuple[Tensor, np.ndarray, np.ndarray]:

@@ -41,7 +41,7 @@ def test_encoder_computes_the_same_with_ranges_equalised() -> None:
     assert spread() > 1.3
     assert equalise_norms(net, lambda m: m(x)) == []
     assert float((net(x) - before).norm() / before.norm()) < 1e-5
-    assert spread() < 0.7  # bias counts, and factors are powers of two
+    assert spread() < 0.7  # not 0: the bias counts
 
 
 @torch.no_grad()
