@@ -20,7 +20,7 @@ from avpretrain.core.terminal import Console
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from avpretrain.compression.inputs import Run
+    from avpretrain.compression.inputs import InputModel, Run
     from avpretrain.data.text.tokenizer import Tokenizer
     from avpretrain.methods.diffmavil.model import DiffMAViL
     from avpretrain.methods.openelm.model import LanguageModel
@@ -199,8 +199,11 @@ def _write_folder(subject: _Subject, out: Path, settings: dict[str, Any]) -> dic
     torch.manual_seed(settings["seed"])
     errors = norm_moment_error(model, real)
     kept_back = equalise_norms(model, run) if settings["equalise"] and settings["bits"] != 32 else []
-    sources = {"norms": LayerNormInputs(run, seed=settings["seed"]), "propagated": PropagatedInputs([run])}
-    found, missed = (RealInputs(real) if settings["inputs"] == "real" else sources[settings["inputs"]]).moments(model)
+    sources: dict[str, InputModel] = {
+        "norms": LayerNormInputs(run, seed=settings["seed"]), "propagated": PropagatedInputs([run]),
+        "real": RealInputs(real),
+    }  # fmt: skip
+    found, missed = sources[settings["inputs"]].moments(model)
     plan = Plan(**{name: settings[name] for name in ("bits", "sparsity", "per_channel", "solver")})
     done = compress(model, plan, found, [*kept_back, *missed])
     with atomic_path(out) as folder:

@@ -337,7 +337,7 @@ class IndependentInputs:
 def _map_size(node: fx.Node) -> tuple[int, int] | None:
     """Height and width of a node's output; none = not measured, or it has none."""
     meta = node.meta.get("tensor_meta")
-    return tuple(meta.shape[2:]) if meta is not None and len(getattr(meta, "shape", ())) == 4 else None  # type: ignore[return-value]
+    return tuple(meta.shape[2:]) if meta is not None and len(getattr(meta, "shape", ())) == 4 else None
 
 
 def _fit(inputs: tuple[Tensor, Tensor] | None, layer: Layer) -> tuple[Tensor, Tensor] | None:
@@ -416,8 +416,8 @@ def _transformed(
     if isinstance(module, nn.AdaptiveAvgPool2d) or target is F.adaptive_avg_pool2d or target == "mean":
         return mean, var / (size[0] * size[1] if size else 1)  # over all of space
     if isinstance(module, nn.AvgPool2d):
-        size = module.kernel_size
-        return mean, var / (size**2 if isinstance(size, int) else size[0] * size[1])
+        kernel = module.kernel_size
+        return mean, var / (kernel**2 if isinstance(kernel, int) else kernel[0] * kernel[1])
     if len(inputs) == 2 and inputs[1] is not None and target in ADDITIONS:
         return mean + inputs[1][0], var + inputs[1][1]
     if len(inputs) == 2 and inputs[1] is not None and target in PRODUCTS:

@@ -25,6 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from avpretrain.compression.digits import accuracy, digits, outputs, train
 from avpretrain.compression.inputs import (
     IndependentInputs,
+    InputModel,
     InputMoments,
     PropagatedInputs,
     RealInputs,
@@ -153,12 +154,13 @@ class Bench:
             generator = torch.Generator().manual_seed(self.seed)
             shape = (NOISE, *self.calibration_N1HW.shape[1:])
             white, pink = torch.randn(shape, generator=generator), pink_noise(shape, generator)
-            source = {
+            sources: dict[str, Callable[[], InputModel]] = {
                 "independent": lambda: IndependentInputs(white[:1]),
                 "white noise": lambda: PropagatedInputs([lambda m: m(white)]),
                 "pink noise": lambda: PropagatedInputs([lambda m: m(pink)]),
                 "real": lambda: RealInputs([lambda m: m(self.calibration_N1HW)]),
-            }[kind]()
+            }
+            source = sources[kind]()
             start = time.perf_counter()
             with FlopCounterMode(display=False) as counted:
                 self._inputs[kind], missed = source.moments(self.ready)
