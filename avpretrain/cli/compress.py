@@ -205,7 +205,7 @@ def _write_folder(subject: _Subject, out: Path, settings: dict[str, Any]) -> dic
     }  # fmt: skip
     found, missed = sources[settings["inputs"]].moments(model)
     plan = Plan(**{name: settings[name] for name in ("bits", "sparsity", "per_channel", "solver")})
-    done = compress(model, plan, found, [*kept_back, *missed])
+    done = compress(model, plan, found, [*kept_back, *missed], new_biases=False)
     with atomic_path(out) as folder:
         subject.save(folder)
         kept = {

@@ -56,6 +56,7 @@ def compress(
     inputs: Mapping[str, InputMoments],
     missed: Collection[str] = (),
     unknown_too: bool = False,
+    new_biases: bool = True,
 ) -> Compressed:
     """Changes the weights and biases of the model's layers in place.
 
@@ -65,6 +66,7 @@ def compress(
     Args:
         inputs: what layers are fed, by name.
         missed: what the finder of `inputs` could not handle; it is passed on.
+        new_biases: layers without a bias may get one; otherwise the model keeps its parameters' names and shapes.
         unknown_too: compress also layers whose input is not known: by rounding, or by magnitude.
     """
     done: dict[str, dict[str, Any]] = {}
@@ -76,6 +78,8 @@ def compress(
             if not any(line.startswith(f"{name}:") for line in left):
                 left.append(f"{name}: its input is not known")
             continue
+        if known is not None and layer.bias is None and not new_biases:
+            known = known.about_zero()
         if plan.bits is not None:
             with torch.enable_grad():
                 solution = quantise(layer.weight, layer.bias, known, plan.bits, plan.per_channel, plan.solver)
@@ -93,7 +97,7 @@ def compress(
         layer.weight.copy_(solution.weight)
         if layer.bias is not None:
             layer.bias.copy_(solution.bias)
-        elif bool(solution.bias.any()) and known is not None and plan.solver != "naive":
+        elif bool(solution.bias.any()) and known is not None and plan.solver != "naive" and new_biases:
             layer.bias = nn.Parameter(solution.bias)
         done[name] = {
             "weights": layer.weight.numel(),

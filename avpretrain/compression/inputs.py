@@ -56,6 +56,11 @@ class InputMoments:
         """Standard deviation of each input."""
         return self.covariance_GII.diagonal(dim1=1, dim2=2).clamp(min=0).sqrt()
 
+    def about_zero(self) -> InputMoments:
+        """Second moments in place of the covariance, and no mean: for a layer without a bias that could take it up."""
+        outer_GII = self.mean_GI[:, :, None] * self.mean_GI[:, None, :]
+        return InputMoments(torch.zeros_like(self.mean_GI), self.covariance_GII + outer_GII, self.source)
+
 
 class InputModel(Protocol):
     """A way to know what layers are fed."""

@@ -65,7 +65,7 @@ def main(ckpt: Path, tokens: Path, out: Path) -> None:
                 )
                 found, missed = source.moments(net)
                 solver: Any = "naive" if plain else "closed"
-                done = compress(net, Plan(bits=bits, solver=solver), found, [*kept_back, *missed])
+                done = compress(net, Plan(bits=bits, solver=solver), found, [*kept_back, *missed], new_biases=False)
                 if method == "float32 embedding":
                     net.embed.weight.data.copy_(model.embed.weight)
                     done.grids.pop("embed.weight")

@@ -7,10 +7,11 @@ import torch
 from torch import nn
 
 from avpretrain.compression.compress import Plan, compress
-from avpretrain.compression.inputs import IndependentInputs, LayerNormInputs, PropagatedInputs
+from avpretrain.compression.inputs import IndependentInputs, LayerNormInputs, PropagatedInputs, RealInputs
 from avpretrain.compression.networks import build
 from avpretrain.compression.packed import read_packed, write_packed
 from avpretrain.compression.precondition import absorb_bias, equalise, fold_batchnorm, relu6_to_relu
+from avpretrain.compression.quantiser import min_max_grid
 from avpretrain.compression.walk import find_edges
 from avpretrain.core.errors import UsageError, UserError
 from avpretrain.nn.layers import Block
@@ -120,3 +121,17 @@ def test_wrong_plans_and_files(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"no weights")
     with pytest.raises(UserError, match="no packed weights"):
         read_packed(tmp_path / "x")
+
+
+@torch.no_grad()
+def test_without_a_bias_to_take_up_the_mean_the_output_is_nearer_still() -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(12, 6, bias=False)
+    x = torch.randn(500, 12) * torch.rand(12) + 2
+    before, naive = layer(x), min_max_grid(layer.weight, 3, per_channel=True).quantise(layer.weight)
+    found, missed = RealInputs([lambda m: m(x)]).moments(nn.Sequential(layer))
+    done = compress(nn.Sequential(layer), Plan(bits=3), found, missed, new_biases=False)
+    assert layer.bias is None
+    error = float((layer(x) - before).square().mean())
+    assert error < 0.9 * float((x @ naive.T - before).square().mean())
+    assert error == pytest.approx(done.layers["0"]["error"], rel=0.01)
