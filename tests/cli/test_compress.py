@@ -135,6 +135,9 @@ def test_int8_runs_in_onnxruntime(saved: Path, tmp_path: Path) -> None:
     record = json.loads(done.stdout)
     assert json.loads(Path(f"{path}.json").read_text()) == record
     assert record["int8_bytes"] == path.stat().st_size < record["fp32_bytes"]
+    proto = pytest.importorskip("onnx").load(path)
+    assert not any(node.metadata_props for node in proto.graph.node)  # where in the source each is from
+    assert "avpretrain.input" in {prop.key for prop in proto.metadata_props}
     clips = random_batch(tiny(), clips=3).audio_BFM
     session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     tokens, _ = session.run(None, {"audio": clips.numpy()})
