@@ -42,7 +42,7 @@ def main(
     solver: Literal["naive", "closed", "ste"] = "closed",
     inputs: Inputs = "norms",
     noise: Literal["white", "pink"] = "white",
-    equalise: bool = True,
+    equalise: bool = False,
     data: tuple[str, ...] = (),
     onnx: Literal["audio", "video"] | None = None,
     seed: int = 0,
@@ -69,7 +69,8 @@ def main(
             real clips of --data.
         noise: Of the spectrograms and frames: white, or pink, whose amplitude falls as 1/f as that of real ones does.
             A language model is given random tokens.
-        equalise: Scale channels between norms and the layers that they feed first; the model computes the same.
+        equalise: First scale channels between norms and the layers that they feed; the model computes the same. May
+            help where a norm's channels differ widely.
         data: Folders or URLs written by `avpretrain shards`: 64 clips of the training split for --inputs real and for
             ranges of --onnx; compress.json then says how far the norms' own statistics are from theirs.
         onnx: Write this encoder as ONNX in int8; takes --bits 8 alone; needs pip install 'avpretrain[onnx]'.

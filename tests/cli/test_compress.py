@@ -96,7 +96,18 @@ def test_real_clips_are_a_reference_and_tell_the_norms_errors(
     data = make_dataset(tmp_path / "data", [Spec(seconds=1.0, size=(32, 40)) for _ in range(6)])
     with pytest.raises(UsageError, match="--inputs real takes --data"):
         run_verb("compress", [str(saved), str(tmp_path / "r"), "--bits", "4", "--inputs", "real"])
-    args = [str(saved), str(tmp_path / "r"), "--bits", "4", "--inputs", "real", "--data", str(data), "--json"]
+    args = [
+        str(saved),
+        str(tmp_path / "r"),
+        "--bits",
+        "4",
+        "--inputs",
+        "real",
+        "--data",
+        str(data),
+        "--equalise",
+        "--json",
+    ]
     run_verb("compress", args)
     record = json.loads(capsys.readouterr().out)
     errors = record["norm_moment_error"]["towers.audio.encoder.blocks.0.norm1"]
