@@ -6,7 +6,7 @@ B clips, L tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -14,8 +14,10 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
 
 from avpretrain.compression import moments
+from avpretrain.compression.norms import Norm
 from avpretrain.compression.walk import (
     ADDITIONS,
     APPLY,
@@ -24,14 +26,15 @@ from avpretrain.compression.walk import (
     OutputStats,
     activation_of,
     describe,
+    removed,
     trace,
 )  # fmt: skip
 from avpretrain.core.errors import UserError
 
 Run = Callable[[nn.Module], Any]
 """Calls the network, or the parts of it that are to be compressed, on some input."""
-SAMPLE_ROWS = 4096
-"""Rows of a layer's unfolded input that one call adds to its moments, at most."""
+UNFOLDED_VALUES = 2**24
+"""Values of a convolution's unfolded input that are held at a time, about."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,11 @@ class InputMoments:
     def std_GI(self) -> Tensor:
         """Standard deviation of each input."""
         return self.covariance_GII.diagonal(dim1=1, dim2=2).clamp(min=0).sqrt()
+
+    def about_zero(self) -> InputMoments:
+        """Second moments in place of the covariance, and no mean: for a layer without a bias that could take it up."""
+        outer_GII = self.mean_GI[:, :, None] * self.mean_GI[:, None, :]
+        return InputMoments(torch.zeros_like(self.mean_GI), self.covariance_GII + outer_GII, self.source)
 
 
 class InputModel(Protocol):
@@ -92,8 +100,7 @@ class _Sums:
     second: Tensor = field(default_factory=lambda: torch.zeros(()))
 
     def add(self, rows_GNI: Tensor) -> None:
-        step = max(1, rows_GNI.shape[1] // SAMPLE_ROWS)
-        rows_GNI = rows_GNI[:, ::step].double()
+        rows_GNI = rows_GNI.double()
         self.rows += rows_GNI.shape[1]
         self.first = self.first + rows_GNI.sum(dim=1)
         self.second = self.second + rows_GNI.transpose(1, 2) @ rows_GNI
@@ -111,30 +118,21 @@ class _Collector(ExitStack):
         super().__init__()
         self.sums = {name: _Sums() for name in layers}
         for name, layer in layers.items():
-            self.enter_context(_removed(layer.register_forward_pre_hook(self._hook(name))))
+            self.enter_context(removed(layer.register_forward_pre_hook(self._hook(name))))
 
     def _hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def hook(layer: nn.Module, args: tuple[Any, ...]) -> None:
             assert isinstance(layer, Layer)
-            self.sums[name].add(unfold(layer, args[0].detach()))
+            x = args[0].detach() if args[0].ndim > 1 else args[0].detach()[None]
+            taps = layer.weight[0, 0].numel() if isinstance(layer, nn.Conv2d) else 1
+            clips = max(1, UNFOLDED_VALUES * len(x) // max(1, x.numel() * taps))
+            for part in x.split(clips):  # every row counts: rows picked at a stride would be of one column of the image
+                self.sums[name].add(unfold(layer, part))
 
         return hook
 
     def found(self, source: str) -> dict[str, InputMoments]:
         return {name: sums.moments(source) for name, sums in self.sums.items() if sums.rows > 1}
-
-
-class _removed:  # noqa: N801
-    """A hook's handle as a context."""
-
-    def __init__(self, handle: torch.utils.hooks.RemovableHandle) -> None:
-        self.handle = handle
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, *_: object) -> None:
-        self.handle.remove()
 
 
 class RealInputs:
@@ -151,6 +149,19 @@ class RealInputs:
                 run(model)
         found = collector.found(self.source)
         return found, [f"{name}: not used by the call" for name in layers if name not in found]
+
+
+def pink_noise(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Normal noise [..., H, W] whose amplitude falls as 1/f over its last two axes, as spectrograms' and images' does.
+
+    Mean 0 and variance 1 over all of it.
+    """
+    height, width = shape[-2:]
+    wave = torch.fft.rfft2(torch.randn(*shape, generator=generator))
+    frequency = torch.hypot(torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)[None])
+    frequency[0, 0] = 1 / max(height, width)
+    noise = torch.fft.irfft2(wave / frequency, s=(height, width))
+    return (noise - noise.mean()) / noise.std()
 
 
 class PropagatedInputs:
@@ -171,7 +182,7 @@ class PropagatedInputs:
         with ExitStack() as stack:
             for module in model.modules():
                 if isinstance(module, OutputStats):
-                    stack.enter_context(_removed(module.register_forward_hook(_match_statistics)))
+                    stack.enter_context(removed(module.register_forward_hook(_match_statistics)))
             return RealInputs(self.runs, "propagated samples").moments(model)
 
 
@@ -187,7 +198,7 @@ def _match_statistics(stats: nn.Module, _: tuple[Any, ...], out: Tensor) -> Tens
 
 
 class LayerNormInputs:
-    """For transformers: Gaussian tokens through each LayerNorm and its affine, then the block's own attention or MLP.
+    """For transformers: Gaussian tokens through each norm with its affine, then the block's own attention or MLP.
 
     What a norm feeds is found by watching one call: a layer that takes its output, or a module that does, and within
     which layers then see what the module makes of it. Layers that no norm feeds are given what the call's noise makes.
@@ -217,21 +228,21 @@ class LayerNormInputs:
 
 
 def _normed_tokens(norm: nn.Module, clips: int, tokens: int, generator: torch.Generator) -> Tensor:
-    assert isinstance(norm, nn.LayerNorm)
-    return norm(torch.randn(clips, tokens, *norm.normalized_shape, generator=generator))
+    assert isinstance(norm, Norm) and isinstance(norm.weight, Tensor)
+    return norm(torch.randn(clips, tokens, len(norm.weight), generator=generator))
 
 
 def feeds(model: nn.Module, run: Run) -> list[tuple[str, str]]:
-    """Pairs of a LayerNorm and the outermost module that is called with its output alone, in order of one call."""
+    """Pairs of a norm and the outermost module that is called with its output alone, in order of one call."""
     names = {module: name for name, module in model.named_modules()}
     outputs: dict[int, tuple[str, Tensor]] = {}
     pairs: list[tuple[str, str]] = []
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
-        if len(tensors) != 1 or id(tensors[0]) not in outputs or isinstance(module, nn.LayerNorm):
-            return
-        norm = outputs[id(tensors[0])][0]
+        given = [a for a in (*args, *kwargs.values()) if a is not None]
+        if len(given) != 1 or id(given[0]) not in outputs or isinstance(module, Norm):
+            return  # a call with anything else, such as tables of positions, can't be made again
+        norm = outputs[id(given[0])][0]
         if not any(n == norm and names[module].startswith(f"{c}.") for n, c in pairs):
             pairs.append((norm, names[module]))
 
@@ -240,21 +251,21 @@ def feeds(model: nn.Module, run: Run) -> list[tuple[str, str]]:
 
     with ExitStack() as stack, torch.no_grad():
         for module in model.modules():
-            stack.enter_context(_removed(module.register_forward_pre_hook(before, with_kwargs=True)))
-            if isinstance(module, nn.LayerNorm) and len(module.normalized_shape) == 1:
-                stack.enter_context(_removed(module.register_forward_hook(after)))
+            stack.enter_context(removed(module.register_forward_pre_hook(before, with_kwargs=True)))
+            if isinstance(module, Norm) and module.weight is not None and module.weight.ndim == 1:
+                stack.enter_context(removed(module.register_forward_hook(after)))
         run(model)
     return list(dict.fromkeys(pairs))
 
 
 def norm_moment_error(model: nn.Module, runs: Iterable[Run]) -> dict[str, dict[str, float]]:
-    """How far LayerNorm's outputs on real data are from N(bias, weight^2), by norm.
+    """How far a LayerNorm's or RMSNorm's outputs on real data are from N(bias, weight^2), by norm.
 
     Returns: root mean square over channels of the error of the mean in units of |weight|, of the logarithm of the
         deviation's ratio, and the largest ratio of a channel.
     """
     sums: dict[str, _Sums] = {}
-    norms = {n: m for n, m in model.named_modules() if isinstance(m, nn.LayerNorm) and m.weight is not None}
+    norms = {n: m for n, m in model.named_modules() if isinstance(m, Norm) and m.weight is not None}
     with ExitStack() as stack, torch.no_grad():
         for name, norm in norms.items():
             sums[name] = _Sums()
@@ -262,7 +273,7 @@ def norm_moment_error(model: nn.Module, runs: Iterable[Run]) -> dict[str, dict[s
             def hook(_: nn.Module, __: tuple[Any, ...], out: Tensor, kept: _Sums = sums[name]) -> None:
                 kept.add(out.reshape(1, -1, out.shape[-1]))
 
-            stack.enter_context(_removed(norm.register_forward_hook(hook)))
+            stack.enter_context(removed(norm.register_forward_hook(hook)))
         for run in runs:
             run(model)
     errors = {}
@@ -270,7 +281,8 @@ def norm_moment_error(model: nn.Module, runs: Iterable[Run]) -> dict[str, dict[s
         if sums[name].rows > 1:
             real = sums[name].moments("")
             scale_D = norm.weight.detach().abs().clamp(min=1e-6)
-            shift_D = norm.bias.detach() if norm.bias is not None else torch.zeros_like(scale_D)
+            bias = getattr(norm, "bias", None)
+            shift_D = torch.zeros_like(scale_D) if bias is None else bias.detach()
             mean_D = (real.mean_GI[0] - shift_D) / scale_D
             ratio_D = (real.std_GI[0] / scale_D).clamp(min=1e-6)
             errors[name] = {
@@ -289,29 +301,48 @@ class IndependentInputs:
 
     The input is N(0, 1). An `OutputStats` sets the distribution, activations transform it, residual sums add means and
     variances, products multiply independents, average pooling divides the variance by its values.
+
+    Args:
+        example: an input of the network by whose size maps are measured, so that zero padding counts: in a map of 2 x 2
+            a corner of a 3 x 3 kernel sees padding three times in four. None = as if maps were endless, and pooling
+            over all of space leaves the variance as it is.
     """
 
+    def __init__(self, example: Tensor | None = None) -> None:
+        self.example = example
+
+    @torch.no_grad()
     def moments(self, model: nn.Module) -> tuple[dict[str, InputMoments], list[str]]:
         modules = dict(model.named_modules())
         known: dict[fx.Node, tuple[Tensor, Tensor] | None] = {}
         found: dict[str, InputMoments] = {}
         missed: list[str] = []
-        for node in trace(model).nodes:
+        graph = trace(model)
+        if self.example is not None:
+            ShapeProp(fx.GraphModule(model, graph)).propagate(self.example)
+        for node in graph.nodes:
             module = modules.get(str(node.target)) if node.op == "call_module" else None
             inputs = [known.get(a) for a in node.args if isinstance(a, fx.Node)]
+            size = _map_size(node.args[0]) if node.args and isinstance(node.args[0], fx.Node) else None
             if isinstance(module, Layer):
                 mean_var = _fit(inputs[0] if inputs else None, module)
                 if mean_var is None:
                     missed.append(f"{node.target}: the distribution of its input is not known")
                     known[node] = None
                     continue
-                found[str(node.target)] = _independent(module, *mean_var)
+                found[str(node.target)] = _independent(module, *mean_var, size)
                 known[node] = _after_layer(module, found[str(node.target)])
             else:
-                known[node] = _transformed(node, module, inputs)
+                known[node] = _transformed(node, module, inputs, size)
                 if known[node] is None and node.op not in ("output", "get_attr", "placeholder") and all(inputs):
                     missed.append(f"{node.name}: {describe(node, module)} is not handled")
         return found, missed
+
+
+def _map_size(node: fx.Node) -> tuple[int, int] | None:
+    """Height and width of a node's output; none = not measured, or it has none."""
+    meta = node.meta.get("tensor_meta")
+    return tuple(meta.shape[2:]) if meta is not None and len(getattr(meta, "shape", ())) == 4 else None
 
 
 def _fit(inputs: tuple[Tensor, Tensor] | None, layer: Layer) -> tuple[Tensor, Tensor] | None:
@@ -327,24 +358,50 @@ def _fit(inputs: tuple[Tensor, Tensor] | None, layer: Layer) -> tuple[Tensor, Te
     return None if rest else (mean.repeat_interleave(repeats), var.repeat_interleave(repeats))
 
 
-def _independent(layer: Layer, mean_C: Tensor, var_C: Tensor) -> InputMoments:
+def _independent(layer: Layer, mean_C: Tensor, var_C: Tensor, size: tuple[int, int] | None) -> InputMoments:
     groups = 1 if isinstance(layer, nn.Linear) else layer.groups
-    taps = 1 if isinstance(layer, nn.Linear) else layer.weight[0, 0].numel()
-    mean_GI = mean_C.reshape(groups, -1).repeat_interleave(taps, dim=1)
-    var_GI = var_C.reshape(groups, -1).repeat_interleave(taps, dim=1)
-    return InputMoments(mean_GI, torch.diag_embed(var_GI), "norm statistics, independent")
+    seen_TT = torch.ones(1, 1) if isinstance(layer, nn.Linear) else _taps_seen(layer, size)
+    share_T, taps = seen_TT.diagonal(), len(seen_TT)
+    mean_GC, var_GC = mean_C.reshape(groups, -1), var_C.reshape(groups, -1)
+    square_GCC = mean_GC[:, :, None] * mean_GC[:, None]
+    # the place of an output decides which taps see padding, so that they move together by as much as their means
+    padding_TT = seen_TT - share_T[:, None] * share_T
+    covariance_GII = torch.einsum("gcd,tu->gctdu", square_GCC, padding_TT).flatten(3, 4).flatten(1, 2)
+    var_GI = torch.einsum("gc,t->gct", var_GC, share_T).flatten(1)
+    mean_GI = torch.einsum("gc,t->gct", mean_GC, share_T).flatten(1)
+    assert mean_GI.shape[1] == mean_GC.shape[1] * taps
+    return InputMoments(mean_GI, covariance_GII + torch.diag_embed(var_GI), "norm statistics, independent")
+
+
+def _taps_seen(layer: nn.Conv2d, size: tuple[int, int] | None) -> Tensor:
+    """[T, T], shares of a convolution's places at which two taps of its kernel both see values, not padding."""
+    if size is None or isinstance(layer.padding, str):
+        taps = layer.weight[0, 0].numel()
+        return torch.ones(taps, taps)
+    seen = []
+    for axis in (0, 1):
+        extent, kernel, stride = size[axis], layer.kernel_size[axis], layer.stride[axis]
+        dilation, padding = layer.dilation[axis], int(layer.padding[axis])
+        places = (extent + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+        at_KP = torch.arange(kernel)[:, None] * dilation + torch.arange(places) * stride - padding
+        inside_KP = ((at_KP >= 0) & (at_KP < extent)).float()
+        seen.append(inside_KP @ inside_KP.T / places)
+    return torch.kron(seen[0], seen[1])
 
 
 def _after_layer(layer: Layer, inputs: InputMoments) -> tuple[Tensor, Tensor]:
     groups = len(inputs.mean_GI)
     weight_GOI = layer.weight.detach().flatten(1).unflatten(0, (groups, -1))
     mean_O = torch.einsum("goi,gi->go", weight_GOI, inputs.mean_GI).flatten()
-    var_O = torch.einsum("goi,gi->go", weight_GOI.square(), inputs.std_GI.square()).flatten()
+    var_O = torch.einsum("goi,gij,goj->go", weight_GOI, inputs.covariance_GII, weight_GOI).flatten().clamp(min=0)
     return (mean_O if layer.bias is None else mean_O + layer.bias.detach()), var_O
 
 
 def _transformed(
-    node: fx.Node, module: nn.Module | None, inputs: list[tuple[Tensor, Tensor] | None]
+    node: fx.Node,
+    module: nn.Module | None,
+    inputs: list[tuple[Tensor, Tensor] | None],
+    size: tuple[int, int] | None,
 ) -> tuple[Tensor, Tensor] | None:
     """Mean and variance by channel of a node's output; [1] where all channels are alike; none = not known."""
     if node.op == "placeholder":
@@ -362,10 +419,10 @@ def _transformed(
     if isinstance(module, nn.Dropout | nn.Identity | nn.Flatten | nn.MaxPool2d) or target in (torch.flatten, "flatten"):
         return mean, var  # max pooling raises the mean; it is left as it is
     if isinstance(module, nn.AdaptiveAvgPool2d) or target is F.adaptive_avg_pool2d or target == "mean":
-        return mean, torch.zeros_like(var)  # over all of space: its mean, nearly without variance
+        return mean, var / (size[0] * size[1] if size else 1)  # over all of space
     if isinstance(module, nn.AvgPool2d):
-        size = module.kernel_size
-        return mean, var / (size**2 if isinstance(size, int) else size[0] * size[1])
+        kernel = module.kernel_size
+        return mean, var / (kernel**2 if isinstance(kernel, int) else kernel[0] * kernel[1])
     if len(inputs) == 2 and inputs[1] is not None and target in ADDITIONS:
         return mean + inputs[1][0], var + inputs[1][1]
     if len(inputs) == 2 and inputs[1] is not None and target in PRODUCTS:

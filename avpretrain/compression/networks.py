@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from typing import Any
 
 from torch import nn
 
@@ -41,6 +42,34 @@ def _conv(inputs: int, outputs: int, kernel: int, stride: int, groups: int = 1) 
     return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
 
 
+SMALL = ("mobilenet_v1", "mobilenet_v2", "resnet18")
+"""What `build_small` knows."""
+
+
+def build_small(name: str, classes: int, width: float) -> nn.Module:
+    """A network for images of one colour, its channels multiplied by `width`; random weights.
+
+    Raises:
+        UsageError: there is none of that name, or it has no such width.
+        UserError: torchvision is missing.
+    """
+    if name == "mobilenet_v1":
+        return MobileNetV1(classes, width, channels=1)
+    if name not in SMALL:
+        raise UsageError(f"no small network '{name}'; known: {', '.join(SMALL)}")
+    models = _torchvision(name)
+    if name == "mobilenet_v2":
+        net = models.mobilenet_v2(num_classes=classes, width_mult=width)
+        old = net.features[0][0]
+        net.features[0][0] = nn.Conv2d(1, old.out_channels, 3, 2, 1, bias=False)
+        return net
+    if width != 1:
+        raise UsageError("resnet18 comes in --width 1 alone")
+    net = models.resnet18(num_classes=classes)
+    net.conv1 = nn.Conv2d(1, 64, 7, 2, 3, bias=False)
+    return net
+
+
 def build(name: str, classes: int = 1000) -> nn.Module:
     """A network with random weights.
 
@@ -52,8 +81,11 @@ def build(name: str, classes: int = 1000) -> nn.Module:
         return MobileNetV1(classes)
     if name not in FROM_TORCHVISION:
         raise UsageError(f"no network '{name}'; known: mobilenet_v1, {', '.join(FROM_TORCHVISION)}")
+    return getattr(_torchvision(name), name)(num_classes=classes)
+
+
+def _torchvision(name: str) -> Any:
     try:
-        models = importlib.import_module("torchvision.models")
+        return importlib.import_module("torchvision.models")
     except ImportError:
         raise UserError(f"{name} needs the package torchvision; pip install torchvision") from None
-    return getattr(models, name)(num_classes=classes)

@@ -13,13 +13,19 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from avpretrain.compression.inputs import InputMoments
 from avpretrain.compression.quantiser import IDENTITY_BITS, QuantGrid, min_max_grid
 from avpretrain.core.errors import UsageError
 
 Solver = Literal["naive", "closed", "ste"]
+Score = Literal["magnitude", "scaled", "surgeon", "best"]
+SCORES: tuple[Score, ...] = ("magnitude", "scaled", "surgeon")
+DAMPING = 1e-3
+CONJUGATE_STEPS = 200
+PRUNED_INPUTS = 16
+"""A layer whose outputs have fewer inputs than this stays dense: depthwise kernels, a stem of one colour."""
 SHRINKS = tuple(1 - 0.025 * i for i in range(29))
 """Parts of the range that are tried for a grid: 1 to 0.3."""
 
@@ -141,12 +147,17 @@ def check_sparsity(sparsity: float) -> None:
         raise UsageError(f"--sparsity takes a share of weights from 0 up to, not including, 1, got {sparsity}")
 
 
+def is_prunable(layer: nn.Linear | nn.Conv2d) -> bool:
+    """Whether each output has enough inputs that others can make up for those taken away; depthwise layers have not."""
+    return layer.weight[0].numel() >= PRUNED_INPUTS
+
+
 def prune(
     weight: Tensor,
     bias: Tensor | None,
     inputs: InputMoments | None,
     sparsity: float,
-    score: Literal["magnitude", "scaled"] = "scaled",
+    score: Score = "best",
     reoptimise: bool = True,
 ) -> Solution:
     """Zeroes a share of a layer's weights.
@@ -154,40 +165,83 @@ def prune(
     Args:
         inputs: none = not known: by magnitude, bias as it is.
         sparsity: share of zeroes, in [0, 1).
-        score: what the smallest of goes: |w|, or |w| times the input's standard deviation.
+        score: what the smallest of goes, over the whole layer, see `_scores`; `best` = whichever changes the output
+            least, so that no other choice here is better by the input's moments.
         reoptimise: the survivors of each output channel are solved by least squares.
     """
     check_sparsity(sparsity)
     weight = weight.detach()
     old_bias = torch.zeros(len(weight)) if bias is None else bias.detach()
     count = round(sparsity * weight.numel())
-    scores = weight.abs().flatten(1)
-    if inputs is not None and score == "scaled":
-        groups = len(inputs.mean_GI)
-        scores = (scores.unflatten(0, (groups, -1)) * inputs.std_GI[:, None]).flatten(0, 1)
-    keep = torch.ones(weight.numel(), dtype=torch.bool)
-    keep[scores.flatten().argsort(stable=True)[:count]] = False
-    keep = keep.reshape(weight.shape)
-    new = weight * keep
     if inputs is None:
-        return Solution(new, old_bias, float("nan"))
-    if reoptimise and count:
-        new = _least_squares(weight, keep, inputs)
-    return Solution(new, old_bias - mean_change(new - weight, inputs), _total(new - weight, inputs))
+        return Solution(weight * _mask(weight.abs(), weight, count), old_bias, float("nan"))
+    solutions = []
+    for kind in SCORES if score == "best" else (score,):
+        keep = _mask(_scores(weight, inputs, kind), weight, count)
+        new = _least_squares(weight, keep, inputs) if reoptimise and count else weight * keep
+        new_bias = old_bias - mean_change(new - weight, inputs)
+        solutions.append(Solution(new, new_bias, _total(new - weight, inputs)))
+    return min(solutions, key=lambda s: s.error)
+
+
+def _scores(weight: Tensor, inputs: InputMoments, kind: Score) -> Tensor:
+    """[O, ...], what each weight is worth.
+
+    `magnitude` |w|; `scaled` |w| times its input's standard deviation: the root of the output's error without it, if
+    inputs are independent; `surgeon` the root of that error once the others have made up for it (as in optimal brain
+    surgeon).
+    """
+    if kind == "magnitude":
+        return weight.abs()
+    if kind == "scaled":
+        factor_GI = inputs.std_GI
+    else:
+        damped_GII = inputs.covariance_GII.double() + torch.diag_embed(_damping(inputs))
+        factor_GI = torch.linalg.inv(damped_GII).diagonal(dim1=1, dim2=2).rsqrt().float()
+    flat_GPI = weight.abs().flatten(1).unflatten(0, (len(factor_GI), -1))
+    return (flat_GPI * factor_GI[:, None]).reshape(weight.shape)
+
+
+def _mask(score: Tensor, weight: Tensor, count: int) -> Tensor:
+    """True for all but the `count` weights of the lowest score; among equals the smaller goes first."""
+    order = weight.abs().flatten().argsort(stable=True)
+    order = order[score.flatten()[order].argsort(stable=True)]
+    keep = torch.ones(weight.numel(), dtype=torch.bool)
+    keep[order[:count]] = False
+    return keep.reshape(weight.shape)
+
+
+def _damping(inputs: InputMoments) -> Tensor:
+    """[G, I], added to the covariance's diagonal, for samples are finite: a thousandth of each input's own variance."""
+    variance_GI = inputs.covariance_GII.diagonal(dim1=1, dim2=2).double().clamp(min=0)
+    return DAMPING * variance_GI + 1e-6 * variance_GI.mean(dim=1, keepdim=True) + 1e-12
 
 
 def _least_squares(weight: Tensor, keep: Tensor, inputs: InputMoments) -> Tensor:
-    """Survivors by which each output channel changes least, given that the others are zero."""
-    flat, mask = weight.flatten(1).double(), keep.flatten(1)
-    per_group = len(weight) // len(inputs.mean_GI)
-    new = torch.zeros_like(flat)
-    for o in range(len(flat)):
-        C = inputs.covariance_GII[o // per_group].double()
-        kept = mask[o].nonzero()[:, 0]
-        if not len(kept):
-            continue
-        gone = (~mask[o]).nonzero()[:, 0]
-        A = C[kept][:, kept]
-        A = A + torch.eye(len(kept), dtype=A.dtype) * (1e-3 * A.diagonal().mean() + 1e-12)  # samples are finite
-        new[o, kept] = flat[o, kept] + torch.linalg.solve(A, C[kept][:, gone] @ flat[o, gone])
-    return new.float().reshape(weight.shape)
+    """Survivors by which each output channel changes least, given that the others are zero.
+
+    Conjugate gradients from the survivors as they are, all channels at once, preconditioned by the diagonal: each step
+    lowers the damped error, so that it ends no higher than where it began however few there are.
+    """
+    groups = len(inputs.mean_GI)
+    keep_GPI = keep.flatten(1).unflatten(0, (groups, -1)).double()
+    weight_GPI = weight.flatten(1).unflatten(0, (groups, -1)).double()
+    damping_GI = _damping(inputs)
+    damped_GII = inputs.covariance_GII.double() + torch.diag_embed(damping_GI)
+    diagonal_GI = damped_GII.diagonal(dim1=1, dim2=2)
+    moved_GPI = torch.zeros_like(weight_GPI)  # of the survivors
+    left_GPI = (weight_GPI * (1 - keep_GPI)) @ inputs.covariance_GII.double() * keep_GPI  # minus half the gradient
+    towards_GPI = left_GPI / diagonal_GI[:, None]
+    power_GP1 = (left_GPI * towards_GPI).sum(dim=2, keepdim=True)
+    enough_GP1 = power_GP1 * 1e-10
+    for _ in range(min(weight_GPI.shape[2], CONJUGATE_STEPS)):
+        if bool((power_GP1 <= enough_GP1).all()):
+            break
+        bent_GPI = (towards_GPI @ damped_GII) * keep_GPI
+        step_GP1 = power_GP1 / (towards_GPI * bent_GPI).sum(dim=2, keepdim=True).clamp(min=1e-300)
+        moved_GPI += step_GP1 * towards_GPI
+        left_GPI -= step_GP1 * bent_GPI
+        scaled_GPI = left_GPI / diagonal_GI[:, None]
+        before_GP1, power_GP1 = power_GP1, (left_GPI * scaled_GPI).sum(dim=2, keepdim=True)
+        towards_GPI = scaled_GPI + power_GP1 / before_GP1.clamp(min=1e-300) * towards_GPI
+    return (weight_GPI * keep_GPI + moved_GPI).float().reshape(weight.shape)

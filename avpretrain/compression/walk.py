@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.utils.hooks import RemovableHandle
 
 from avpretrain.core.errors import UserError
 
@@ -31,6 +32,19 @@ class OutputStats(nn.Identity):
         super().__init__()
         self.register_buffer("mean", mean, persistent=False)
         self.register_buffer("std", std, persistent=False)
+
+
+class removed:  # noqa: N801
+    """A hook's handle as a context."""
+
+    def __init__(self, handle: RemovableHandle) -> None:
+        self.handle = handle
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *_: object) -> None:
+        self.handle.remove()
 
 
 class _Tracer(fx.Tracer):

@@ -14,8 +14,13 @@ import torch
 from avpretrain.cli.main import run as run_verb
 from avpretrain.compression.packed import read_packed
 from avpretrain.core.errors import UsageError, UserError
+from avpretrain.data.text.tokenizer import train_tokenizer
 from avpretrain.methods.diffmavil.model import DiffMAViL
-from avpretrain.methods.load import load_model
+from avpretrain.methods.load import load_language_model, load_model
+from avpretrain.methods.openelm.config import LanguageModelConfig
+from avpretrain.methods.openelm.model import LanguageModel, save_pretrained
+from tests.support.texts import sentences
+from tests.support.tiny_datasets import Spec, make_dataset
 from tests.support.tiny_models import random_batch, tiny
 
 
@@ -85,6 +90,52 @@ def test_a_model_that_cannot_be_walked_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_real_clips_are_a_reference_and_tell_the_norms_errors(
+    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = make_dataset(tmp_path / "data", [Spec(seconds=1.0, size=(32, 40)) for _ in range(6)])
+    with pytest.raises(UsageError, match="--inputs real takes --data"):
+        run_verb("compress", [str(saved), str(tmp_path / "r"), "--bits", "4", "--inputs", "real"])
+    args = [
+        str(saved),
+        str(tmp_path / "r"),
+        "--bits",
+        "4",
+        "--inputs",
+        "real",
+        "--data",
+        str(data),
+        "--equalise",
+        "--json",
+    ]
+    run_verb("compress", args)
+    record = json.loads(capsys.readouterr().out)
+    errors = record["norm_moment_error"]["towers.audio.encoder.blocks.0.norm1"]
+    assert errors["mean_rms"] > 0 and errors["largest_std_ratio"] > 0
+    assert {layer["input"] for layer in record["layers"].values()} == {"real data"}
+    assert all(layer["error"] <= layer["error_naive"] for layer in record["layers"].values())
+
+
+def test_a_language_model_stays_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    tokenizer = train_tokenizer([sentences(60)], 300)
+    shape = LanguageModelConfig(vocabulary=300, context=16, width=32, depth=2, head_width=8).shape()
+    (tmp_path / "lm").mkdir()
+    save_pretrained(LanguageModel(shape), tmp_path / "lm")
+    tokenizer.save(tmp_path / "lm")
+    for inputs in ("norms", "propagated"):
+        args = [str(tmp_path / "lm"), str(tmp_path / inputs), "--bits", "4", "--inputs", inputs, "--json"]
+        run_verb("compress", args)
+        record = json.loads(capsys.readouterr().out)
+        assert record["missed"] == [] and record["times_smaller"] > 3
+        model, again = load_language_model(tmp_path / inputs)
+        assert again.sha256 == tokenizer.sha256
+        assert all(len(row.unique()) <= 16 for row in model.blocks[0].mlp.fc1.weight.detach())
+        assert max(len(row.unique()) for row in model.embed.weight.detach()) > 16  # 8 bits
+    with pytest.raises(UsageError, match="neither --onnx nor --data"):
+        run_verb("compress", [str(tmp_path / "lm"), str(tmp_path / "x.onnx"), "--bits", "8", "--onnx", "audio"])
+
+
 @pytest.mark.slow
 def test_int8_runs_in_onnxruntime(saved: Path, tmp_path: Path) -> None:
     """In a process of its own: run-time type checks, which tests switch on, can't be traced."""
@@ -95,6 +146,9 @@ def test_int8_runs_in_onnxruntime(saved: Path, tmp_path: Path) -> None:
     record = json.loads(done.stdout)
     assert json.loads(Path(f"{path}.json").read_text()) == record
     assert record["int8_bytes"] == path.stat().st_size < record["fp32_bytes"]
+    proto = pytest.importorskip("onnx").load(path)
+    assert not any(node.metadata_props for node in proto.graph.node)  # where in the source each is from
+    assert "avpretrain.input" in {prop.key for prop in proto.metadata_props}
     clips = random_batch(tiny(), clips=3).audio_BFM
     session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     tokens, _ = session.run(None, {"audio": clips.numpy()})

@@ -122,7 +122,7 @@ def test_absorbed_bias_moves_the_distribution_and_keeps_the_function() -> None:
     net[0].bias.fill_(9.0)
     x = torch.randn(2000, 16)
     before = net(x)
-    assert absorb_bias(net) == 1
+    assert absorb_bias(net) == ["3: output follows it"]
     torch.testing.assert_close(net[0].bias, torch.full((8,), 3.0))
     torch.testing.assert_close(net[1].mean, torch.full((8,), 3.0))
     assert relative(net(x), before) < 1e-3  # what lies below three standard deviations
@@ -131,3 +131,15 @@ def test_absorbed_bias_moves_the_distribution_and_keeps_the_function() -> None:
 def test_a_norm_without_its_layer_is_named() -> None:
     net = nn.Sequential(nn.ReLU(), nn.BatchNorm2d(3), nn.Conv2d(3, 4, 1)).eval()
     assert fold_batchnorm(net) == ["1: no linear layer or convolution of its own before it"]
+
+
+@torch.no_grad()
+def test_padding_takes_no_bias() -> None:
+    torch.manual_seed(0)
+    stats = OutputStats(torch.full((4,), 9.0), torch.ones(4))
+    net = nn.Sequential(nn.Conv2d(2, 4, 1), stats, nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1, groups=4))
+    net[0].bias.fill_(9.0)
+    x = torch.randn(5, 2, 2, 2)
+    before = net(x)
+    assert "3: absorbs no bias, for it pads with zeros" in absorb_bias(net)
+    assert relative(net(x), before) < 1e-5
