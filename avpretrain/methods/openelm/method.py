@@ -19,9 +19,9 @@ from avpretrain.config.schedules import Phase, Step
 from avpretrain.core.errors import UsageError
 from avpretrain.core.terminal import say
 from avpretrain.data.text.order import WindowOrder
-from avpretrain.data.text.pack import packed
 from avpretrain.data.text.tokenizer import Tokenizer
 from avpretrain.data.text.tokens import TokenStream, is_token_set
+from avpretrain.data.write.cached_text import as_tokens
 from avpretrain.methods.openelm.config import LanguageModelShape, OpenELMConfig
 from avpretrain.methods.openelm.held_out import measure
 from avpretrain.methods.openelm.held_out_log import read_held_out, write_held_out
@@ -88,10 +88,8 @@ class OpenELM(Method):
                 raise UsageError(
                     "data.shards names packed tokens and text; pack the text, too: avpretrain tokens TEXT OUT"
                 )
-            out = self.cfg.run_dir.with_name(f"{self.cfg.run_dir.name}.tokens")
-            with PartialState().main_process_first():
-                packed(data.shards, out, data, say)
-            folders = [out]
+            folders = [as_tokens(data.shards, data, say)]
+            self.cfg = dataclasses.replace(self.cfg, data=dataclasses.replace(data, shards=(str(folders[0]),)))
         stream = TokenStream(folders, data.split)
         self._tokenizer = tokenizer = stream.sets[0].tokenizer()
         model = self.cfg.model

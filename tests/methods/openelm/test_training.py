@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from avpretrain import api
@@ -38,6 +39,18 @@ def straight(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
+def tokens_of(run: Path) -> Path:
+    """The packed tokens that a run was trained on."""
+    return Path(yaml.safe_load((run / "config.yaml").read_text())["data"]["shards"][0])
+
+
+def test_text_is_packed_once_into_the_cache(straight: Path, texts: Path, cache: Path) -> None:
+    assert tokens_of(straight).parent == cache / "tokens"
+    made = (tokens_of(straight) / "tokens.json").stat().st_mtime_ns
+    assert api.train(text_config(texts, straight)).finished, "the run that is done, named by its text again"
+    assert (tokens_of(straight) / "tokens.json").stat().st_mtime_ns == made
+
+
 def test_it_learns_and_says_what_it_knows_of_other_text(straight: Path) -> None:
     lines, held_out = read_metrics(straight), read_held_out(straight)
     assert lines[-1]["nll"] < 0.8 * lines[0]["nll"]
@@ -50,7 +63,7 @@ def test_it_learns_and_says_what_it_knows_of_other_text(straight: Path) -> None:
 
 def test_held_out_numbers_are_those_of_the_definition(straight: Path) -> None:
     model, tokenizer = load_language_model(straight)
-    stream = TokenStream([straight.with_name("run.tokens")], "val")
+    stream = TokenStream([tokens_of(straight)], "val")
     tokens = torch.from_numpy(stream.read(0, len(stream)))
     total = 0.0
     with torch.no_grad():
@@ -121,7 +134,7 @@ def test_text_comes_out_as_it_is_made(straight: Path, capsys: pytest.CaptureFixt
 def test_perplexity_of_shards_and_of_their_text_agree(
     straight: Path, texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shards = straight.with_name("run.tokens")
+    shards = tokens_of(straight)
     main(["perplexity", str(straight), str(shards), "--out", str(tmp_path / "r.json"), "--debug"])
     main(["perplexity", str(straight), str(texts / "val.txt"), "--json", "--debug"])
     first, second = json.loads((tmp_path / "r.json").read_text()), capsys.readouterr().out
