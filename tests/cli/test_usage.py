@@ -55,6 +55,7 @@ COMMANDS = {
     "tokens": "@words @new_folder",
     "generate": "@language_model --tokens 3",
     "perplexity": "@language_model @words --out @out_file",
+    "lm-eval": "@language_model hellaswag --out @out_file",
     "bench step": "@config --out @out_file",
     "bench loader": "@config --data.shards @data --out @out_file",
     "bench features": "--out @out_file",
@@ -103,6 +104,7 @@ CHOICES = {
     "export": ("--onnx ears",),
     "tokens": ("--documents pages", "--tokenizer nothing", "--val-share 1"),
     "perplexity": ("--split nothing",),
+    "lm-eval": ("--batch-size 0", "--limit 0"),
     "compress": ("--onnx ears", "--solver best", "--bits 1", "--sparsity 0.5"),
     "embed": ("--per minute", "--modality smell"),
 }

@@ -81,6 +81,10 @@ class LanguageModel(nn.Module):
         Args:
             cache: holds the tokens before these, and takes these up.
         """
+        return F.linear(self.hidden(tokens_BL, cache), self.embed.weight)
+
+    def hidden(self, tokens_BL: Int[Tensor, "b l"], cache: KVCache | None = None) -> Float[Tensor, "b l d"]:
+        """What the logits are a linear map of, the embeddings; arguments as of `logits`."""
         start, count = 0 if cache is None else cache.length, tokens_BL.shape[1]
         positions_L = torch.arange(start, start + count, device=tokens_BL.device)
         tables = rotary_tables(positions_L, self.cfg.head_width, self.cfg.rope_base)
@@ -90,7 +94,7 @@ class LanguageModel(nn.Module):
             x_BLD = block(x_BLD, tables, allowed, cache, i)
         if cache is not None:
             cache.advance(count)
-        return F.linear(self.norm(x_BLD), self.embed.weight)
+        return self.norm(x_BLD)
 
     def _allowed(self, tokens_BL: Tensor, start: int) -> Tensor | None:
         """Which token sees which, where plain causality does not say it."""
