@@ -168,7 +168,7 @@ def run_tasks(
 
 
 def _manager(tasks: Sequence[str], include: Path | None) -> Any:
-    """Finds tasks: those of the folder alone if they are all there, since reading the harness's thousands takes long."""
+    """Finds tasks: in the folder alone if they are all there, since reading the harness's thousands takes long."""
     if not tasks:
         raise UsageError("no task: name some, such as hellaswag")
     if include is not None and not include.is_dir():
