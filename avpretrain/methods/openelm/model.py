@@ -24,6 +24,7 @@ from avpretrain.core.files import mistaken_for, read_head, read_json
 from avpretrain.methods.openelm.config import LanguageModelShape
 from avpretrain.nn.causal_block import CausalBlock
 from avpretrain.nn.kv_cache import KVCache
+from avpretrain.nn.next_token_loss import LOGITS_AT_ONCE, next_token_loss
 from avpretrain.nn.rms_norm import RMSNorm
 from avpretrain.nn.rotary import rotary_tables
 from avpretrain.nn.weights import check_finite, compare, read_header
@@ -42,6 +43,8 @@ class LanguageModel(nn.Module):
     """
 
     no_decay: ClassVar[tuple[str, ...]] = ()
+    logits_at_once: int = LOGITS_AT_ONCE
+    """Logits that `forward` holds at a time."""
 
     def __init__(self, cfg: LanguageModelShape, z_loss: float = 0.0, separator: int | None = None) -> None:
         super().__init__()
@@ -69,11 +72,11 @@ class LanguageModel(nn.Module):
         Returns:
             `loss`, which is minimised: `nll` (nats a token) plus the weighted `z_loss` (unweighted here).
         """
-        logits_BLV = self.logits(tokens_BT[:, :-1]).float()
-        normaliser_BL = logits_BLV.logsumexp(dim=-1)
-        target_BL = logits_BLV.gather(-1, tokens_BT[:, 1:, None])[..., 0]
-        nll, z_loss = (normaliser_BL - target_BL).mean(), normaliser_BL.square().mean()
-        return {"loss": nll + self.z_loss * z_loss, "nll": nll.detach(), "z_loss": z_loss.detach()}
+        hidden_ND = self.hidden(tokens_BT[:, :-1]).flatten(0, 1)
+        loss, nll, z_loss = next_token_loss(
+            hidden_ND, self.embed.weight, tokens_BT[:, 1:].flatten(), self.z_loss, self.logits_at_once
+        )
+        return {"loss": loss, "nll": nll, "z_loss": z_loss}
 
     def logits(self, tokens_BL: Int[Tensor, "b l"], cache: KVCache | None = None) -> Float[Tensor, "b l v"]:
         """Logits of the token after each.
