@@ -39,7 +39,8 @@ def main(
         ckpt: A run folder, a checkpoint, or a folder with model.safetensors and config.json.
         out: Folder to write, or file with --onnx.
         format: What loads the folder. transformers: AutoModel and AutoFeatureExtractor with trust_remote_code, without
-            this package; encoders only, from waveforms and frames to embeddings.
+            this package; encoders only, from waveforms and frames to embeddings. A language model's folder is always
+            loaded by AutoModelForCausalLM with trust_remote_code, too, and by mlx-lm.
         onnx: Which encoder to write as ONNX; needs the extra: pip install 'avpretrain[onnx]'.
         dataset: Names of the training data, for the head of the model card.
         data_license: License of the training data, for the model card.
@@ -61,12 +62,12 @@ def main(
     if method_of(ckpt) == "openelm":
         if onnx is not None:
             raise UsageError("--onnx writes an audio or video encoder; this is a language model")
-        from avpretrain.methods.openelm.conversions.huggingface import to_huggingface
+        from avpretrain.evaluation.portable.export import export_language_model
 
         language_model, tokenizer = load_language_model(ckpt)
         with atomic_path(out) as folder:
             folder.mkdir()
-            to_huggingface(language_model, folder, tokenizer.separator, tokenizer.end)
+            export_language_model(language_model, folder, tokenizer.separator, tokenizer.end)
             tokenizer.save(folder)
         _say({"written": str(out), "layout": "huggingface"}, json, f"wrote {out}, in Hugging Face's layout of OpenELM")
         return

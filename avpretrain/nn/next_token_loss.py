@@ -69,8 +69,8 @@ class _Stretches(torch.autograd.Function):
             squared = squared + normaliser_C.square().sum()
             if not (needs_hidden or needs_weight):
                 continue
-            # d/dlogits of each token's loss: softmax * (1 + 2 z normaliser), less 1 at the target; means are taken last,
-            # so that low precision holds numbers about 1
+            # d/dlogits of each token's loss: softmax * (1 + 2 z normaliser), less 1 at the target. Means are taken
+            # last, so that low precision holds numbers about 1.
             grad_CV = (logits_CV - normaliser_C[:, None]).exp_() * (1 + 2 * z_weight * normaliser_C)[:, None]
             grad_CV.scatter_add_(-1, target_C[:, None], grad_CV.new_full((len(target_C), 1), -1.0))
             grad_CV = grad_CV.to(kind)
