@@ -10,15 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from avpretrain.ablate.kinds import cost_of, fingerprint_of, sample_name
 from avpretrain.ablate.matrix import AblationConfig, Cell
 from avpretrain.config.reader import learnt_config, to_dict
 from avpretrain.core.errors import UsageError
 from avpretrain.core.files import read_json, write_json
-from avpretrain.data.read.clips import ClipSet
 from avpretrain.measures.runs import LOSSES, Run, read_run
 from avpretrain.measures.scores import read_score
-from avpretrain.methods.diffmavil.config import TrainConfig
-from avpretrain.methods.diffmavil.run_cost import as_json, run_cost
 from avpretrain.methods.load import config_of
 
 FORMAT = 1
@@ -44,9 +42,8 @@ def fingerprint(cell: Cell, settings: AblationConfig) -> Fingerprint:
     for key in ("base", "seeds"):
         wanted.pop(key)
     for probe, spec in zip(wanted["probes"], settings.probes, strict=True):
-        probe["data"] = ClipSet(spec.data or cell.config.data.shards, "all").fingerprint
-    data = ClipSet(cell.config.data.shards, "all").fingerprint
-    training = {"config": learnt_config(cell.config), "data": data}
+        probe["data"] = fingerprint_of(cell.config, spec.data)
+    training = {"config": learnt_config(cell.config), "data": fingerprint_of(cell.config)}
     return Fingerprint(_hash(training), _hash({**training, "settings": wanted}))
 
 
@@ -109,11 +106,10 @@ def write_record(
         UserError: a file of the run is missing or damaged.
     """
     run = read_run(cell.run, config_of)
-    assert isinstance(run.config, TrainConfig)
     record = {
         **_head(cell, digest, "done"),
         "config": learnt_config(run.config),
-        "flops": as_json(run_cost(run.config, int(run.last["samples_total"])), known_length=True),
+        "flops": cost_of(run.config, int(run.last["samples_total"])).details,
         "training": _training(run),
         "evaluations": [
             found
@@ -122,6 +118,7 @@ def write_record(
         ],
         "stage_seconds": stage_seconds,
         "jobs": jobs,
+        "sample": sample_name(run.config),
         "data": run.info["data"],
         **{key: run.info[key] for key in ("parameters", "precision", "versions", "hardware", "commit")},
     }
@@ -141,7 +138,7 @@ def _training(run: Run) -> dict[str, Any]:
         "flops_total": run.flops_total,
         "peak_memory_bytes": run.peak_memory,
         "failed_clips": run.last["failed_clips"],
-        "losses": {name: run.last[name] for name in LOSSES if name in run.last},
+        "losses": {name: run.last[name] for name in (*LOSSES, "nll") if name in run.last},
     }
 
 

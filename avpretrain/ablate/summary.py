@@ -9,6 +9,7 @@ from typing import Any
 from avpretrain.ablate.matrix import Ablation, Variant
 from avpretrain.measures.intervals import across
 from avpretrain.measures.numbers import duration, flops, percent, si, significant
+from avpretrain.measures.scores import SHARES
 
 Record = Mapping[str, Any]
 
@@ -43,6 +44,7 @@ def summary(ablation: Ablation, records: Sequence[Record]) -> dict[str, Any]:
         "hardware": _shared(done, "hardware"),
         "versions": _shared(done, "versions"),
         "data": _shared(done, "data"),
+        "sample": next((record.get("sample", "clip") for record in done), "clip"),
         "cells_at_a_time": sorted({record["jobs"] for record in done}),
     }
 
@@ -136,7 +138,17 @@ def table(found: Mapping[str, Any]) -> list[list[str]]:
     variants = found["variants"]
     tasks = list(dict.fromkeys(task for v in variants for task in v["results"]))
     heard = any(v["spectrum"] for v in variants)
-    headings = ["variant", "seeds", "FLOPs a clip", "saved", "wall clock", "saved a clip", "clips/s", "peak memory"]
+    each = found["sample"]
+    headings = [
+        "variant",
+        "seeds",
+        f"FLOPs a {each}",
+        "saved",
+        "wall clock",
+        f"saved a {each}",
+        f"{each}s/s",
+        "peak memory",
+    ]
     rows = [headings + tasks + (["high detail missed"] if heard else [])]
     for v in variants:
         row = [v["variant"], str(len(v["seeds"])), flops(v["flops_per_clip"]), _saving(v, "flops_saving")]
@@ -158,6 +170,9 @@ def _result(result: Mapping[str, Any] | None) -> str:
     if result is None:
         return ""
     ci = result["ci"] or result["ci_over_clips"]
+    if result["metric"] not in SHARES:
+        between = f" ({ci[0]:.4f} to {ci[1]:.4f})" if ci else ""
+        return f"{result['median']:.4f} {result['metric'].replace('_', ' ')}{between}"
     return percent(result["median"]) + (f" ({100 * ci[0]:.1f} to {100 * ci[1]:.1f})" if ci else "")
 
 
@@ -183,9 +198,12 @@ def notes(found: Mapping[str, Any]) -> list[str]:
     remarks = [
         "Medians over seeds; in brackets the 95% interval of the mean over seeds by Student's t, or with one seed that "
         "over clips.",
-        "High detail missed: share of the energy of hidden detail that a reconstruction misses in the upper half of "
-        "the mel bins.",
     ]
+    if any(variant["spectrum"] for variant in found["variants"]):
+        remarks.append(
+            "High detail missed: share of the energy of hidden detail that a reconstruction misses in the upper half "
+            "of the mel bins."
+        )
     return remarks + warnings(found) + [f"Failed: {name}: {error}" for name, error in found["failed"].items()]
 
 

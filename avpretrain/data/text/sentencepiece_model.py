@@ -10,7 +10,7 @@ import re
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
@@ -113,7 +113,7 @@ def backend(model: SentencePieceModel) -> Backend:
         longest_first = sorted(symbols, key=len, reverse=True)
         made.pre_tokenizer = pre_tokenizers.Split(Regex("|".join(map(re.escape, longest_first))), "isolated")
     try:
-        steps = [normalizers.Precompiled(model.characters)] if model.characters else []
+        steps: list[Any] = [normalizers.Precompiled(model.characters)] if model.characters else []
     except Exception:  # the library raises nothing more specific
         raise ValueError("is a damaged sentencepiece model: its map of characters can't be read") from None
     if model.merge_spaces:
