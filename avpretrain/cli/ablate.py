@@ -51,11 +51,12 @@ class Arguments(ConfigArguments):
 def run(args: Sequence[str]) -> None:
     """Train variants of a config under several seeds, probe them, and compare what they cost and what they reach.
 
-    Reads a matrix (see configs/ablations/ablation.yaml) and shards; or a matrix of a language model (widths.yaml) and
-    packed tokens or text: its cells are measured by perplexity and bits per byte. Writes DIR/cells/NAME-sSEED.json for
-    each cell; DIR/table.md, DIR/summary.json and DIR/report.html over all of them; DIR/runs, DIR/configs and DIR/logs.
-    Takes the trainings and probes of all cells; --dry-run lists them with their FLOPs in seconds. The same command
-    again runs what is missing or failed. Exit status 1 when a cell failed; the others run all the same.
+    Reads a matrix (see configs/ablations/ablation.yaml) and shards; or a matrix of a language model
+    (ablation_widths.yaml) and packed tokens or text: its cells are measured by perplexity and bits per byte. Writes
+    DIR/cells/NAME-sSEED.json for each cell; DIR/table.md, DIR/summary.json and DIR/report.html over all of them;
+    DIR/runs, DIR/configs and DIR/logs. Takes the trainings and probes of all cells; --dry-run lists them with their
+    FLOPs in seconds. The same command again runs what is missing or failed. Exit status 1 when a cell failed; the
+    others run all the same.
     """
     found = first_and_rest(args, "avpretrain ablate", Arguments, run.__doc__, "MATRIX", A_MATRIX)
     if found is None:
@@ -84,7 +85,7 @@ def run(args: Sequence[str]) -> None:
     if given.out is None:
         raise UsageError("no folder for the results: give --out DIR")
     if not given.config.data.shards:
-        raise UsageError("no data: give --data FOLDER (made by avpretrain shards or tokens)")
+        raise UsageError("no data: give --data.shards FOLDER (made by avpretrain shards or tokens)")
     ready = prepared(ablation.base)
     if ready != ablation.base:
         ablation = replace(ablation, base=ready)

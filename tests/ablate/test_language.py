@@ -62,7 +62,7 @@ def test_the_plan_says_what_each_arm_costs(tmp_path: Path, capsys: pytest.Captur
 
 
 def test_the_arms_of_the_preset_match() -> None:
-    ablation = load_ablation("widths", "widths_tiny")
+    ablation = load_ablation("ablation_widths", "widths_tiny")
     assert ablation.baseline.name == "uniform"
     costs = {variant.name: cost_of(ablation.config(variant), None).per_clip for variant in ablation.variants}
     assert len(costs) == 3 and len(set(costs.values())) == 1
@@ -74,5 +74,5 @@ def test_what_a_language_model_has_no_use_for_is_said(tmp_path: Path) -> None:
         load_ablation(str(matrix))
     with pytest.raises(UsageError, match=r"matrix\.yaml: overrides: unknown config key 'model\.audio\.decoder\.kind'"):
         load_ablation(str(write_matrix(tmp_path, overrides={"model.audio.decoder": {"kind": "cross"}})))
-    with pytest.raises(UsageError, match="no data: give --data FOLDER"):
+    with pytest.raises(UsageError, match=r"no data: give --data\.shards FOLDER"):
         main(["ablate", str(write_matrix(tmp_path)), "--out", str(tmp_path / "out"), "--debug"])

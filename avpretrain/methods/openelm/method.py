@@ -19,7 +19,7 @@ from avpretrain.config.schedules import Phase, Step
 from avpretrain.core.errors import UsageError
 from avpretrain.core.terminal import say
 from avpretrain.data.text.order import WindowOrder
-from avpretrain.data.text.tokenizer import Tokenizer
+from avpretrain.data.text.tokenizer import Tokenizer, load_tokenizer
 from avpretrain.data.text.tokens import TokenStream, is_token_set
 from avpretrain.data.write.cached_text import as_tokens
 from avpretrain.methods.openelm.config import LanguageModelShape, OpenELMConfig
@@ -88,6 +88,8 @@ class OpenELM(Method):
                 raise UsageError(
                     "data.shards names packed tokens and text; pack the text, too: avpretrain tokens TEXT OUT"
                 )
+            if data.tokenizer and self.cfg.model.vocabulary:  # before the text is packed, which may take long
+                load_tokenizer(data.tokenizer, data.separator).check_fits(self.cfg.model.vocabulary, "model.vocabulary")
             folders = [as_tokens(data.shards, data, say)]
             self.cfg = dataclasses.replace(self.cfg, data=dataclasses.replace(data, shards=(str(folders[0]),)))
         stream = TokenStream(folders, data.split)

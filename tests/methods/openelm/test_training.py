@@ -196,6 +196,16 @@ def test_a_vocabulary_that_is_too_small_is_said(texts: Path, tmp_path: Path) -> 
     assert not (tmp_path / "run").exists()
 
 
+def test_a_tokenizer_that_does_not_fit_is_said_before_text_is_packed(
+    texts: Path, straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AVPRETRAIN_CACHE", str(tmp_path / "cache"))
+    cfg = text_config(texts, tmp_path / "run", model={"vocabulary": 299}, data={"tokenizer": str(straight)})
+    with pytest.raises(UsageError, match=r"the tokenizer has 300 tokens, but model\.vocabulary is 299"):
+        api.train(cfg)
+    assert not list(tmp_path.iterdir())
+
+
 def test_no_data_is_said(texts: Path, tmp_path: Path) -> None:
     cfg = text_config(texts, tmp_path / "run", data={"shards": []})
     with pytest.raises(UsageError, match="no data: give --data TEXT"):
