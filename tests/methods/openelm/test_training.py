@@ -182,6 +182,7 @@ def test_weights_of_another_alpha_are_no_start(straight: Path, texts: Path, tmp_
     )
     with pytest.raises(UsageError, match=r"is another model: heads is \(2, 4\) there and \(4, 4\) here"):
         api.train(dataclasses.replace(cfg, init=str(straight)))
+    assert not (tmp_path / "run").exists(), "else the right command would find another run there"
 
 
 def test_a_start_from_weights_is_a_start_from_them(straight: Path, texts: Path, tmp_path: Path) -> None:
