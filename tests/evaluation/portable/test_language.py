@@ -140,3 +140,17 @@ def test_the_code_runs_released_weights(folder: Path, tmp_path: Path, monkeypatc
     expected = reference({ours: weights[theirs] for theirs, ours in foreign_names(3).items()}, shape, tokens)
     with torch.no_grad():
         torch.testing.assert_close(model(tokens[None]).logits[0].double(), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("mlx_lm") is None, reason="mlx-lm is not installed")
+def test_mlx_lm_reads_it_and_gives_the_same_logits(folder: Path) -> None:
+    import mlx.core as mx
+    import numpy as np
+    from mlx_lm.models import openelm
+
+    theirs = openelm.Model(openelm.ModelArgs.from_dict(json.loads((folder / "config.json").read_text())))
+    theirs.load_weights(list(mx.load(str(folder / "model.safetensors")).items()), strict=True)
+    ours, _ = load_language_model(folder.with_name("model"))
+    tokens = torch.randint(290, (2, 12), generator=torch.Generator().manual_seed(4))
+    with torch.no_grad():
+        np.testing.assert_allclose(np.array(theirs(mx.array(tokens.numpy()))), ours.logits(tokens), atol=1e-4)
