@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,14 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Processes that tests start import what another has compiled already.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache of the tests' own, for what is made of plain folders of media and text."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AVPRETRAIN_CACHE", str(folder := tmp_path_factory.getbasetemp() / "cache"))
+        yield folder
 
 
 @pytest.fixture(scope="session")

@@ -16,12 +16,14 @@ from typing import Any, Literal
 
 import yaml
 
+from avpretrain.ablate.kinds import check_kind
 from avpretrain.config.changes import flat, with_changes
 from avpretrain.config.reader import find_config, from_dict, read_yaml, to_dict
+from avpretrain.config.train import EngineConfig
 from avpretrain.core.errors import UsageError
 from avpretrain.core.files import atomic_path
 from avpretrain.evaluation.settings import PoolingKind
-from avpretrain.methods.diffmavil.config import TrainConfig, load_config
+from avpretrain.methods.load import load_config
 
 OF_A_CELL = ("name", "output_dir", "seed")
 """Keys that each cell sets for itself."""
@@ -66,11 +68,12 @@ class AblationConfig:
     seeds: tuple[int, ...] = (0, 1, 2)
     probes: tuple[ProbeSpec, ...] = ()
     retrieval: bool = True
-    """Measure R@1 between audio and video."""
+    """Measure R@1 between audio and video; nothing to language models."""
     spectrum: bool = True
-    """Measure the error of reconstructed spectrograms by frequency."""
+    """Measure the error of reconstructed spectrograms by frequency; nothing to language models."""
     split: str = "test"
-    """Clips that retrieval and spectrograms are measured on; 'val': probes too, and no test clip is touched."""
+    """Clips that retrieval and spectrograms are measured on; 'val': probes too, and no test clip is touched. Text that
+    perplexity is measured on, else the held-out split of the config."""
 
     def __post_init__(self) -> None:
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
@@ -100,7 +103,7 @@ class Ablation:
 
     name: str
     settings: AblationConfig
-    base: TrainConfig
+    base: EngineConfig
     variants: tuple[Variant, ...]
 
     @property
@@ -108,7 +111,7 @@ class Ablation:
         """What savings are measured against: the first variant without differences, else the first."""
         return next((v for v in self.variants if not v.differences), self.variants[0])
 
-    def config(self, variant: Variant) -> TrainConfig:
+    def config(self, variant: Variant) -> EngineConfig:
         """The config of a variant, not yet of a seed.
 
         Raises:
@@ -123,7 +126,7 @@ class Cell:
 
     variant: Variant
     seed: int
-    config: TrainConfig
+    config: EngineConfig
     """With the name, the folder and the seed of this cell."""
     out: Path
 
@@ -174,6 +177,7 @@ def load_ablation(name: str, base: str | None = None) -> Ablation:
     overrides, variants = (_mapping(values.pop(key, {}), path, key) for key in ("overrides", "variants"))
     settings = from_dict(AblationConfig, values | ({} if base is None else {"base": base}))
     start = changed(load_config(settings.base), flat(overrides), f"{path.name}: overrides")
+    check_kind(start, settings, path.name)
     ablation = Ablation(path.stem, settings, start, tuple(_variants(variants, path)))
     for variant in ablation.variants:
         ablation.config(variant)
@@ -206,7 +210,7 @@ def _variants(entries: Mapping[str, Any], path: Path) -> list[Variant]:
     return list(found.values())
 
 
-def changed(cfg: TrainConfig, changes: Mapping[str, Any], where: str) -> TrainConfig:
+def changed(cfg: EngineConfig, changes: Mapping[str, Any], where: str) -> EngineConfig:
     """A config with some dotted keys set to other values.
 
     Args:

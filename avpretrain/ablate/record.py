@@ -10,17 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from avpretrain.ablate.kinds import cost_of, fingerprint_of, sample_name
 from avpretrain.ablate.matrix import AblationConfig, Cell
 from avpretrain.config.reader import learnt_config, to_dict
 from avpretrain.core.errors import UsageError, UserError
 from avpretrain.core.files import read_json, write_json
-from avpretrain.data.read.clips import ClipSet
 from avpretrain.measures.results import Result, WrongShapeError
 from avpretrain.measures.runs import LOSSES, Run, read_run
 from avpretrain.measures.scores import read_score
 from avpretrain.measures.studies import MissedDetail
-from avpretrain.methods.diffmavil.config import TrainConfig
-from avpretrain.methods.diffmavil.run_cost import as_json, run_cost
 from avpretrain.methods.load import config_of
 
 FORMAT = 1
@@ -134,6 +132,8 @@ class Done(Record):
     """Wall clock of each process, its start included."""
     jobs: int
     """Cells that ran at a time: speeds of cells that shared a machine say little."""
+    sample: str = "clip"
+    """What one sample is called."""
     data: Mapping[str, Any]
     parameters: int
     precision: str
@@ -162,9 +162,8 @@ def fingerprint(cell: Cell, settings: AblationConfig) -> Fingerprint:
     for key in ("base", "seeds"):
         wanted.pop(key)
     for probe, spec in zip(wanted["probes"], settings.probes, strict=True):
-        probe["data"] = ClipSet(spec.data or cell.config.data.shards, "all").fingerprint
-    data = ClipSet(cell.config.data.shards, "all").fingerprint
-    training = {"config": learnt_config(cell.config), "data": data}
+        probe["data"] = fingerprint_of(cell.config, spec.data)
+    training = {"config": learnt_config(cell.config), "data": fingerprint_of(cell.config)}
     return Fingerprint(_hash(training), _hash({**training, "settings": wanted}))
 
 
@@ -238,16 +237,16 @@ def write_record(
         UserError: a file of the run is missing or damaged.
     """
     run = read_run(cell.run, config_of)
-    assert isinstance(run.config, TrainConfig)
     results = sorted((cell.run / "eval").glob("*.json"))
     record = Done(
         **_head(cell, digest, "done"),
         config=learnt_config(run.config),
-        flops=Flops.from_json(as_json(run_cost(run.config, int(run.last["samples_total"])), known_length=True)),
+        flops=Flops.from_json(cost_of(run.config, int(run.last["samples_total"])).details),
         training=_training(run),
         evaluations=tuple(_evaluation(path, names.get(path.stem, "")) for path in results),
         stage_seconds=stage_seconds,
         jobs=jobs,
+        sample=sample_name(run.config),
         data=run.info["data"],
         **{key: run.info[key] for key in ("parameters", "precision", "versions", "hardware", "commit")},
     )
@@ -267,7 +266,7 @@ def _training(run: Run) -> Training:
         flops_total=run.flops_total,
         peak_memory_bytes=run.peak_memory,
         failed_clips=run.last["failed_clips"],
-        losses={name: run.last[name] for name in LOSSES if name in run.last},
+        losses={name: run.last[name] for name in (*LOSSES, "nll") if name in run.last},
     )
 
 

@@ -16,12 +16,15 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from avpretrain.ablate.kinds import language_stages
 from avpretrain.ablate.matrix import AblationConfig, Cell
 from avpretrain.ablate.record import Fingerprint, Record, write_failure, write_record
 from avpretrain.core.errors import UserError
 from avpretrain.measures.numbers import duration
 from avpretrain.measures.runs import read_run
+from avpretrain.methods.diffmavil.config import TrainConfig
 from avpretrain.methods.load import config_of
+from avpretrain.methods.openelm.config import OpenELMConfig
 
 STOP_SECONDS = 60.0
 """What a process gets to save its state when the matrix is stopped."""
@@ -33,9 +36,12 @@ class StoppedError(Exception):
 
 def stages(cell: Cell, settings: AblationConfig) -> list[tuple[str, list[str]]]:
     """Name and `avpretrain` arguments of each process of a cell, in order."""
+    processes = [("train", ["train", str(cell.config_file)])]
+    if isinstance(cell.config, OpenELMConfig):
+        return processes + language_stages(cell.config, cell.run, settings.split)
+    assert isinstance(cell.config, TrainConfig)
     run, own = str(cell.run), cell.config.data
     common = ["--seed", str(cell.seed), "--num-workers", str(own.num_workers)]
-    processes = [("train", ["train", str(cell.config_file)])]
     for spec in settings.probes:
         named = ["--label", spec.label, "--modality", spec.modality, "--classifier", spec.classifier]
         named += ["--folds", spec.folds] if spec.folds else []

@@ -12,6 +12,7 @@ from avpretrain.ablate.record import Done, Evaluation, Failure
 from avpretrain.measures.intervals import across
 from avpretrain.measures.numbers import duration, flops, percent, si, significant
 from avpretrain.measures.results import Result
+from avpretrain.measures.scores import SHARES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +80,8 @@ class Summary(Result):
     """What all cells say, or the list of what they say; so with `versions` and `data`."""
     versions: Any
     data: Any
+    sample: str = "clip"
+    """What one sample is called."""
     cells_at_a_time: tuple[int, ...]
 
 
@@ -111,6 +114,7 @@ def summary(ablation: Ablation, records: Sequence[Done | Failure]) -> Summary:
         hardware=_shared([record.hardware for record in done]),
         versions=_shared([record.versions for record in done]),
         data=_shared([record.data for record in done]),
+        sample=next((record.sample for record in done), "clip"),
         cells_at_a_time=tuple(sorted({record.jobs for record in done})),
     )
 
@@ -200,7 +204,17 @@ def table(matrix: Summary) -> list[list[str]]:
     variants = matrix.variants
     tasks = list(dict.fromkeys(task for v in variants for task in v.results))
     heard = any(v.spectrum for v in variants)
-    headings = ["variant", "seeds", "FLOPs a clip", "saved", "wall clock", "saved a clip", "clips/s", "peak memory"]
+    each = matrix.sample
+    headings = [
+        "variant",
+        "seeds",
+        f"FLOPs a {each}",
+        "saved",
+        "wall clock",
+        f"saved a {each}",
+        f"{each}s/s",
+        "peak memory",
+    ]
     rows = [headings + tasks + (["high detail missed"] if heard else [])]
     for v in variants:
         row = [v.variant, str(len(v.seeds)), flops(v.flops_per_clip), _saving(v.flops_saving)]
@@ -222,6 +236,9 @@ def _result(result: Scored | None) -> str:
     if result is None:
         return ""
     ci = result.ci or result.ci_over_clips
+    if result.metric not in SHARES:
+        between = f" ({ci[0]:.4f} to {ci[1]:.4f})" if ci else ""
+        return f"{result.median:.4f} {result.metric.replace('_', ' ')}{between}"
     return percent(result.median) + (f" ({100 * ci[0]:.1f} to {100 * ci[1]:.1f})" if ci else "")
 
 
@@ -247,9 +264,12 @@ def notes(matrix: Summary) -> list[str]:
     remarks = [
         "Medians over seeds; in brackets the 95% interval of the mean over seeds by Student's t, or with one seed that "
         "over clips.",
-        "High detail missed: share of the energy of hidden detail that a reconstruction misses in the upper half of "
-        "the mel bins.",
     ]
+    if any(variant.spectrum for variant in matrix.variants):
+        remarks.append(
+            "High detail missed: share of the energy of hidden detail that a reconstruction misses in the upper half "
+            "of the mel bins."
+        )
     return remarks + warnings(matrix) + [f"Failed: {name}: {error}" for name, error in matrix.failed.items()]
 
 

@@ -6,10 +6,12 @@ import json as json_format
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+from avpretrain.ablate.kinds import cost_of, prepared, run_length, sample_name, training_samples
 from avpretrain.ablate.matrix import OF_A_CELL, Ablation, Cell, cells_of, load_ablation
 from avpretrain.cli.shared.arguments import parse
-from avpretrain.cli.shared.config_first import ConfigArguments, first_and_rest
+from avpretrain.cli.shared.config_first import ConfigArguments, arguments_for, first_and_rest
 from avpretrain.cli.shared.places import require_folder
 from avpretrain.cli.shared.tables import show_table
 from avpretrain.config.reader import to_dict
@@ -18,7 +20,6 @@ from avpretrain.core.files import atomic_path, write_json
 from avpretrain.core.terminal import Console, say
 from avpretrain.measures.numbers import flops, percent
 from avpretrain.methods.diffmavil.config import TrainConfig
-from avpretrain.methods.diffmavil.run_cost import run_cost, samples_of
 
 WIDE = 240
 """Characters of a table that goes to a file, which has no width of its own."""
@@ -50,17 +51,21 @@ class Arguments(ConfigArguments):
 def run(args: Sequence[str]) -> None:
     """Train variants of a config under several seeds, probe them, and compare what they cost and what they reach.
 
-    Reads a matrix (see configs/ablations/ablation.yaml) and shards. Writes DIR/cells/NAME-sSEED.json for each cell;
-    DIR/table.md, DIR/summary.json and DIR/report.html over all of them; DIR/runs, DIR/configs and DIR/logs. Takes the
-    trainings and probes of all cells; --dry-run lists them with their FLOPs in seconds. The same command again runs
-    what is missing or failed. Exit status 1 when a cell failed; the others run all the same.
+    Reads a matrix (see configs/ablations/ablation.yaml) and shards; or a matrix of a language model
+    (ablation_widths.yaml) and packed tokens or text: its cells are measured by perplexity and bits per byte. Writes
+    DIR/cells/NAME-sSEED.json for each cell; DIR/table.md, DIR/summary.json and DIR/report.html over all of them;
+    DIR/runs, DIR/configs and DIR/logs. Takes the trainings and probes of all cells; --dry-run lists them with their
+    FLOPs in seconds. The same command again runs what is missing or failed. Exit status 1 when a cell failed; the
+    others run all the same.
     """
     found = first_and_rest(args, "avpretrain ablate", Arguments, run.__doc__, "MATRIX", A_MATRIX)
     if found is None:
         return
     name, rest = found
     ablation = load_ablation(name, _base(rest))
-    given = parse(Arguments, rest, f"avpretrain ablate {name}", Arguments(config=ablation.base), run.__doc__)
+    known = isinstance(ablation.base, TrainConfig)
+    arguments: Any = Arguments if known else arguments_for(Arguments, type(ablation.base))
+    given: Any = parse(arguments, rest, f"avpretrain ablate {name}", arguments(config=ablation.base), run.__doc__)
     for key in OF_A_CELL:
         if to_dict(given.config)[key] != to_dict(ablation.base)[key]:
             raise UsageError(f"--{key.replace('_', '-')} is set for each cell; use --seeds, --only and --out")
@@ -80,7 +85,11 @@ def run(args: Sequence[str]) -> None:
     if given.out is None:
         raise UsageError("no folder for the results: give --out DIR")
     if not given.config.data.shards:
-        raise UsageError("no data: give --data.shards FOLDER (made by avpretrain shards)")
+        raise UsageError("no data: give --data.shards FOLDER (made by avpretrain shards or tokens)")
+    ready = prepared(ablation.base)
+    if ready != ablation.base:
+        ablation = replace(ablation, base=ready)
+        cells = cells_of(ablation, given.out, given.seeds, given.only)
     _run(ablation, cells, given)
 
 
@@ -144,26 +153,17 @@ def _show(title: str, rows: Sequence[Sequence[str]]) -> None:
 
 def _show_plan(ablation: Ablation, cells: Sequence[Cell]) -> None:
     """The variants, what each differs in, and what it will cost."""
-    clips = _training_clips(ablation.base)
-    rows = [["variant", "seeds", "differs from", "in", "FLOPs a clip", "saved", "steps", "FLOPs a run"]]
-    samples = samples_of(ablation.base, clips)
-    baseline = run_cost(ablation.config(ablation.baseline), samples)
+    clips, each = training_samples(ablation.base), sample_name(ablation.base)
+    rows = [["variant", "seeds", "differs from", "in", f"FLOPs a {each}", "saved", "steps", "FLOPs a run"]]
+    samples = run_length(ablation.base, clips)
+    baseline = cost_of(ablation.config(ablation.baseline), samples)
     for variant in dict.fromkeys(cell.variant.name for cell in cells):
         own = [cell for cell in cells if cell.variant.name == variant]
-        cost = run_cost(own[0].config, samples_of(own[0].config, clips))
+        cost = cost_of(own[0].config, run_length(own[0].config, clips))
         parents = ", ".join(own[0].variant.extends) or ablation.settings.base
         changes = ", ".join(f"{key}={value}" for key, value in own[0].variant.changes.items())
         row = [variant, ", ".join(str(cell.seed) for cell in own), parents, changes or "-"]
-        row += [flops(cost.per_clip), percent(cost.saving(baseline))]
+        row += [flops(cost.per_clip), percent(1 - cost.per_clip / baseline.per_clip)]
         row += [f"{cost.steps:,}", flops(cost.total)] if samples else ["-", "-"]
         rows.append(row)
     _show(f"{ablation.name}: {len(cells)} cells", rows)
-
-
-def _training_clips(cfg: TrainConfig) -> int | None:
-    """Clips in the training split; none where no data are named."""
-    if not cfg.data.shards:
-        return None
-    from avpretrain.data.read.clips import ClipSet
-
-    return len(ClipSet(cfg.data.shards, cfg.data.split, cfg.data.cache_dir))

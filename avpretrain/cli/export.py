@@ -42,7 +42,8 @@ def main(
         ckpt: A run folder, a checkpoint, or a folder with model.safetensors and config.json.
         out: Folder to write, or file with --onnx.
         format: What loads the folder. transformers: AutoModel and AutoFeatureExtractor with trust_remote_code, without
-            this package; encoders only, from waveforms and frames to embeddings. onnx: onnxruntime; audio.onnx and
+            this package; encoders only, from waveforms and frames to embeddings. A language model's folder is always
+            loaded by AutoModelForCausalLM with trust_remote_code, too, and by mlx-lm. onnx: onnxruntime; audio.onnx and
             video.onnx, from log-mel spectrograms and normalised frames to tokens and embeddings.
         onnx: Which encoder to write as one ONNX file; as --format onnx it needs the extra: pip install
             'avpretrain[onnx]'.
@@ -69,12 +70,12 @@ def main(
     if method_of(ckpt) == "openelm":
         if onnx is not None or format == "onnx":
             raise UsageError("ONNX is for audio and video encoders; this is a language model")
-        from avpretrain.methods.openelm.conversions.huggingface import to_huggingface
+        from avpretrain.evaluation.portable.export import export_language_model
 
         language_model, tokenizer = load_language_model(ckpt)
         with atomic_path(out) as folder:
             folder.mkdir()
-            to_huggingface(language_model, folder, tokenizer.separator, tokenizer.end)
+            export_language_model(language_model, folder, tokenizer.separator, tokenizer.end)
             tokenizer.save(folder)
         _say({"written": str(out), "layout": "huggingface"}, json, f"wrote {out}, in Hugging Face's layout of OpenELM")
         return

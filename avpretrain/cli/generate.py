@@ -50,7 +50,7 @@ def main(
     start = [tokenizer.separator, *tokenizer.encode(prompt)]
     found = generate(model, start, tokens, temperature, top_k, seed, tokenizer.ends)
     sys.stdout.write(plain(prompt))
-    for piece in tokenizer.stream(found):
+    for piece in tokenizer.stream(found, after=start):
         sys.stdout.write(plain(piece))
         sys.stdout.flush()
     sys.stdout.write("\n")

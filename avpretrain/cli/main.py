@@ -33,6 +33,7 @@ VERBS = {
     "inpaint": ("avpretrain.cli.inpaint", "fill in hidden audio and video, with figures of error"),
     "generate": ("avpretrain.cli.generate", "continue a text by a language model"),
     "perplexity": ("avpretrain.cli.perplexity", "measure a language model on text: perplexity, bits per byte"),
+    "lm-eval": ("avpretrain.cli.lm_eval", "run lm-evaluation-harness tasks on a language model"),
     "bench": ("avpretrain.cli.bench", "measure speed and memory of loader, features and manifest"),
     "import": ("avpretrain.cli.import_", "turn weights of MAE, timm, DINOv2, VideoMAE and others into a model"),
     "export": ("avpretrain.cli.export", "write weights with a model card, or an encoder as ONNX"),

@@ -67,7 +67,8 @@ def main(
             raise UsageError(f"{data} was packed by another tokenizer than the model's; name the text, or pack it anew")
         found = measure(model, stream, windows, context=context or None)
         answer = {
-            "task": "perplexity", "split": chosen, **found.to_json(), "context": context or model.cfg.context,
+            "task": "perplexity", "label": chosen, "metric": "bits_per_byte", "split": chosen, **found.to_json(),
+            "context": context or model.cfg.context,
             "checkpoint": str(ckpt), "data": str(data), "fingerprint": stream.fingerprint, **environment(),
         }  # fmt: skip
     path = result_path(ckpt, out, "perplexity", chosen, data.resolve().stem)

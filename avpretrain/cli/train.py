@@ -53,7 +53,8 @@ def run(args: Sequence[str]) -> None:
     """Pretrain from shards; the same command again resumes an interrupted run.
 
     Reads what --data names: shards (see `avpretrain shards`), or a plain folder of videos, which is sharded once into a
-    cache (~/.cache/avpretrain, or what AVPRETRAIN_CACHE names). Writes runs/NAME (or --output-dir):
+    cache (~/.cache/avpretrain, or what AVPRETRAIN_CACHE names); for a language model packed tokens (see `avpretrain
+    tokens`), or a text file or folder, which is packed once into that cache. Writes runs/NAME (or --output-dir):
     config.yaml, run.json, metrics.jsonl, checkpoints/, reconstructions/, model/. Takes seconds (tiny, on a CPU) to
     weeks (base, on one GPU); each preset's head says how long. On several GPUs:
     accelerate launch [its options] -m avpretrain.train CONFIG ...

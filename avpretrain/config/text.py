@@ -16,8 +16,8 @@ class PackConfig:
     """How text becomes packed tokens; read when text is packed, since shards of tokens say what they were made by."""
 
     tokenizer: str = mechanics("")
-    """A tokenizer.json of Hugging Face's tokenizers, or a folder with one; empty = a BPE over bytes is trained on the
-    text."""
+    """A tokenizer.json of Hugging Face's tokenizers, a sentencepiece .model, or a folder with one; empty = a BPE over
+    bytes is trained on the text."""
     vocabulary: int = mechanics(4096)
     """Size of the BPE that is trained; texts that say little give a smaller one."""
     separator: str = mechanics("")

@@ -59,6 +59,7 @@ COMMANDS = {
     "speakers": "@file @speaker_model --out @out_folder",
     "generate": "@language_model --tokens 3",
     "perplexity": "@language_model @words --out @out_file",
+    "lm-eval": "@language_model hellaswag --out @out_file",
     "bench step": "@config --out @out_file",
     "bench loader": "@config --data.shards @data --out @out_file",
     "bench features": "--out @out_file",
@@ -112,6 +113,7 @@ CHOICES = {
     "perplexity": ("--split nothing",),
     "tracks": ("--source nothing", "--face-size 2", "--symmetry both", "--table nothing.csv"),
     "speakers": ("--detect-every 0", "--margin -1", "--table nothing.csv", "--predictions p.csv"),
+    "lm-eval": ("--batch-size 0", "--limit 0"),
     "compress": ("--onnx ears", "--solver best", "--bits 1", "--sparsity 0.5"),
     "embed": ("--per minute", "--modality smell"),
 }

@@ -18,7 +18,7 @@ from avpretrain.core.errors import UserError
 from avpretrain.core.files import atomic_path
 from avpretrain.core.provenance import versions
 from avpretrain.data.text.documents import READ, TextFile, find_texts, pieces
-from avpretrain.data.text.tokenizer import TOKENIZER_NAME, Tokenizer, load_tokenizer, train_tokenizer
+from avpretrain.data.text.tokenizer import Tokenizer, load_tokenizer, tokenizer_file, train_tokenizer
 from avpretrain.data.text.tokens import CHUNK, FORMAT, INDEX_NAME, TokenIndex, TokenShard, is_token_set, member_bytes
 
 END_OF_TAR = b"\0" * 1024
@@ -100,7 +100,7 @@ def packed(
 def made_from(files: Sequence[TextFile], cfg: PackConfig) -> dict[str, Any]:
     """What a set is made from: state of the files, and how they are packed."""
     settings = {name: getattr(cfg, name) for name in PackConfig.__dataclass_fields__}
-    path = Path(cfg.tokenizer) / (TOKENIZER_NAME if Path(cfg.tokenizer).is_dir() else "")
+    path = tokenizer_file(cfg.tokenizer)
     if cfg.tokenizer and path.is_file():
         settings["tokenizer"] = TextFile(path, None).state
     return {"files": [file.state for file in files], "settings": settings}

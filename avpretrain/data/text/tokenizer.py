@@ -1,4 +1,4 @@
-"""Tokenizers: one that is given as a `tokenizer.json`, or a BPE over bytes that is trained on the text.
+"""Tokenizers: one that is given (a `tokenizer.json`, a sentencepiece model), or a BPE that is trained on the text.
 
 Special tokens that a text spells out are text: nothing that is read can forge the mark between documents.
 """
@@ -12,17 +12,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from avpretrain.core.errors import UsageError, UserError
-from avpretrain.core.files import atomic_path, mistaken_for, read_head, read_json, read_text
+from avpretrain.core.files import atomic_path, mistaken_for, open_file, read_head, read_json, read_text
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
 
 TOKENIZER_NAME = "tokenizer.json"
+SENTENCEPIECE_NAME = "tokenizer.model"
 SETTINGS_NAME = "tokenizer_config.json"
 """Next to it, as transformers reads it: which token begins a text."""
 END_OF_TEXT = "<|endoftext|>"
 SEPARATORS = (END_OF_TEXT, "<|begin_of_text|>", "<s>", "<bos>", "</s>", "<eos>")
 """Tokens that may begin a document, the usual ones first."""
+MAX_MODEL_BYTES = 64 << 20
+"""Largest sentencepiece model; those of a quarter of a million pieces have 4 MB."""
 ENDS = ("</s>", "<eos>", "<|end_of_text|>", "<|im_end|>")
 """Tokens that end a generated text, besides the separator."""
 
@@ -32,17 +35,20 @@ class Tokenizer:
 
     Args:
         separator: the token that begins each document; empty = the first of `SEPARATORS` that there is.
+        text: what it was read from, kept since the last digits of scores may change when they are read and written.
 
     Raises:
         UserError: there is no such token.
     """
 
-    def __init__(self, backend: Backend, separator: str = "", where: str = "the tokenizer") -> None:
+    def __init__(
+        self, backend: Backend, separator: str = "", where: str = "the tokenizer", text: str | None = None
+    ) -> None:
         self.backend = backend
         backend.encode_special_tokens = True
         backend.no_padding()
         backend.no_truncation()
-        self.text = backend.to_str(pretty=True)
+        self.text: str = text or backend.to_str(pretty=True)
         known: dict[str, int] = backend.get_vocab(with_added_tokens=True)
         if not known:
             raise UserError(f"{where} knows no tokens; name another")
@@ -58,6 +64,7 @@ class Tokenizer:
         self.end = ends[0] if ends else self.separator
         """The token that ends a text for others' programs."""
         self.ends = frozenset([self.separator, *ends])
+        self._spelled = _spelled(backend)
 
     @property
     def sha256(self) -> str:
@@ -65,22 +72,34 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Tokens of a text, no special ones."""
-        tokens: list[int] = self.backend.encode(text, add_special_tokens=False).ids
-        return tokens
+        return self._as_text(self.backend.encode(text, add_special_tokens=False).ids)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """As `encode`, of many, on all cores."""
-        return [found.ids for found in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        found = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [self._as_text(one.ids) for one in found]
+
+    def _as_text(self, tokens: list[int]) -> list[int]:
+        """Tokens without special ones: a model with these among its words may find one spelled out in a text."""
+        if self._spelled.keys().isdisjoint(tokens):
+            return tokens
+        return [part for token in tokens for part in self._spelled.get(token, (token,))]
 
     def decode(self, tokens: Iterable[int]) -> str:
         text: str = self.backend.decode(list(tokens), skip_special_tokens=True)
         return text
 
-    def stream(self, tokens: Iterable[int]) -> Iterator[str]:
-        """The text of tokens as they come, in pieces that end with whole characters."""
+    def stream(self, tokens: Iterable[int], after: Iterable[int] = ()) -> Iterator[str]:
+        """The text of tokens as they come, in pieces that end with whole characters.
+
+        Args:
+            after: tokens that stand before them; without any, a space at the beginning may be lost.
+        """
         from tokenizers.decoders import DecodeStream
 
         state = DecodeStream(skip_special_tokens=True)
+        for token in after:
+            state.step(self.backend, token)
         for token in tokens:
             piece = state.step(self.backend, token)
             if piece:
@@ -110,40 +129,64 @@ class Tokenizer:
             )
 
 
+def tokenizer_file(path: str | Path) -> Path:
+    """The file of a tokenizer that is named by itself or by its folder, which may hold none."""
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    names = (TOKENIZER_NAME, SENTENCEPIECE_NAME)
+    return next((path / name for name in names if (path / name).is_file()), path / TOKENIZER_NAME)
+
+
 def load_tokenizer(path: str | Path, separator: str = "") -> Tokenizer:
-    """A tokenizer from a `tokenizer.json`, or from a folder with one.
+    """A tokenizer from a `tokenizer.json` or a sentencepiece model (`.model`), or from a folder with one.
 
     Raises:
         UserError: there is none, it is of another kind, or damaged.
     """
-    from tokenizers import Tokenizer as Backend
-
-    path = Path(path)
-    path = path / TOKENIZER_NAME if path.is_dir() else path
+    path = tokenizer_file(path)
     settings = path.with_name(SETTINGS_NAME)
     if not separator and settings.is_file():
         separator = _begins_texts(read_json(settings, "tokenizer settings"))
-    if path.suffix == ".model":
-        raise UserError(
-            f"{path} is a sentencepiece model, which is not read here; its {TOKENIZER_NAME} is (by transformers: "
-            "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(OUT))"
-        )
     try:
-        text = read_text(path)
+        text = None if path.suffix == ".model" else read_text(path)
+        backend = _from_sentencepiece(path) if text is None else _from_json(path, text)
     except FileNotFoundError:
-        raise UserError(f"no tokenizer at {path}; name a {TOKENIZER_NAME} or a folder with one") from None
+        raise UserError(
+            f"no tokenizer at {path}; name a {TOKENIZER_NAME}, a sentencepiece .model, or a folder with one"
+        ) from None
     except UnicodeDecodeError:
         raise UserError(f"{path} is no {TOKENIZER_NAME} of Hugging Face's tokenizers: it is no text") from None
     except OSError as error:
         raise UserError(f"tokenizer {path} can't be read: {error.strerror}") from None
+    return Tokenizer(backend, separator, str(path), text)
+
+
+def _from_json(path: Path, text: str) -> Backend:
+    from tokenizers import Tokenizer as Backend
+
     try:
-        backend = Backend.from_str(text)
+        return Backend.from_str(text)
     except Exception as error:  # the library raises nothing more specific
         why = (
             mistaken_for(read_head(path)) or f"is no {TOKENIZER_NAME} of Hugging Face's tokenizers: {str(error)[:100]}"
         )
         raise UserError(f"{path} {why}") from None
-    return Tokenizer(backend, separator, str(path))
+
+
+def _from_sentencepiece(path: Path) -> Backend:
+    from avpretrain.data.text.sentencepiece_model import backend, parse
+
+    if mistaken := mistaken_for(read_head(path)):
+        raise UserError(f"{path} {mistaken}")
+    with open_file(path) as file:
+        data = file.read(MAX_MODEL_BYTES + 1)
+    if len(data) > MAX_MODEL_BYTES:
+        raise UserError(f"{path} is larger than any sentencepiece model; name another")
+    try:
+        return backend(parse(data))
+    except ValueError as error:
+        raise UserError(f"{path} {error}; name another .model, or a {TOKENIZER_NAME}") from None
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Tokenizer:
@@ -166,6 +209,30 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Tokenizer:
     )
     backend.train_from_iterator(iter(texts), trainer)
     return Tokenizer(backend)
+
+
+def _spelled(backend: Backend) -> dict[int, list[int]]:
+    """For each special token the tokens of its letters: in a text, it is text. What is unknown stays unknown."""
+    model = json.loads(backend.to_str())["model"]
+    unknown = model.get("unk_token")
+    if isinstance(number := model.get("unk_id"), int):
+        unknown = backend.id_to_token(number)
+    found = {}
+    for token, added in backend.get_added_tokens_decoder().items():
+        if added.special and added.content != unknown:
+            letters = [_letter(backend, letter, unknown) for letter in added.content]
+            found[token] = [part for letter in letters for part in letter]
+    return found
+
+
+def _letter(backend: Backend, letter: str, unknown: str | None) -> list[int]:
+    token = backend.token_to_id(letter)
+    if token is not None:
+        return [token]
+    parts = [backend.token_to_id(f"<0x{byte:02X}>") for byte in letter.encode()]
+    if None in parts:
+        parts = [None if unknown is None else backend.token_to_id(unknown)]
+    return [part for part in parts if part is not None]
 
 
 def _begins_texts(settings: object) -> str:

@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
 from avpretrain.core.errors import UserError
 from avpretrain.data.place import DATASET_NAME, MANIFEST_NAME
@@ -37,10 +38,10 @@ def as_shards(roots: Iterable[str | Path], shard: Shard | None = None) -> tuple[
     return tuple(str(_sharded(Path(root), shard)) if _is_of_media(root) else str(root) for root in roots)
 
 
-def cache_folder() -> Path:
+def cache_folder(kind: Literal["shards", "tokens"] = "shards") -> Path:
     """Where the data sets of plain folders lie."""
     named = os.environ.get(CACHE_VARIABLE)
-    return (Path(named) if named else Path.home() / ".cache" / "avpretrain") / "shards"
+    return (Path(named) if named else Path.home() / ".cache" / "avpretrain") / kind
 
 
 def place_of(folder: Path) -> Path:

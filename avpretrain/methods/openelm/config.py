@@ -121,8 +121,8 @@ class TextConfig(PackConfig):
     """Where the text comes from, and how it is packed if it is not yet."""
 
     shards: tuple[str, ...] = mechanics(())
-    """Folders of packed tokens (see `avpretrain tokens`); or text files and folders of them, which are packed first,
-    into RUN.tokens. What counts is what they hold."""
+    """Folders of packed tokens (see `avpretrain tokens`); or text files and folders of them, which are packed once into
+    a cache. What counts is what they hold."""
     split: str = "train"
     """Which split to train on."""
     held_out: str = mechanics("val")

@@ -19,14 +19,14 @@ from avpretrain.config.schedules import Phase, Step
 from avpretrain.core.errors import UsageError
 from avpretrain.core.terminal import say
 from avpretrain.data.text.order import WindowOrder
-from avpretrain.data.text.pack import packed
-from avpretrain.data.text.tokenizer import Tokenizer
+from avpretrain.data.text.tokenizer import Tokenizer, load_tokenizer
 from avpretrain.data.text.tokens import TokenStream, is_token_set
+from avpretrain.data.write.cached_text import as_tokens
 from avpretrain.methods.openelm.config import LanguageModelShape, OpenELMConfig
 from avpretrain.methods.openelm.held_out import measure
 from avpretrain.methods.openelm.held_out_log import read_held_out, write_held_out
-from avpretrain.methods.openelm.model import LanguageModel
-from avpretrain.training.folders import WEIGHTS, find_weights, list_checkpoints
+from avpretrain.methods.openelm.model import LanguageModel, read_shape
+from avpretrain.training.folders import CONFIG, WEIGHTS, find_weights, list_checkpoints
 from avpretrain.training.method import Method, Preview
 
 
@@ -88,10 +88,10 @@ class OpenELM(Method):
                 raise UsageError(
                     "data.shards names packed tokens and text; pack the text, too: avpretrain tokens TEXT OUT"
                 )
-            out = self.cfg.run_dir.with_name(f"{self.cfg.run_dir.name}.tokens")
-            with PartialState().main_process_first():
-                packed(data.shards, out, data, say)
-            folders = [out]
+            if data.tokenizer and self.cfg.model.vocabulary:  # before the text is packed, which may take long
+                load_tokenizer(data.tokenizer, data.separator).check_fits(self.cfg.model.vocabulary, "model.vocabulary")
+            folders = [as_tokens(data.shards, data, say)]
+            self.cfg = dataclasses.replace(self.cfg, data=dataclasses.replace(data, shards=(str(folders[0]),)))
         stream = TokenStream(folders, data.split)
         self._tokenizer = tokenizer = stream.sets[0].tokenizer()
         model = self.cfg.model
@@ -127,19 +127,23 @@ class OpenELM(Method):
         separator = (separator or 0) if self.cfg.data.mask_documents else None
         return LanguageModel(self.model_config, self.cfg.z_loss, separator)
 
+    def check(self, steps: Sequence[Step]) -> None:
+        """Refuses weights to start from that are another model's, before a run folder is made."""
+        if not self.cfg.init or list_checkpoints(self.cfg.run_dir / "checkpoints"):
+            return
+        there, here = read_shape(find_weights(self.cfg.init) / CONFIG), self.model_config
+        for field in dataclasses.fields(LanguageModelShape):
+            theirs, ours = getattr(there, field.name), getattr(here, field.name)
+            if field.name != "context" and theirs != ours:
+                raise UsageError(
+                    f"init {self.cfg.init} is another model: {field.name} is {theirs} there and {ours} here; give the "
+                    "run that model's sizes"
+                )
+
     def initialise(self, model: nn.Module) -> None:
         """Copies the weights that `init` names, if any."""
-        if not self.cfg.init:
-            return
-        there = LanguageModel.from_pretrained(find_weights(self.cfg.init))
-        changed = [
-            f"{field.name} is {getattr(there.cfg, field.name)} there and {getattr(self.model_config, field.name)} here"
-            for field in dataclasses.fields(LanguageModelShape)
-            if field.name != "context" and getattr(there.cfg, field.name) != getattr(self.model_config, field.name)
-        ]
-        if changed:
-            raise UsageError(f"init {self.cfg.init} is another model: {changed[0]}; give the run that model's sizes")
-        model.load_state_dict(there.state_dict())
+        if self.cfg.init:
+            model.load_state_dict(LanguageModel.from_pretrained(find_weights(self.cfg.init)).state_dict())
 
     def batches(self, steps: Sequence[Step], rank: int, world: int) -> AbstractContextManager[Iterator[Tensor]]:
         """Windows, read as they are needed: memory maps, so no processes."""

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_model
 from torch import Tensor, nn
@@ -22,17 +21,16 @@ from avpretrain.config.schedules import Phase
 from avpretrain.core.errors import UserError
 from avpretrain.core.files import mistaken_for, read_head, read_json
 from avpretrain.methods.openelm.config import LanguageModelShape
-from avpretrain.nn.causal_block import CausalBlock
+from avpretrain.nn.causal_stack import CausalStack
 from avpretrain.nn.kv_cache import KVCache
-from avpretrain.nn.rms_norm import RMSNorm
-from avpretrain.nn.rotary import rotary_tables
+from avpretrain.nn.next_token_loss import LOGITS_AT_ONCE, next_token_loss
 from avpretrain.nn.weights import check_finite, compare, read_header
 
 METHOD = "openelm"
 """Name under which its weights are registered."""
 
 
-class LanguageModel(nn.Module):
+class LanguageModel(CausalStack):
     """Tokens to logits of the next token; input and output embeddings are one matrix.
 
     Args:
@@ -42,16 +40,14 @@ class LanguageModel(nn.Module):
     """
 
     no_decay: ClassVar[tuple[str, ...]] = ()
+    logits_at_once: int = LOGITS_AT_ONCE
+    """Logits that `forward` holds at a time."""
 
     def __init__(self, cfg: LanguageModelShape, z_loss: float = 0.0, separator: int | None = None) -> None:
-        super().__init__()
-        self.cfg, self.z_loss, self.separator = cfg, z_loss, separator
-        self.embed = nn.Embedding(cfg.vocabulary, cfg.width)
-        self.blocks = nn.ModuleList(
-            CausalBlock(cfg.width, heads, kv_heads, cfg.head_width, hidden)
-            for heads, kv_heads, hidden in zip(cfg.heads, cfg.kv_heads, cfg.hidden, strict=True)
+        super().__init__(
+            cfg.vocabulary, cfg.width, cfg.head_width, cfg.heads, cfg.kv_heads, cfg.hidden, cfg.rope_base, separator
         )
-        self.norm = RMSNorm(cfg.width)
+        self.cfg, self.z_loss = cfg, z_loss
         self._initialise()
 
     def _initialise(self) -> None:
@@ -69,40 +65,11 @@ class LanguageModel(nn.Module):
         Returns:
             `loss`, which is minimised: `nll` (nats a token) plus the weighted `z_loss` (unweighted here).
         """
-        logits_BLV = self.logits(tokens_BT[:, :-1]).float()
-        normaliser_BL = logits_BLV.logsumexp(dim=-1)
-        target_BL = logits_BLV.gather(-1, tokens_BT[:, 1:, None])[..., 0]
-        nll, z_loss = (normaliser_BL - target_BL).mean(), normaliser_BL.square().mean()
-        return {"loss": nll + self.z_loss * z_loss, "nll": nll.detach(), "z_loss": z_loss.detach()}
-
-    def logits(self, tokens_BL: Int[Tensor, "b l"], cache: KVCache | None = None) -> Float[Tensor, "b l v"]:
-        """Logits of the token after each.
-
-        Args:
-            cache: holds the tokens before these, and takes these up.
-        """
-        start, count = 0 if cache is None else cache.length, tokens_BL.shape[1]
-        positions_L = torch.arange(start, start + count, device=tokens_BL.device)
-        tables = rotary_tables(positions_L, self.cfg.head_width, self.cfg.rope_base)
-        allowed = self._allowed(tokens_BL, start)
-        x_BLD = self.embed(tokens_BL)
-        for i, block in enumerate(self.blocks):
-            x_BLD = block(x_BLD, tables, allowed, cache, i)
-        if cache is not None:
-            cache.advance(count)
-        return F.linear(self.norm(x_BLD), self.embed.weight)
-
-    def _allowed(self, tokens_BL: Tensor, start: int) -> Tensor | None:
-        """Which token sees which, where plain causality does not say it."""
-        count, device = tokens_BL.shape[1], tokens_BL.device
-        if start and count > 1:
-            rows_L1 = torch.arange(start, start + count, device=device)[:, None]
-            return (torch.arange(start + count, device=device) <= rows_L1)[None, None]
-        if self.separator is None or start:
-            return None
-        document_BL = (tokens_BL == self.separator).cumsum(dim=1)
-        same_BLL = document_BL[:, :, None] == document_BL[:, None, :]
-        return same_BLL.tril()[:, None]
+        hidden_ND = self.hidden(tokens_BT[:, :-1]).flatten(0, 1)
+        loss, nll, z_loss = next_token_loss(
+            hidden_ND, self.embed.weight, tokens_BT[:, 1:].flatten(), self.z_loss, self.logits_at_once
+        )
+        return {"loss": loss, "nll": nll, "z_loss": z_loss}
 
     def cache(self, capacity: int, batch_size: int = 1) -> KVCache:
         """An empty cache for so many tokens, where the weights are."""

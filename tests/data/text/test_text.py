@@ -6,6 +6,7 @@ import gzip
 import itertools
 import json
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from avpretrain.data.text import documents, pack, tokens
 from avpretrain.data.text.order import WindowOrder
 from avpretrain.data.text.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from avpretrain.data.text.tokens import TokenIndex, TokenStream
+from avpretrain.data.write.cached_text import as_tokens
 from tests.support.texts import sentences, write_texts
 
 SMALL = PackConfig(vocabulary=300)
@@ -211,7 +213,7 @@ def test_a_tokenizer_that_is_none_is_one_line(trained: Tokenizer, tmp_path: Path
         load_tokenizer(tmp_path)
     with pytest.raises(UserError, match="no tokenizer at"):
         load_tokenizer(tmp_path / "nothing.json")
-    with pytest.raises(UserError, match="is a sentencepiece model, which is not read here"):
+    with pytest.raises(UserError, match=r"no tokenizer at .*spm\.model; name a tokenizer\.json, a sentencepiece"):
         load_tokenizer(tmp_path / "spm.model")
     trained.save(tmp_path)
     assert load_tokenizer(tmp_path).text == trained.text
@@ -249,3 +251,46 @@ def test_sets_of_different_tokenizers_do_not_mix(texts: Path, tmp_path: Path) ->
     both = TokenStream([tmp_path / "a", tmp_path / "a"], "train")
     one = TokenStream([tmp_path / "a"], "train")
     assert np.array_equal(both.read(len(one), 20), one.read(0, 20))
+
+
+# --- a plain folder of text as a data set -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("AVPRETRAIN_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_who_asks_for_the_same_text_at_once_finds_it_packed_once(texts: Path, own_cache: Path) -> None:
+    said: list[str] = []
+    with ThreadPoolExecutor(3) as pool:
+        places = set(pool.map(lambda _: as_tokens([texts], SMALL, said.append), range(3)))
+    (place,) = places
+    assert place.parent == own_cache / "tokens" and decoded(TokenIndex(place), "val") == [sentences(60, 3)]
+    assert [line for line in said if line.startswith("reading")] == ["reading 3 text files"]
+
+
+def test_text_and_options_that_change_are_packed_beside_what_is_there(tmp_path: Path, own_cache: Path) -> None:
+    texts = write_texts(tmp_path / "texts")
+    first = as_tokens([texts], SMALL)
+    assert as_tokens([tmp_path / "." / "texts"], SMALL) == first
+    other = as_tokens([texts], PackConfig(vocabulary=290))
+    (texts / "three_train.txt").write_text(sentences(20, 4))
+    third = as_tokens([texts], SMALL)
+    assert len({first, other, third}) == 3
+    assert decoded(TokenIndex(first), "train") == [sentences(120, 1), sentences(120, 2)]
+    assert len(decoded(TokenIndex(third), "train")) == 3
+
+
+def test_text_that_is_none_leaves_nothing_in_the_cache(tmp_path: Path, own_cache: Path) -> None:
+    (tmp_path / "bad.txt").write_bytes(b"fine so far\0")
+    with pytest.raises(UserError, match=r"bad\.txt is no text: it holds a zero byte at 11"):
+        as_tokens([tmp_path / "bad.txt"], SMALL)
+    assert not [path for path in (own_cache / "tokens").iterdir() if path.suffix != ".lock"]
+
+
+def test_a_cache_that_can_not_be_written_is_said(texts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AVPRETRAIN_CACHE", str(texts / "val.txt"))
+    with pytest.raises(UserError, match="set AVPRETRAIN_CACHE to a folder with room, or pack the text with"):
+        as_tokens([texts], SMALL)

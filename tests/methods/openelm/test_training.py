@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from avpretrain import api
@@ -38,6 +39,18 @@ def straight(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
+def tokens_of(run: Path) -> Path:
+    """The packed tokens that a run was trained on."""
+    return Path(yaml.safe_load((run / "config.yaml").read_text())["data"]["shards"][0])
+
+
+def test_text_is_packed_once_into_the_cache(straight: Path, texts: Path, cache: Path) -> None:
+    assert tokens_of(straight).parent == cache / "tokens"
+    made = (tokens_of(straight) / "tokens.json").stat().st_mtime_ns
+    assert api.train(text_config(texts, straight)).finished, "the run that is done, named by its text again"
+    assert (tokens_of(straight) / "tokens.json").stat().st_mtime_ns == made
+
+
 def test_it_learns_and_says_what_it_knows_of_other_text(straight: Path) -> None:
     lines, held_out = read_metrics(straight), read_held_out(straight)
     assert lines[-1]["nll"] < 0.8 * lines[0]["nll"]
@@ -50,7 +63,7 @@ def test_it_learns_and_says_what_it_knows_of_other_text(straight: Path) -> None:
 
 def test_held_out_numbers_are_those_of_the_definition(straight: Path) -> None:
     model, tokenizer = load_language_model(straight)
-    stream = TokenStream([straight.with_name("run.tokens")], "val")
+    stream = TokenStream([tokens_of(straight)], "val")
     tokens = torch.from_numpy(stream.read(0, len(stream)))
     total = 0.0
     with torch.no_grad():
@@ -121,7 +134,7 @@ def test_text_comes_out_as_it_is_made(straight: Path, capsys: pytest.CaptureFixt
 def test_perplexity_of_shards_and_of_their_text_agree(
     straight: Path, texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shards = straight.with_name("run.tokens")
+    shards = tokens_of(straight)
     main(["perplexity", str(straight), str(shards), "--out", str(tmp_path / "r.json"), "--debug"])
     main(["perplexity", str(straight), str(texts / "val.txt"), "--json", "--debug"])
     first, second = json.loads((tmp_path / "r.json").read_text()), capsys.readouterr().out
@@ -169,6 +182,7 @@ def test_weights_of_another_alpha_are_no_start(straight: Path, texts: Path, tmp_
     )
     with pytest.raises(UsageError, match=r"is another model: heads is \(2, 4\) there and \(4, 4\) here"):
         api.train(dataclasses.replace(cfg, init=str(straight)))
+    assert not (tmp_path / "run").exists(), "else the right command would find another run there"
 
 
 def test_a_start_from_weights_is_a_start_from_them(straight: Path, texts: Path, tmp_path: Path) -> None:
@@ -181,6 +195,16 @@ def test_a_vocabulary_that_is_too_small_is_said(texts: Path, tmp_path: Path) -> 
     with pytest.raises(UsageError, match=r"the tokenizer has 300 tokens, but model\.vocabulary is 299"):
         api.train(text_config(texts, tmp_path / "run", model={"vocabulary": 299}))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_tokenizer_that_does_not_fit_is_said_before_text_is_packed(
+    texts: Path, straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AVPRETRAIN_CACHE", str(tmp_path / "cache"))
+    cfg = text_config(texts, tmp_path / "run", model={"vocabulary": 299}, data={"tokenizer": str(straight)})
+    with pytest.raises(UsageError, match=r"the tokenizer has 300 tokens, but model\.vocabulary is 299"):
+        api.train(cfg)
+    assert not list(tmp_path.iterdir())
 
 
 def test_no_data_is_said(texts: Path, tmp_path: Path) -> None:
