@@ -62,8 +62,10 @@ def main(
         if onnx is not None:
             raise UsageError("--onnx writes an audio or video encoder; this is a language model")
         from avpretrain.methods.openelm.conversions.huggingface import to_huggingface
+        from avpretrain.methods.openelm.model import LanguageModel
 
         language_model, tokenizer = load_language_model(ckpt)
+        assert isinstance(language_model, LanguageModel)
         with atomic_path(out) as folder:
             folder.mkdir()
             to_huggingface(language_model, folder, tokenizer.separator, tokenizer.end)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -23,6 +24,7 @@ from avpretrain.core.errors import UserError
 from avpretrain.core.files import mistaken_for, read_head, read_json
 from avpretrain.methods.openelm.config import LanguageModelShape
 from avpretrain.nn.causal_block import CausalBlock
+from avpretrain.nn.external_kv import ExternalKV, RecordedKV
 from avpretrain.nn.kv_cache import KVCache
 from avpretrain.nn.rms_norm import RMSNorm
 from avpretrain.nn.rotary import rotary_tables
@@ -32,7 +34,25 @@ METHOD = "openelm"
 """Name under which its weights are registered."""
 
 
-class LanguageModel(nn.Module):
+class TextModel(nn.Module):
+    """What generating and measuring need of a model: `forward(tokens)` returns `nll` among others."""
+
+    cfg: LanguageModelShape
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def logits(self, tokens_BL: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Logits of the token after each, [B, L, V]; with an empty cache at least of that after the last."""
+        raise NotImplementedError
+
+    def cache(self, capacity: int, batch_size: int = 1) -> KVCache:
+        """An empty cache for so many tokens, where the weights are."""
+        raise NotImplementedError
+
+
+class LanguageModel(TextModel):
     """Tokens to logits of the next token; input and output embeddings are one matrix.
 
     Args:
@@ -81,18 +101,38 @@ class LanguageModel(nn.Module):
         Args:
             cache: holds the tokens before these, and takes these up.
         """
+        return self.head(self.hidden(tokens_BL, cache))
+
+    def head(self, x_BLD: Float[Tensor, "b l d"]) -> Float[Tensor, "b l v"]:
+        """Logits from what `hidden` gives."""
+        return F.linear(x_BLD, self.embed.weight)
+
+    def hidden(
+        self,
+        tokens_BL: Int[Tensor, "b l"],
+        cache: KVCache | None = None,
+        external: Sequence[ExternalKV] | None = None,
+        record: list[RecordedKV] | None = None,
+    ) -> Float[Tensor, "b l d"]:
+        """Tokens after the last block and its norm.
+
+        Args:
+            cache: holds the tokens before these, and takes these up.
+            external: for each block, keys and values that replace the tokens' own.
+            record: takes up the keys and values of each block.
+        """
         start, count = 0 if cache is None else cache.length, tokens_BL.shape[1]
         positions_L = torch.arange(start, start + count, device=tokens_BL.device)
         tables = rotary_tables(positions_L, self.cfg.head_width, self.cfg.rope_base)
-        allowed = self._allowed(tokens_BL, start)
+        allowed = self.allowed(tokens_BL, start)
         x_BLD = self.embed(tokens_BL)
         for i, block in enumerate(self.blocks):
-            x_BLD = block(x_BLD, tables, allowed, cache, i)
+            x_BLD = block(x_BLD, tables, allowed, cache, i, external[i] if external else None, record)
         if cache is not None:
             cache.advance(count)
-        return F.linear(self.norm(x_BLD), self.embed.weight)
+        return self.norm(x_BLD)
 
-    def _allowed(self, tokens_BL: Tensor, start: int) -> Tensor | None:
+    def allowed(self, tokens_BL: Tensor, start: int) -> Tensor | None:
         """Which token sees which, where plain causality does not say it."""
         count, device = tokens_BL.shape[1], tokens_BL.device
         if start and count > 1:
@@ -116,21 +156,28 @@ class LanguageModel(nn.Module):
         Raises:
             UserError: a file is missing or damaged, the weights do not fit their config, or one is not finite.
         """
-        weights, cfg = folder / "model.safetensors", read_shape(folder / "config.json")
-        if weights.is_file() and (mistaken := mistaken_for(read_head(weights))):
-            raise UserError(f"{weights} {mistaken}")
+        cfg = read_shape(folder / "config.json")
         with torch.device("meta"):
             model = cls(cfg)
-        compare(
-            {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}, read_header(weights), weights
-        )
-        try:
-            state = load_file(weights)
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{weights} is damaged: {str(error)[:200]}") from None
-        check_finite(state, weights)
-        model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
+        fill(model, folder / "model.safetensors")
         return model.eval()
+
+
+def fill(model: nn.Module, weights: Path) -> None:
+    """Gives a model that is on the meta device its weights, on the CPU in float32.
+
+    Raises:
+        UserError: the file is missing or damaged, it does not fit the model, or a weight is not finite.
+    """
+    if weights.is_file() and (mistaken := mistaken_for(read_head(weights))):
+        raise UserError(f"{weights} {mistaken}")
+    compare({name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}, read_header(weights), weights)
+    try:
+        state = load_file(weights)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{weights} is damaged: {str(error)[:200]}") from None
+    check_finite(state, weights)
+    model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
 
 
 def read_shape(path: Path) -> LanguageModelShape:
