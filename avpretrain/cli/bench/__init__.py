@@ -13,6 +13,7 @@ SUBJECTS = {
     "loader": ("avpretrain.cli.bench.loader", "how fast clips are decoded and delivered, and what memory that takes"),
     "features": ("avpretrain.cli.bench.features", "how fast waveforms become log-mel spectrograms"),
     "manifest": ("avpretrain.cli.bench.manifest", "how fast a huge data set opens, and what memory that takes"),
+    "ttft": ("avpretrain.cli.bench.ttft", "how soon a language model gives the first token after a prompt"),
     "compress": ("avpretrain.cli.bench.compress", "what compression without data costs in accuracy, on spoken digits"),
 }
 """What can be measured: the module whose `run` does it, imported when it is asked for, and one line of help."""
