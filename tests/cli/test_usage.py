@@ -59,6 +59,7 @@ COMMANDS = {
     "bench loader": "@config --data.shards @data --out @out_file",
     "bench features": "--out @out_file",
     "bench manifest": "--out @out_file",
+    "bench ttft": "@language_model --lengths 8 --repeats 1 --out @out_file",
     "bench compress": "@media --out @out_file",
 }
 """A complete command of each verb; @ marks a place, named for what belongs there."""
