@@ -60,7 +60,7 @@ class GroupedAttention(nn.Module):
                 k_BGCH = torch.cat([before_BGCH, k_BGCH], dim=2)
                 v_BGCH = torch.cat([external.values, v_BGCH], dim=2)
         else:
-            q_BNLH = rearrange(F.linear(x_BLD, self._rows()[0]), "b l (n h) -> b n l h", n=self.heads)
+            q_BNLH = rearrange(F.linear(x_BLD, self.query_weight), "b l (n h) -> b n l h", n=self.heads)
             k_BGCH, v_BGCH = self.turned(external, tables, record), external.values
         q_BNLH = rotate(self.q_norm(q_BNLH), tables)
         if cache is not None:
@@ -71,7 +71,11 @@ class GroupedAttention(nn.Module):
 
     def keys_values(self, x_BLD: Float[Tensor, "b l d"]) -> tuple[Tensor, Tensor]:
         """Keys before their norm, and values, of normalised tokens, [B, G, L, H] each; no queries, no attention."""
-        heads = rearrange(F.linear(x_BLD, self._rows()[1]), "b l (n h) -> b n l h", n=2 * self.kv_heads)
+        heads = rearrange(
+            F.linear(x_BLD, self.qkv.weight[self.heads * self.q_norm.width :]),
+            "b l (n h) -> b n l h",
+            n=2 * self.kv_heads,
+        )
         raw_BGLH, v_BGLH = heads.split(self.kv_heads, dim=1)
         return raw_BGLH, v_BGLH
 
@@ -88,10 +92,10 @@ class GroupedAttention(nn.Module):
             record.append(RecordedKV(external.keys, normed_BGCH, external.values))
         return rotate(normed_BGCH, external.tables or tables)
 
-    def _rows(self) -> tuple[Tensor, Tensor]:
-        """The weights of the queries, and those of keys and values."""
-        queries = self.heads * self.q_norm.width
-        return self.qkv.weight[:queries], self.qkv.weight[queries:]
+    @property
+    def query_weight(self) -> Tensor:
+        """Rows of `qkv` that give the queries."""
+        return self.qkv.weight[: self.heads * self.q_norm.width]
 
 
 class CausalBlock(nn.Module):
