@@ -3,14 +3,14 @@
     python docs/studies/kv_prediction.py OUT [--size tiny] [--tasks recall python] [--result FILE.json]
 
 Two kinds of text. recall: letters are bound to letters, then asked for, so that the prompt is necessary; python:
-sources of the running Python's library, whole packages held out. For each task and seed a base is trained, then for as many
-steps each: auxiliary models alone (pruned copies, a smaller model), the base over the cache that each predicts, the
-first half of the base (early exit). Random, static and progressive pruning of the prompt need no training; each is
-measured at the FLOPs of each predicted cache, where it can be so cheap. Also lambda_C in {0, 1 / base layers, 1}, and a
-control trained on shuffled positions.
+sources of the running Python's library, whole packages held out. For each task and seed a base is trained, and then,
+all for the same number of steps: auxiliary models alone (pruned copies, a smaller model), the base over the cache that
+each predicts, the first half of the base (early exit). Random, static and progressive pruning of the prompt need no
+training; each is measured at the FLOPs of each predicted cache, where it can be so cheap. Also lambda_C in
+{0, 1 / base layers, 1}, and a control trained on shuffled positions.
 
-Every (task, seed, arm) leaves a file and is not done again; nothing is chosen by the test split. size tiny: ten to thirty
-minutes a task and seed on one core of a CPU; size small (12 layers of 384): for a GPU.
+Every (task, seed, arm) leaves a file and is not done again; nothing is chosen by the test split. Size tiny: ten to
+thirty minutes a task and seed on one core of a CPU; size small (12 layers of 384): for a GPU.
 """
 
 from __future__ import annotations

@@ -120,6 +120,8 @@ def test_with_an_identity_all_paths_are_the_base() -> None:
         step = model.logits(tokens[:, i : i + 1], cache)
         torch.testing.assert_close(step[:, 0], wanted[:, i], atol=1e-5, rtol=0)
     assert list(generate(model, tokens[0].tolist(), 5, 0)) == list(generate(base, tokens[0].tolist(), 5, 0))
+    alone = model.logits(tokens[:, :1], model.cache(1, 3))  # a prompt of one token: there is nothing to predict
+    torch.testing.assert_close(alone[:, 0], wanted[:, 0], atol=1e-5, rtol=0)
     losses = model.train()(tokens)
     assert losses["cache_l1"] < 1e-5 and losses["nll"] == pytest.approx(float(losses["auxiliary_nll"]), abs=1e-5)
 
