@@ -91,7 +91,7 @@ SIZES = {
         batch=16,
         bindings=4,
         letters=8,
-        windows=512,
+        windows=1024,
         sources=3_000_000,
     ),
     "small": Size(
@@ -132,8 +132,10 @@ class Record:
     """The machine's load average then, a core."""
     accuracy: dict[str, float]
     """Of the first token after the prompt, by split."""
+    first_nll: dict[str, float]
+    """Nats of the first token after the prompt, by split: what the prompt's reading alone decides."""
     nll: dict[str, float]
-    """Nats a token of all that follows the prompt, by split."""
+    """Nats a token of all that follows the prompt, by split; the arm's own model, or the base, reads what follows."""
     whole_nll: dict[str, float]
     """Nats a token of whole windows, without a cache, by split; empty for pruned prompts, which have no such path."""
 
@@ -339,7 +341,8 @@ class Study:
             task=self.task, seed=self.seed, arm=arm, prompt=self.prompt, flops=flops, share=flops / self.base_flops,
             milliseconds=1e3 * seconds, load=os.getloadavg()[0] / (os.cpu_count() or 1),
             accuracy={split: score[0] for split, score in scores.items()},
-            nll={split: score[1] for split, score in scores.items()},
+            first_nll={split: score[1] for split, score in scores.items()},
+            nll={split: score[2] for split, score in scores.items()},
             whole_nll={} if read is not None else {
                 split: measure(model, TokenStream([self.tokens], split), self.size.windows).nll for split in SPLITS
             },
@@ -350,12 +353,13 @@ class Study:
         print(f"{self.task} s{self.seed} {arm}: share {record.share:.3f}, {scored}", flush=True)
         return record
 
-    def _score(self, read: Read, split: str) -> tuple[float, float]:
+    def _score(self, read: Read, split: str) -> tuple[float, float, float]:
+        """Accuracy and nats of the first token after the prompt, and nats a token of all after it."""
         tokens, found = self._tokens(split), []
         for part in tokens.split(128):
             found.append(continued(read, part, self.prompt))
         correct, nll = torch.cat([f.correct for f in found]), torch.cat([f.nll for f in found])
-        return float(correct.mean()), float(nll.mean())
+        return float(correct.mean()), float(nll[:, 0].mean()), float(nll.mean())
 
     def _tokens(self, split: str) -> torch.Tensor:
         """Windows of a split, int64 [windows, context]."""
@@ -414,7 +418,7 @@ def summary(records: list[Record]) -> dict[str, Any]:
             "milliseconds": statistics.median(r.milliseconds for r in mine),
             **{
                 f"{key}_{split}": spread([getattr(r, key)[split] for r in mine])
-                for key in ("accuracy", "nll")
+                for key in ("accuracy", "first_nll", "nll")
                 for split in SPLITS
             },
         }
@@ -426,15 +430,13 @@ def summary(records: list[Record]) -> dict[str, Any]:
     pairs |= {f"kvp_lp50 less {kind}": ("kvp_lp50", f"{kind}_at_lp50") for kind in ("random", "static", "lazy")}
     pairs |= {"kvp_lp50 less early_exit": ("kvp_lp50", "early_exit")}
     differences = {
-        name: {key: spread(list(paired(records, *two, key))) for key in ("accuracy", "nll")}
+        name: {key: spread(list(paired(records, *two, key))) for key in ("accuracy", "first_nll", "nll")}
         for name, two in pairs.items()
         if two[0] in arms and two[1] in arms
     }
-    front = [
-        arm for arm, of in arms.items()
-        if not any(o["share"] <= of["share"] and o["nll_test"]["mean"] < of["nll_test"]["mean"] for o in arms.values())
-    ]  # fmt: skip
-    return {"arms": arms, "paired_test_differences": differences, "pareto_by_test_nll": front}
+    points = {arm: (of["share"], of["first_nll_test"]["mean"]) for arm, of in arms.items()}
+    front = [arm for arm, (cost, nll) in points.items() if not any(c <= cost and n < nll for c, n in points.values())]
+    return {"arms": arms, "paired_test_differences": differences, "pareto_by_first_test_nll": front}
 
 
 def paired(records: list[Record], a: str, b: str, key: str) -> Iterator[float]:
@@ -451,16 +453,21 @@ def spread(values: list[float]) -> dict[str, Any]:
 
 
 def show(task: str, found: dict[str, Any]) -> None:
-    print(f"\n{task}\n{'arm':<22} {'share':>6} {'ms':>7} {'accuracy':>9} {'nll':>8} {'whole nll':>10}")
+    print(f"\n{task}\n{'arm':<22} {'share':>6} {'ms':>7} {'accuracy':>9} {'first nll':>9} {'nll':>8} {'whole nll':>10}")
     for arm, of in sorted(found["arms"].items(), key=lambda item: -item[1]["share"]):
         whole = f"{of['whole_nll_test']['mean']:>10.4f}" if "whole_nll_test" in of else ""
         print(
             f"{arm:<22} {of['share']:>6.3f} {of['milliseconds']:>7.2f} {of['accuracy_test']['mean']:>9.4f} "
-            f"{of['nll_test']['mean']:>8.4f} {whole}" + ("  *" if arm in found["pareto_by_test_nll"] else "")
+            f"{of['first_nll_test']['mean']:>9.4f} {of['nll_test']['mean']:>8.4f} {whole}"
+            + ("  *" if arm in found["pareto_by_first_test_nll"] else "")
         )
-    print("* not beaten in test NLL by any that is as cheap")
+    print("* not beaten in NLL of the first token (test) by any that is as cheap")
     for name, of in found["paired_test_differences"].items():
-        print(f"{name}: accuracy {of['accuracy']['mean']:+.4f}, nll {of['nll']['mean']:+.4f} {of['nll'].get('ci', '')}")
+        first = of["first_nll"]
+        print(
+            f"{name}: accuracy {of['accuracy']['mean']:+.4f}, nll of the first token {first['mean']:+.4f} "
+            f"{first.get('ci', '')}, of all {of['nll']['mean']:+.4f} {of['nll'].get('ci', '')}"
+        )
 
 
 if __name__ == "__main__":

@@ -193,12 +193,12 @@ def matched(model: LanguageModel, cost: float) -> dict[str, Read]:
 
 @dataclass(frozen=True, eq=False)
 class Continued:
-    """How well what follows prompts was predicted, a value a prompt."""
+    """How well what follows prompts was predicted."""
 
     correct: Tensor
     """Whether the first token after it was the likeliest one, float [B]."""
     nll: Tensor
-    """Nats a token, mean over all that follow, [B]."""
+    """Nats of each token that follows, [B, M]."""
 
 
 @torch.no_grad()
@@ -210,7 +210,7 @@ def continued(read: Read, tokens_BT: Tensor, prompt: int) -> Continued:
         logits_BMV = torch.cat([logits_BMV, state.go_on(rest_BM[:, :-1])], dim=1)
     logits_BMV = logits_BMV.float()
     nll_BM = -logits_BMV.log_softmax(-1).gather(-1, rest_BM[..., None])[..., 0]
-    return Continued((logits_BMV[:, 0].argmax(-1) == rest_BM[:, 0]).float(), nll_BM.mean(dim=1))
+    return Continued((logits_BMV[:, 0].argmax(-1) == rest_BM[:, 0]).float(), nll_BM)
 
 
 # --- parts ------------------------------------------------------------------------------------------------------------

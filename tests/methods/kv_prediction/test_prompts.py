@@ -35,7 +35,7 @@ def test_with_nothing_pruned_all_are_the_base(read: Read) -> None:
     with torch.no_grad():
         logits = MODEL.logits(TOKENS[:, :-1])
     targets = TOKENS[:, 8:, None]
-    nll = -logits[:, 7:].log_softmax(-1).gather(-1, targets)[..., 0].mean(dim=1)
+    nll = -logits[:, 7:].log_softmax(-1).gather(-1, targets)[..., 0]
     found = continued(read, TOKENS, 8)
     torch.testing.assert_close(found.nll, nll, atol=1e-5, rtol=1e-5)
     assert torch.equal(found.correct, (logits[:, 7].argmax(-1) == TOKENS[:, 8]).float())
@@ -112,10 +112,10 @@ def test_a_predicted_cache_goes_on_with_the_base() -> None:
     base = model_of(1)
     model = KVPredictor(model_of(2, pruned_shape(TINY, (0, 2))), base, (0, 0, 1, 1)).eval()
     found = continued(read_whole(model, 6), TOKENS, 8)
-    cache, total = model.cache(14, 3), torch.zeros(3)
+    cache, nll = model.cache(14, 3), list[torch.Tensor]()
     with torch.no_grad():
         logits = model.logits(TOKENS[:, :8], cache)[:, 0]
         for i in range(8, 14):
-            total -= logits.log_softmax(-1).gather(-1, TOKENS[:, i : i + 1])[:, 0]
+            nll.append(-logits.log_softmax(-1).gather(-1, TOKENS[:, i : i + 1]))
             logits = base.logits(TOKENS[:, i : i + 1], cache)[:, 0]
-    torch.testing.assert_close(found.nll, total / 6, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found.nll, torch.cat(nll, dim=1), atol=1e-5, rtol=1e-5)
