@@ -33,11 +33,11 @@ def measure(
     """Measure the time to the first token after a prompt, next to counted FLOPs and memory.
 
     Of a model with a predicted cache: the base alone, the auxiliary model alone, and the base over the predicted cache.
-    Reads a checkpoint, or a preset, whose weights are random then: time does not depend on them. Writes nothing but
+    Reads a checkpoint, or a config, whose weights are random then: time does not depend on them. Writes nothing but
     --out. Takes seconds for tiny models, minutes for 1.1B on a CPU. Lengths beyond the model's context are left out.
 
     Args:
-        model: A run folder, a checkpoint, a saved model, or a preset of method openelm or kv_prediction.
+        model: A run folder, a checkpoint, a saved model, or a preset or YAML file of method openelm or kv_prediction.
         lengths: Tokens of the prompts.
         batch_sizes: Prompts at a time.
         repeats: Of each point, after two that do not count; medians are shown.
@@ -63,14 +63,14 @@ def measure(
     if threads:
         torch.set_num_threads(threads)
     chosen = "cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu")
-    trained = Path(model).exists()
+    trained = Path(model).exists() and Path(model).suffix not in (".yaml", ".yml")
     if trained:
         built: Any = load_language_model(model)[0]
     else:
         torch.manual_seed(0)
         built = make_method(load_config(model)).model()
         if not isinstance(built, TextModel):
-            raise UsageError(f"{model} is a preset of no language model; name one of openelm or kv_prediction")
+            raise UsageError(f"{model} is a config of no language model; name one of openelm or kv_prediction")
     built = built.eval().to(chosen, getattr(torch, dtype))
     fitting = [length for length in lengths if length <= built.cfg.context]
     if not fitting:
