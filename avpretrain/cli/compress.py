@@ -93,8 +93,11 @@ def main(
     if method_of(ckpt) == "openelm":
         if onnx is not None or data:
             raise UsageError("a language model takes neither --onnx nor --data")
-        text = load_language_model(ckpt)
-        subject = _Subject(text[0], _text_call(text[0], seed), [], partial(_save_text, *text))
+        from avpretrain.methods.openelm.model import LanguageModel
+
+        text, tokenizer = load_language_model(ckpt)
+        assert isinstance(text, LanguageModel)
+        subject = _Subject(text, _text_call(text, seed), [], partial(_save_text, text, tokenizer))
     else:
         model = load_model(ckpt)
         real = _clips(model, data, seed) if data else []

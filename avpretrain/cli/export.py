@@ -71,8 +71,10 @@ def main(
         if onnx is not None or format == "onnx":
             raise UsageError("ONNX is for audio and video encoders; this is a language model")
         from avpretrain.evaluation.portable.export import export_language_model
+        from avpretrain.methods.openelm.model import LanguageModel
 
         language_model, tokenizer = load_language_model(ckpt)
+        assert isinstance(language_model, LanguageModel)
         with atomic_path(out) as folder:
             folder.mkdir()
             export_language_model(language_model, folder, tokenizer.separator, tokenizer.end)

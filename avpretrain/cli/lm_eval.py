@@ -50,7 +50,7 @@ def main(
     require_file(out)
     if batch_size < 1 or (limit is not None and limit < 1) or (fewshot is not None and fewshot < 0):
         raise UsageError("--batch-size and --limit must be at least 1, --fewshot at least 0")
-    from avpretrain.methods.openelm.model import read_shape
+    from avpretrain.methods.openelm.model import LanguageModel, read_shape
     from avpretrain.training.folders import find_weights
 
     read_shape(find_weights(ckpt) / "config.json")
@@ -64,6 +64,7 @@ def main(
     from avpretrain.methods.load import load_language_model
 
     model, tokenizer = load_language_model(ckpt)
+    assert isinstance(model, LanguageModel)
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
     scores = run_tasks(HarnessModel(model, tokenizer, batch_size), tasks, include, fewshot, limit, seed)
     answer = {

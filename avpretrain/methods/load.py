@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from avpretrain.config.train import EngineConfig
     from avpretrain.data.text.tokenizer import Tokenizer
     from avpretrain.methods.diffmavil.model import DiffMAViL
-    from avpretrain.methods.openelm.model import LanguageModel
+    from avpretrain.methods.openelm.model import TextModel
     from avpretrain.methods.speaker.model import SpeakerModel
     from avpretrain.training.method import Method
 
@@ -28,6 +28,7 @@ CONFIGS = {
     "self_training": "avpretrain.methods.diffmavil.config.TrainConfig",
     "openelm": "avpretrain.methods.openelm.config.OpenELMConfig",
     "speaker": "avpretrain.methods.speaker.config.SpeakerConfig",
+    "kv_prediction": "avpretrain.methods.kv_prediction.config.KVPredictionConfig",
 }
 """Schema of a registered method's config; reading one imports no torch."""
 METHODS = {
@@ -35,12 +36,18 @@ METHODS = {
     "self_training": "avpretrain.methods.diffmavil.self_training.SelfTraining",
     "openelm": "avpretrain.methods.openelm.method.OpenELM",
     "speaker": "avpretrain.methods.speaker.method.Speaker",
+    "kv_prediction": "avpretrain.methods.kv_prediction.method.KVPrediction",
 }
 MODELS = {
     "diffmavil": "avpretrain.methods.diffmavil.model.DiffMAViL",
     "self_training": "avpretrain.methods.diffmavil.model.DiffMAViL",
 }
 """Class of the model that a registered method saves; a checkpoint names no other."""
+LANGUAGE_MODELS = {
+    "openelm": "avpretrain.methods.openelm.model.LanguageModel",
+    "kv_prediction": "avpretrain.methods.kv_prediction.model.KVPredictor",
+}
+"""The same of methods whose models generate text."""
 
 
 def load_model(path: str | Path) -> DiffMAViL:
@@ -75,25 +82,19 @@ def method_of(path: str | Path) -> str:
     return str(values.get("method", "diffmavil")) if isinstance(values, dict) else "diffmavil"
 
 
-def load_language_model(path: str | Path) -> tuple[LanguageModel, Tokenizer]:
+def load_language_model(path: str | Path) -> tuple[TextModel, Tokenizer]:
     """The language model of a run folder, a checkpoint or a saved model, on the CPU, and its tokenizer.
 
     Raises:
         UserError: there are no weights, they are of another kind of model, or the tokenizer is missing or does not fit.
     """
-    from avpretrain.data.text.tokenizer import TOKENIZER_NAME, load_tokenizer
-    from avpretrain.methods.openelm.model import LanguageModel
+    from avpretrain.data.text.tokenizer import find_tokenizer, load_tokenizer
     from avpretrain.training.folders import find_weights
 
-    folder = find_weights(path)
-    model = LanguageModel.from_pretrained(folder)
-    places = (folder, folder.parent, folder.parent.parent)  # a checkpoint's is its run's
-    place = next((place for place in places if (place / TOKENIZER_NAME).is_file()), None)
-    if place is None:
-        raise UserError(
-            f"no {TOKENIZER_NAME} in {folder} or its run's folder; put the one that the model was trained with there"
-        )
-    tokenizer = load_tokenizer(place)
+    folder, method = find_weights(path), method_of(path)
+    kind = LANGUAGE_MODELS.get(method, LANGUAGE_MODELS["openelm"])  # which says what is wrong with another
+    model: TextModel = _find(kind).from_pretrained(folder)
+    tokenizer = load_tokenizer(find_tokenizer(folder))
     tokenizer.check_fits(model.cfg.vocabulary, f"the vocabulary of {folder}")
     return model, tokenizer
 

@@ -5,11 +5,14 @@ B samples, L tokens, D width, N query heads, G key and value heads, H head width
 
 from __future__ import annotations
 
+import torch
+import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from avpretrain.nn.attend import attend
+from avpretrain.nn.external_kv import ExternalKV, RecordedKV
 from avpretrain.nn.gated_mlp import GatedMlp
 from avpretrain.nn.kv_cache import KVCache
 from avpretrain.nn.rms_norm import RMSNorm
@@ -41,16 +44,58 @@ class GroupedAttention(nn.Module):
         allowed: Bool[Tensor, "#b 1 l c"] | None = None,
         cache: KVCache | None = None,
         block: int = 0,
+        external: ExternalKV | None = None,
+        record: list[RecordedKV] | None = None,
     ) -> Float[Tensor, "b l d"]:
         """See `CausalBlock.forward`."""
-        heads = rearrange(self.qkv(x_BLD), "b l (n h) -> b n l h", n=self.heads + 2 * self.kv_heads)
-        q_BNLH, k_BGLH, v_BGLH = heads.split([self.heads, self.kv_heads, self.kv_heads], dim=1)
-        q_BNLH, k_BGLH = rotate(self.q_norm(q_BNLH), tables), rotate(self.k_norm(k_BGLH), tables)
+        if external is None or external.append:
+            heads = rearrange(self.qkv(x_BLD), "b l (n h) -> b n l h", n=self.heads + 2 * self.kv_heads)
+            q_BNLH, raw_BGLH, v_BGCH = heads.split([self.heads, self.kv_heads, self.kv_heads], dim=1)
+            normed_BGLH = self.k_norm(raw_BGLH)
+            k_BGCH = rotate(normed_BGLH, tables)
+            if record is not None:
+                record.append(RecordedKV(raw_BGLH, normed_BGLH, v_BGCH))
+            if external is not None:
+                before_BGCH = self.turned(external, tables)
+                k_BGCH = torch.cat([before_BGCH, k_BGCH], dim=2)
+                v_BGCH = torch.cat([external.values, v_BGCH], dim=2)
+        else:
+            q_BNLH = rearrange(F.linear(x_BLD, self.query_weight), "b l (n h) -> b n l h", n=self.heads)
+            k_BGCH, v_BGCH = self.turned(external, tables, record), external.values
+        q_BNLH = rotate(self.q_norm(q_BNLH), tables)
         if cache is not None:
-            k_BGLH, v_BGLH = cache.extend(block, k_BGLH, v_BGLH)
+            k_BGCH, v_BGCH = cache.extend(block, k_BGCH, v_BGCH)
         causal = allowed is None and q_BNLH.shape[2] > 1  # a single new token sees all before it
-        y_BNLH = attend(q_BNLH, k_BGLH, v_BGLH, allowed, causal)
+        y_BNLH = attend(q_BNLH, k_BGCH, v_BGCH, allowed, causal)
         return self.proj(rearrange(y_BNLH, "b n l h -> b l (n h)"))
+
+    def keys_values(self, x_BLD: Float[Tensor, "b l d"]) -> tuple[Tensor, Tensor]:
+        """Keys before their norm, and values, of normalised tokens, [B, G, L, H] each; no queries, no attention."""
+        heads = rearrange(
+            F.linear(x_BLD, self.qkv.weight[self.heads * self.q_norm.width :]),
+            "b l (n h) -> b n l h",
+            n=2 * self.kv_heads,
+        )
+        raw_BGLH, v_BGLH = heads.split(self.kv_heads, dim=1)
+        return raw_BGLH, v_BGLH
+
+    def turned(self, external: ExternalKV, tables: Tables, record: list[RecordedKV] | None = None) -> Tensor:
+        """External keys, [B, G, C, H], with what they lack of this block's norm and of their positions' turn.
+
+        Args:
+            tables: of their positions, where they bring none themselves.
+        """
+        if external.stage == "rotated":
+            return external.keys
+        normed_BGCH = self.k_norm(external.keys) if external.stage == "raw" else external.keys
+        if record is not None:
+            record.append(RecordedKV(external.keys, normed_BGCH, external.values))
+        return rotate(normed_BGCH, external.tables or tables)
+
+    @property
+    def query_weight(self) -> Tensor:
+        """Rows of `qkv` that give the queries."""
+        return self.qkv.weight[: self.heads * self.q_norm.width]
 
 
 class CausalBlock(nn.Module):
@@ -70,6 +115,8 @@ class CausalBlock(nn.Module):
         allowed: Bool[Tensor, "#b 1 l c"] | None = None,
         cache: KVCache | None = None,
         block: int = 0,
+        external: ExternalKV | None = None,
+        record: list[RecordedKV] | None = None,
     ) -> Float[Tensor, "b l d"]:
         """Tokens, shape unchanged.
 
@@ -79,6 +126,9 @@ class CausalBlock(nn.Module):
                 L > 1 only with an empty cache.
             cache: takes the tokens' keys and values, and gives those before them.
             block: which of the cache's blocks this is.
+            external: keys and values that come from elsewhere, in place of the tokens' own or before them; with those
+                before them and several tokens, `allowed` must say who sees whom.
+            record: takes up the keys and values that were used, those of a replacing `external` included.
         """
-        x_BLD = x_BLD + self.attn(self.norm1(x_BLD), tables, allowed, cache, block)
+        x_BLD = x_BLD + self.attn(self.norm1(x_BLD), tables, allowed, cache, block, external, record)
         return x_BLD + self.mlp(self.norm2(x_BLD))

@@ -58,24 +58,39 @@ class CausalStack(nn.Module):
             cache: holds the tokens before these, and takes these up (see `KVCache`).
             real_BC: which tokens, those before included, are no padding; none = all.
         """
-        return F.linear(self.hidden(tokens_BL, cache, real_BC), self.embed.weight)
+        return self.head(self.hidden(tokens_BL, cache, real_BC))
+
+    def head(self, x_BLD: Float[Tensor, "b l d"]) -> Float[Tensor, "b l v"]:
+        """Logits from what `hidden` gives."""
+        return F.linear(x_BLD, self.embed.weight)
 
     def hidden(
-        self, tokens_BL: Int[Tensor, "b l"], cache: Any = None, real_BC: Bool[Tensor, "b c"] | None = None
+        self,
+        tokens_BL: Int[Tensor, "b l"],
+        cache: Any = None,
+        real_BC: Bool[Tensor, "b c"] | None = None,
+        external: Any = None,
+        record: Any = None,
     ) -> Float[Tensor, "b l d"]:
-        """What the logits are a linear map of, the embeddings; arguments as of `logits`."""
+        """Tokens after the last block and its norm.
+
+        Args:
+            cache: as of `logits`, as is `real_BC`.
+            external: for each block, keys and values that replace the tokens' own (see `ExternalKV`).
+            record: list that takes up the keys and values of each block (`RecordedKV`).
+        """
         start, count = 0 if cache is None else cache.length, tokens_BL.shape[1]
         positions_L = torch.arange(start, start + count, device=tokens_BL.device)
         tables = rotary_tables(positions_L, self.head_width, self.rope_base)
-        allowed = self._allowed(tokens_BL, start, real_BC)
+        allowed = self.allowed(tokens_BL, start, real_BC)
         x_BLD = self.embed(tokens_BL)
         for i, block in enumerate(self.blocks):
-            x_BLD = block(x_BLD, tables, allowed, cache, i)
+            x_BLD = block(x_BLD, tables, allowed, cache, i, external[i] if external else None, record)
         if cache is not None:
             cache.advance(count)
         return self.norm(x_BLD)
 
-    def _allowed(self, tokens_BL: Tensor, start: int, real_BC: Tensor | None) -> Tensor | None:
+    def allowed(self, tokens_BL: Tensor, start: int, real_BC: Tensor | None = None) -> Tensor | None:
         """Which token sees which, where plain causality does not say it."""
         count, device = tokens_BL.shape[1], tokens_BL.device
         if real_BC is not None or (start and count > 1):

@@ -21,9 +21,13 @@ def rotary_tables(
 
 
 def rotate(
-    x_BNLH: Float[Tensor, "b n l h"], tables: tuple[Float[Tensor, "l h"], Float[Tensor, "l h"]]
+    x_BNLH: Float[Tensor, "b n l h"], tables: tuple[Float[Tensor, "... l h"], Float[Tensor, "... l h"]]
 ) -> Float[Tensor, "b n l h"]:
-    """Queries or keys turned by their positions, in float32; component i is paired with component i + H / 2."""
+    """Queries or keys turned by their positions, in float32; component i is paired with component i + H / 2.
+
+    Args:
+        tables: [L, H] each, or [B, 1, L, H] where samples have positions of their own.
+    """
     cos_LH, sin_LH = tables
     first, second = x_BNLH.float().chunk(2, dim=-1)
     turned = torch.cat([-second, first], dim=-1)

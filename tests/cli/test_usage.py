@@ -65,6 +65,7 @@ COMMANDS = {
     "bench features": "--out @out_file",
     "bench manifest": "--out @out_file",
     "bench startup": "--out @out_file",
+    "bench ttft": "@language_model --lengths 8 --repeats 1 --out @out_file",
     "bench compress": "@media --out @out_file",
     "bench speaker": "--out @out_file",
 }

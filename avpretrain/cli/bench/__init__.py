@@ -15,6 +15,7 @@ SUBJECTS = {
     "manifest": ("avpretrain.cli.bench.manifest", "how fast a huge data set opens, and what memory that takes"),
     "speaker": ("avpretrain.cli.bench.speaker", "what a frame costs an active speaker detector on a stream"),
     "startup": ("avpretrain.cli.bench.startup", "how long help and usage errors take to appear"),
+    "ttft": ("avpretrain.cli.bench.ttft", "how soon a language model gives the first token after a prompt"),
     "compress": ("avpretrain.cli.bench.compress", "what compression without data costs in accuracy, on spoken digits"),
 }
 """What can be measured: the module whose `run` does it, imported when it is asked for, and one line of help."""

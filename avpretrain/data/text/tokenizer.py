@@ -189,6 +189,21 @@ def _from_sentencepiece(path: Path) -> Backend:
         raise UserError(f"{path} {error}; name another .model, or a {TOKENIZER_NAME}") from None
 
 
+def find_tokenizer(folder: Path) -> Path:
+    """The folder with the tokenizer of the weights in `folder`: itself, or that of the run whose checkpoint it is.
+
+    Raises:
+        UserError: there is none.
+    """
+    places = (folder, folder.parent, folder.parent.parent)  # a checkpoint's is its run's
+    place = next((place for place in places if (place / TOKENIZER_NAME).is_file()), None)
+    if place is None:
+        raise UserError(
+            f"no {TOKENIZER_NAME} in {folder} or its run's folder; put the one that the model was trained with there"
+        )
+    return place
+
+
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Tokenizer:
     """A BPE over bytes (Sennrich et al. 2016; no text is unknown to it), the same for the same texts.
 

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from avpretrain.core.errors import UsageError
-from avpretrain.methods.openelm.model import LanguageModel
+from avpretrain.methods.openelm.model import TextModel
 
 
 @torch.no_grad()
 def generate(
-    model: LanguageModel,
+    model: TextModel,
     prompt: Sequence[int],
     count: int,
     temperature: float = 1.0,
@@ -31,7 +31,7 @@ def generate(
     Raises:
         UsageError: the prompt is empty or does not fit into the context.
     """
-    context, device = model.cfg.context, model.embed.weight.device
+    context, device = model.cfg.context, model.device
     if not prompt or len(prompt) >= context:
         raise UsageError(
             f"the prompt has {len(prompt)} tokens; the model takes 1 to {context - 1} and goes on to {context}"

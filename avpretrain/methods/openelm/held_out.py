@@ -11,7 +11,7 @@ import torch
 
 from avpretrain.core.errors import UserError
 from avpretrain.data.text.tokens import TokenStream
-from avpretrain.methods.openelm.model import LanguageModel, perplexity
+from avpretrain.methods.openelm.model import TextModel, perplexity
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,7 +49,7 @@ class HeldOut:
 
 @torch.no_grad()
 def measure(
-    model: LanguageModel, stream: TokenStream, windows: int = 0, batch_size: int = 16, context: int | None = None
+    model: TextModel, stream: TokenStream, windows: int = 0, batch_size: int = 16, context: int | None = None
 ) -> HeldOut:
     """Predicts each token once, from those before it in its window; windows do not overlap.
 
@@ -61,7 +61,7 @@ def measure(
     Raises:
         UserError: the stream is shorter than two tokens, or holds tokens that the model does not know.
     """
-    context, device = context or model.cfg.context, model.embed.weight.device
+    context, device = context or model.cfg.context, model.device
     if len(stream) < 2:
         raise UserError(f"split '{stream.split}' holds {len(stream)} tokens, too few to predict one")
     starts = list(range(0, len(stream) - 1, context))

@@ -30,7 +30,25 @@ METHOD = "openelm"
 """Name under which its weights are registered."""
 
 
-class LanguageModel(CausalStack):
+class TextModel(nn.Module):
+    """What generating and measuring need of a model: `forward(tokens)` returns `nll` among others."""
+
+    cfg: LanguageModelShape
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def logits(self, tokens_BL: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Logits of the token after each, [B, L, V]; with an empty cache at least of that after the last."""
+        raise NotImplementedError
+
+    def cache(self, capacity: int, batch_size: int = 1) -> KVCache:
+        """An empty cache for so many tokens, where the weights are."""
+        raise NotImplementedError
+
+
+class LanguageModel(CausalStack, TextModel):
     """Tokens to logits of the next token; input and output embeddings are one matrix.
 
     Args:
@@ -83,21 +101,28 @@ class LanguageModel(CausalStack):
         Raises:
             UserError: a file is missing or damaged, the weights do not fit their config, or one is not finite.
         """
-        weights, cfg = folder / "model.safetensors", read_shape(folder / "config.json")
-        if weights.is_file() and (mistaken := mistaken_for(read_head(weights))):
-            raise UserError(f"{weights} {mistaken}")
+        cfg = read_shape(folder / "config.json")
         with torch.device("meta"):
             model = cls(cfg)
-        compare(
-            {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}, read_header(weights), weights
-        )
-        try:
-            state = load_file(weights)
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{weights} is damaged: {str(error)[:200]}") from None
-        check_finite(state, weights)
-        model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
+        fill(model, folder / "model.safetensors")
         return model.eval()
+
+
+def fill(model: nn.Module, weights: Path) -> None:
+    """Gives a model that is on the meta device its weights, on the CPU in float32.
+
+    Raises:
+        UserError: the file is missing or damaged, it does not fit the model, or a weight is not finite.
+    """
+    if weights.is_file() and (mistaken := mistaken_for(read_head(weights))):
+        raise UserError(f"{weights} {mistaken}")
+    compare({name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}, read_header(weights), weights)
+    try:
+        state = load_file(weights)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{weights} is damaged: {str(error)[:200]}") from None
+    check_finite(state, weights)
+    model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
 
 
 def read_shape(path: Path) -> LanguageModelShape:
