@@ -49,7 +49,7 @@ def colours(groups: Iterable[tuple[int, Group]]) -> Legend:
 
 def measured(comparison: Comparison, read: Callable[[Run], Any]) -> list[tuple[int, Group, list[Any]]]:
     """Index of each group that has any, the group, and what `read` finds of its runs; runs without are left out."""
-    every = [(i, g, [found for run in g.runs if (found := read(run))]) for i, g in enumerate(comparison.groups)]
+    every = [(i, g, [value for run in g.runs if (value := read(run))]) for i, g in enumerate(comparison.groups)]
     return [one for one in every if one[2]]
 
 
@@ -74,7 +74,7 @@ def _axes(comparison: Comparison) -> tuple[Axis, Axis, Axis]:
 
 def series(comparison: Comparison, x: Callable[[Line], float], key: str, previews: bool = False) -> list[Series]:
     """A line for each run that has the column, in its metrics or in its previews; coloured by its group."""
-    found = []
+    curves = []
     for i, group in enumerate(comparison.groups):
         for run in group.runs:
             lines = [
@@ -82,8 +82,8 @@ def series(comparison: Comparison, x: Callable[[Line], float], key: str, preview
             ]
             xs, ys = [x(line) for line in lines], [float(line[key]) for line in lines]
             if xs:
-                found.append(Series(run.name, xs, ys, i % COLOURS, dashed=i >= COLOURS))
-    return found
+                curves.append(Series(run.name, xs, ys, i % COLOURS, dashed=i >= COLOURS))
+    return curves
 
 
 def _chart(
