@@ -172,9 +172,9 @@ def probes(comparison: Comparison) -> Section | None:
     """Evaluations with their intervals, next to what needs no pretraining."""
     items = []
     for task in comparison.tasks():
-        found = [(i, g, p) for i, g in enumerate(comparison.groups) if (p := g.probe(task)) is not None]
-        rows = [_probe_bar(comparison, task, i, group, p) for i, group, p in found]
-        first = found[0][2]
+        by_group = [(i, g, p) for i, g in enumerate(comparison.groups) if (p := g.probe(task)) is not None]
+        rows = [_probe_bar(comparison, task, i, group, p) for i, group, p in by_group]
+        first = by_group[0][2]
         for name, value in first.baselines.items():
             shown_value = score(dataclasses.replace(first, value=value))
             rows.append(Bar(name, shown_value, [Segment(0.0, value, "plain")], muted=True))
