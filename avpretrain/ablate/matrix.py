@@ -194,7 +194,7 @@ def _variants(entries: Mapping[str, Any], path: Path) -> list[Variant]:
     """Each entry with what it inherits; of several it extends, later ones win."""
     if not entries:
         raise UsageError(f"{path.name} has no variants; name at least one, such as 'mavil: {{}}'")
-    found: dict[str, Variant] = {}
+    variants: dict[str, Variant] = {}
     for name, entry in entries.items():
         if not re.fullmatch(r"[A-Za-z0-9_.+-]+", str(name)):
             raise UsageError(f"{path.name}: variant '{name}' must be a plain name of letters, digits, '_' and '-'")
@@ -202,12 +202,12 @@ def _variants(entries: Mapping[str, Any], path: Path) -> list[Variant]:
         given = own.pop("extends", ())
         extends = (given,) if isinstance(given, str) else tuple(given)
         for parent in extends:
-            if parent not in found:
+            if parent not in variants:
                 raise UsageError(f"{path.name}: variant '{name}' extends '{parent}', which is not a variant above it")
-        changes, inherited = flat(own), [found[parent].differences for parent in extends]
+        changes, inherited = flat(own), [variants[parent].differences for parent in extends]
         differences = {key: value for part in (*inherited, changes) for key, value in part.items()}
-        found[name] = Variant(name, extends, changes, differences)
-    return list(found.values())
+        variants[name] = Variant(name, extends, changes, differences)
+    return list(variants.values())
 
 
 def changed(cfg: EngineConfig, changes: Mapping[str, Any], where: str) -> EngineConfig:

@@ -164,14 +164,14 @@ def _environment(slot: int, jobs: int) -> dict[str, str]:
     """What tells processes of one slot which GPU and how many threads are theirs."""
     import torch
 
-    found: dict[str, str] = {}
+    variables: dict[str, str] = {}
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     gpus = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
     if len(gpus) > 1:
-        found["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
+        variables["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
     if jobs > 1 and "OMP_NUM_THREADS" not in os.environ:
-        found["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
-    return found
+        variables["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
+    return variables
 
 
 def _last_line(log: Path) -> str:

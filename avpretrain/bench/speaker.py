@@ -76,10 +76,10 @@ class SpeakerBench:
 
     def past_ns(self) -> float | None:
         """Nanoseconds of the processor that one more frame of past costs, between the shortest past and the longest."""
-        found = [cost for cost in self.costs if cost.kind == "banded" and cost.past is not None]
-        if len(found) < 2:
+        banded = [cost for cost in self.costs if cost.kind == "banded" and cost.past is not None]
+        if len(banded) < 2:
             return None
-        low, high = min(found, key=lambda c: c.past or 0), max(found, key=lambda c: c.past or 0)
+        low, high = min(banded, key=lambda c: c.past or 0), max(banded, key=lambda c: c.past or 0)
         frames = (high.past or 0) - (low.past or 0)
         return 1e6 * (high.fusion_cpu_ms - low.fusion_cpu_ms) / frames if frames else None
 

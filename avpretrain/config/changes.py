@@ -22,10 +22,10 @@ def with_changes(cfg: C, changes: Mapping[str, Any]) -> C:
 
 def flat(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     """Nested mappings as dotted keys."""
-    found: dict[str, Any] = {}
+    dotted: dict[str, Any] = {}
     for key, value in values.items():
-        found |= flat(value, f"{path}{key}.") if isinstance(value, Mapping) else {f"{path}{key}": value}
-    return found
+        dotted |= flat(value, f"{path}{key}.") if isinstance(value, Mapping) else {f"{path}{key}": value}
+    return dotted
 
 
 def nested(values: Mapping[str, Any]) -> dict[str, Any]:

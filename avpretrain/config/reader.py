@@ -64,8 +64,8 @@ def from_dict(cls: type[T], values: Any, path: str = "") -> T:
 
 def _close(word: object, known: list[str]) -> str | None:
     """The known word that was meant; comparing takes time and memory by the length, so long ones mean none."""
-    found = difflib.get_close_matches(word, known, n=1) if isinstance(word, str) and len(word) <= LONGEST else []
-    return found[0] if found else None
+    matches = difflib.get_close_matches(word, known, n=1) if isinstance(word, str) and len(word) <= LONGEST else []
+    return matches[0] if matches else None
 
 
 def _convert(hint: Any, value: Any, path: str) -> Any:

@@ -73,7 +73,7 @@ _KERNEL_FILESYSTEMS = frozenset(
 @functools.cache
 def _kernel_devices() -> frozenset[int]:
     """Device numbers of Linux's file systems whose files look ordinary, but are endless or block."""
-    found = set()
+    devices = set()
     try:
         lines = Path("/proc/self/mountinfo").read_text(errors="replace").splitlines()
     except OSError:
@@ -82,8 +82,8 @@ def _kernel_devices() -> frozenset[int]:
         mount, _, source = line.partition(" - ")
         if source.split(" ")[0] in _KERNEL_FILESYSTEMS:
             major, minor = mount.split(" ")[2].split(":")
-            found.add(os.makedev(int(major), int(minor)))
-    return frozenset(found)
+            devices.add(os.makedev(int(major), int(minor)))
+    return frozenset(devices)
 
 
 def open_file(path: str | Path) -> io.BufferedReader:
@@ -241,8 +241,8 @@ def read_json(path: Path, what: str, limit: int = MAX_TEXT_BYTES) -> Any:
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"no {what} at {path}; name the file that holds one") from None
     except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are of it
-        if found := mistaken_for(read_head(path)):
-            raise UserError(f"{what} {path} {found}") from None
+        if mistake := mistaken_for(read_head(path)):
+            raise UserError(f"{what} {path} {mistake}") from None
         raise UserError(f"{what} {path} is not valid JSON: {error}; name another file, or write it anew") from None
     except OSError as error:
         if path.is_dir():

@@ -27,13 +27,13 @@ PACKAGES = (
 
 def versions() -> dict[str, str]:
     """Versions of Python, of this package and of those that can move a number; missing ones are left out."""
-    found = {"python": platform.python_version(), "avpretrain": avpretrain.__version__}
+    versions_by_name = {"python": platform.python_version(), "avpretrain": avpretrain.__version__}
     for name in PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            versions_by_name[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return versions_by_name
 
 
 def hardware() -> dict[str, Any]:

@@ -23,7 +23,7 @@ _ACTS = re.compile(
 
 def plain(text: object) -> str:
     """The text with what a terminal would act on written out, as Python would: ESC becomes \\x1b."""
-    return _ACTS.sub(lambda found: ascii(found.group())[1:-1], str(text))
+    return _ACTS.sub(lambda match: ascii(match.group())[1:-1], str(text))
 
 
 LONGEST = 200
@@ -46,7 +46,7 @@ def plain_line(text: object) -> str:
 
 def plain_json(text: str) -> str:
     """The same for a JSON document, which stays valid."""
-    return _ACTS.sub(lambda found: f"\\u{ord(found.group()):04x}", text)
+    return _ACTS.sub(lambda match: f"\\u{ord(match.group()):04x}", text)
 
 
 def say(text: object) -> None:

@@ -79,14 +79,14 @@ def _from_a_decoder(error: BaseException) -> bool:
     decoders = [Path(av.__file__).parent, Path(soundfile.__file__)]
     if "decord" in sys.modules:
         decoders.append(Path(str(sys.modules["decord"].__file__)).parent)
-    found = False
+    from_decoder = False
     for frame, _ in traceback.walk_tb(error.__traceback__):  # from the outermost call to the innermost
         path = Path(frame.f_code.co_filename)
         if path.is_relative_to(own):
-            found = False
+            from_decoder = False
         elif path.parts[:1] == ("av",) or any(path.is_relative_to(decoder) for decoder in decoders):
-            found = True  # PyAV's compiled modules name their files av/...
-    return found
+            from_decoder = True  # PyAV's compiled modules name their files av/...
+    return from_decoder
 
 
 def _reason(error: BaseException) -> str:
@@ -118,8 +118,8 @@ def open_media(source: Path | bytes) -> Iterator[Any]:
                 container = av.open(file, **_OPEN)
         except DecodeError as error:
             file.seek(0)
-            if found := mistaken_for(file.read(512)):
-                raise DecodeError(found) from error
+            if mistake := mistaken_for(file.read(512)):
+                raise DecodeError(mistake) from error
             raise
         with container:
             yield container

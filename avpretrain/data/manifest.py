@@ -225,21 +225,21 @@ class Manifest:
         self._replace_bad()
 
     def _find_bad(self) -> dict[int, str]:
-        found: dict[int, str] = {}
+        bad: dict[int, str] = {}
         for row, reason in bad_rows(self.table, self.shard_starts, [shard.bytes for shard in self.shards]):
-            found[row] = reason
-            if len(found) > MAX_BAD_ROWS:
+            bad[row] = reason
+            if len(bad) > MAX_BAD_ROWS:
                 break
-        if len(found) > MAX_BAD_ROWS:
-            row, reason = next(iter(found.items()))
+        if len(bad) > MAX_BAD_ROWS:
+            row, reason = next(iter(bad.items()))
             raise UserError(
                 f"{self.root}: more than {MAX_BAD_ROWS} of its {len(self.table)} rows in {MANIFEST_NAME} are damaged "
                 f"(row {row}: {reason}); fetch it again, or shard the source again"
             )
-        hours = pc.sum(self.table.column("duration").cast(pa.float64())).as_py() if not found and len(self) else None
+        hours = pc.sum(self.table.column("duration").cast(pa.float64())).as_py() if not bad and len(self) else None
         if hours is not None and abs(hours / 3600 - self.info["hours"]) > 0.001 + 0.01 * self.info["hours"]:
             raise UserError(f"{self.root}: {DATASET_NAME} and {MANIFEST_NAME} disagree on the hours; shard it again")
-        return found
+        return bad
 
     def _replace_bad(self) -> None:
         if not self.bad:

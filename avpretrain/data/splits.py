@@ -45,15 +45,15 @@ def chosen_splits(asked: str | Sequence[str], there: Iterable[str]) -> list[str]
     """
     names = split_names(asked)
     have = list(dict.fromkeys(there))
-    found: set[str] = set()
+    chosen: set[str] = set()
     for name in names:
         if name == "all":
-            found.update(have)
+            chosen.update(have)
         elif name in have:
-            found.add(name)
+            chosen.add(name)
         elif name in ROLES.values() and not any(role_of(split) == name for split in names if split in have):
-            found.update(split for split in have if role_of(split) == name)
-    return [split for split in have if split in found]
+            chosen.update(split for split in have if role_of(split) == name)
+    return [split for split in have if split in chosen]
 
 
 def split_names(asked: str | Sequence[str]) -> tuple[str, ...]:

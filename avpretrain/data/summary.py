@@ -37,11 +37,11 @@ def fingerprint(clips: Iterable[Clip], splits: Sequence[str]) -> str:
 
 def label_values(clips: Iterable[Clip]) -> dict[str, list[str]]:
     """Each label's distinct values, sorted; none for free text."""
-    found: dict[str, set[str]] = {}
+    distinct: dict[str, set[str]] = {}
     for text in {clip.labels for clip in clips}:
         for name, value in json.loads(text).items():
-            found.setdefault(name, set()).update([value] if isinstance(value, str) else value)
-    return {name: sorted(values) if len(values) <= MAX_DISTINCT else [] for name, values in sorted(found.items())}
+            distinct.setdefault(name, set()).update([value] if isinstance(value, str) else value)
+    return {name: sorted(values) if len(values) <= MAX_DISTINCT else [] for name, values in sorted(distinct.items())}
 
 
 def log_mel_summary(sums: Mapping[str, LogMelSums]) -> dict[str, Any]:

@@ -107,18 +107,18 @@ def extract(embedders: Mapping[str, Embedder], clips: ClipSet, rows: Sequence[in
     for embedder in embedders.values():
         if isinstance(embedder, nn.Module):
             embedder.to(state.device).eval()
-    found: dict[str, list[NDArray[np.generic]]] = {name: [] for name in (*embedders, "row", "audio", "video")}
+    arrays: dict[str, list[NDArray[np.generic]]] = {name: [] for name in (*embedders, "row", "audio", "video")}
     with progress(len(rows), "features") as advance, closing(clip_batches(clips, rows, reading)) as batches:
         for raw, batch in batches:
             for name, embedder in embedders.items():
-                found[name].append(embedder(batch).float().cpu().numpy())
-            found["row"].append(raw.index_B.numpy())
-            found["audio"].append((batch.audio_frames_B > 0).cpu().numpy())
-            found["video"].append((batch.video_frames_B > 0).cpu().numpy())
+                arrays[name].append(embedder(batch).float().cpu().numpy())
+            arrays["row"].append(raw.index_B.numpy())
+            arrays["audio"].append((batch.audio_frames_B > 0).cpu().numpy())
+            arrays["video"].append((batch.video_frames_B > 0).cpu().numpy())
             advance(len(raw) * state.num_processes)
-    mine = [{name: np.concatenate(parts) for name, parts in found.items()}] if found["row"] else []
+    mine = [{name: np.concatenate(parts) for name, parts in arrays.items()}] if arrays["row"] else []
     gathered = gather_object(mine)
-    whole = {name: np.concatenate([part[name] for part in gathered]) for name in found}
+    whole = {name: np.concatenate([part[name] for part in gathered]) for name in arrays}
     place = np.argsort(whole["row"])[np.argsort(np.argsort(rows))]
     return Extracted(
         features={name: torch.from_numpy(whole[name][place]) for name in embedders},

@@ -144,43 +144,43 @@ def palette(classes: int) -> list[tuple[tuple[float, float, float], str]]:
 
     More than ten hues can't be told apart.
     """
-    found = []
+    styles = []
     for c in range(classes):
         turn, shade = c // 10, 0.85 ** (c // (10 * len(MARKERS)))
         r, g, b, _ = colormaps["tab10"](c % 10)
-        found.append(((r * shade, g * shade, b * shade), MARKERS[turn % len(MARKERS)]))
-    return found
+        styles.append(((r * shade, g * shade, b * shade), MARKERS[turn % len(MARKERS)]))
+    return styles
 
 
-def retrieval_strips(found: Retrieved, path: Path) -> None:
+def retrieval_strips(retrieved: Retrieved, path: Path) -> None:
     """Writes `retrieval_figure`."""
-    save(retrieval_figure(found), path)
+    save(retrieval_figure(retrieved), path)
 
 
 @rc_context({"text.parse_math": False})  # names may hold dollar signs
-def retrieval_figure(found: Retrieved, queries: int = 4, shown: int = 5) -> Figure:
+def retrieval_figure(retrieved: Retrieved, queries: int = 4, shown: int = 5) -> Figure:
     """Both directions, a row a query: the query with its class, then what it found first, with rank and class.
 
     The query's own counterpart has a thick green frame; if it is not among the first, it stands last with its rank.
     """
-    count = len(found.rows)
+    count = len(retrieved.rows)
     picked = [int(i) for i in np.linspace(0, count - 1, min(queries, count))]
-    audio_ND, video_ND = (F.normalize(x.float(), dim=1) for x in (found.audio_ND, found.video_ND))
+    audio_ND, video_ND = (F.normalize(x.float(), dim=1) for x in (retrieved.audio_ND, retrieved.video_ND))
     ways = (
-        ("audio", audio_ND, video_ND, found.predictions.audio_to_video_N),
-        ("video", video_ND, audio_ND, found.predictions.video_to_audio_N),
+        ("audio", audio_ND, video_ND, retrieved.predictions.audio_to_video_N),
+        ("video", video_ND, audio_ND, retrieved.predictions.video_to_audio_N),
     )
     hits = {
         way: (query_ND[picked] @ gallery_ND.T).topk(min(shown, count), dim=1).indices.tolist()
         for way, query_ND, gallery_ND, _ in ways
     }
-    media = _thumbnails(found, sorted({*picked, *(j for rows in hits.values() for row in rows for j in row)}))
-    label = _classes(found)
+    media = _thumbnails(retrieved, sorted({*picked, *(j for rows in hits.values() for row in rows for j in row)}))
+    label = _classes(retrieved)
     columns, rows = 2 + min(shown, count), 2 * len(picked)
     figure = Figure(figsize=(1.5 * columns, 1.5 * rows + 0.7))
     grid = figure.add_gridspec(rows, columns, wspace=0.08, hspace=0.4)
     figure.subplots_adjust(top=1 - 0.75 / figure.get_figheight(), bottom=0.02, left=0.03, right=0.98)
-    sample_rate = found.model.cfg.input.sample_rate
+    sample_rate = retrieved.model.cfg.input.sample_rate
 
     def cell(row: int, column: int, clip: int, audio: bool, words: str, own: bool, query: bool = False) -> None:
         axis = figure.add_subplot(grid[row, column])
@@ -212,22 +212,22 @@ def retrieval_figure(found: Retrieved, queries: int = 4, shown: int = 5) -> Figu
     return figure
 
 
-def _classes(found: Retrieved) -> dict[int, str]:
+def _classes(retrieved: Retrieved) -> dict[int, str]:
     """Item of the gallery -> its class: the label 'class', else the first that has one text; empty without any."""
     named = {}
-    for i, row in enumerate(found.rows):
-        labels = found.clips.clip(row).label_dict
+    for i, row in enumerate(retrieved.rows):
+        labels = retrieved.clips.clip(row).label_dict
         texts = {name: text for name, text in labels.items() if isinstance(text, str)}
         named[i] = plain(texts.get("class") or next(iter(texts.values()), ""))
     return named
 
 
-def _thumbnails(found: Retrieved, wanted: list[int]) -> dict[int, tuple[NDArray[np.float32], NDArray[np.float32]]]:
+def _thumbnails(retrieved: Retrieved, wanted: list[int]) -> dict[int, tuple[NDArray[np.float32], NDArray[np.float32]]]:
     """Spectrogram [F, M] and middle frame [H, W, 3] of gallery items."""
-    reading = Reading(input_for(found.model, found.seconds), batch_size=16, num_workers=0)
+    reading = Reading(input_for(retrieved.model, retrieved.seconds), batch_size=16, num_workers=0)
     pictures: dict[int, tuple[Any, Any]] = {}
-    of_row = {found.rows[i]: i for i in wanted}
-    for raw, batch in clip_batches(found.clips, list(of_row), reading):
+    of_row = {retrieved.rows[i]: i for i in wanted}
+    for raw, batch in clip_batches(retrieved.clips, list(of_row), reading):
         for b, row in enumerate(raw.index_B.tolist()):
             pictures[of_row[row]] = _thumbnail(batch, b)
     return pictures

@@ -118,15 +118,15 @@ def load_scored(path: Path) -> Scored:
 def summarise(predictions: Predictions, seed: int) -> dict[str, Any]:
     """Every metric of the task; `ci` is the headline's interval, `cis` holds those of all."""
     clips = len(predictions.target)
-    found = {
+    estimates = {
         name: intervals.estimate(
             predictions.statistic(name), clips, seed, intervals.wilson if name in PROPORTIONS else None
         )
         for name in predictions.metrics
     }
-    summary: dict[str, Any] = {"metric": predictions.metric, **{name: value.value for name, value in found.items()}}
-    summary["ci"] = list(found[predictions.metric].ci)
-    summary["cis"] = {name: list(value.ci) for name, value in found.items()}
+    summary: dict[str, Any] = {"metric": predictions.metric, **{name: value.value for name, value in estimates.items()}}
+    summary["ci"] = list(estimates[predictions.metric].ci)
+    summary["cis"] = {name: list(value.ci) for name, value in estimates.items()}
     if predictions.target.ndim == 2:
         summary["classes_without_positives"] = [predictions.classes[i] for i in without_positives(predictions.target)]
     return summary
@@ -150,10 +150,10 @@ def difference(a: Scored, b: Scored, seed: int) -> Estimate:
     Where no resample differs from another, the interval has a closed form (proportions) or is unknown (mAP).
     """
     of_a, of_b = a.statistic(a.metric), b.statistic(a.metric)
-    found = intervals.estimate(lambda weight_RN: of_a(weight_RN) - of_b(weight_RN), len(a.keys), seed)
-    if a.metric in PROPORTIONS and found.ci == (None, None) and found.value is not None:
-        return Estimate(value=found.value, ci=intervals.agresti_min(found.value, len(a.keys)))
-    return found
+    estimate = intervals.estimate(lambda weight_RN: of_a(weight_RN) - of_b(weight_RN), len(a.keys), seed)
+    if a.metric in PROPORTIONS and estimate.ci == (None, None) and estimate.value is not None:
+        return Estimate(value=estimate.value, ci=intervals.agresti_min(estimate.value, len(a.keys)))
+    return estimate
 
 
 def with_baselines(ours: Predictions, others: Mapping[str, Predictions], seed: int) -> dict[str, Any]:

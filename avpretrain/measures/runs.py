@@ -152,9 +152,9 @@ def read_run(path: str | Path, config_of: ConfigOf) -> Run:
 def _previews(folder: Path) -> Iterable[Line]:
     """The numbers that lie next to the images of previews; files of another shape are none."""
     for path in sorted(folder.glob("*.json")):
-        found = read_json(path, "preview")
-        if isinstance(found, dict) and number(found.get("seen")) is not None:
-            yield {key: value for key, value in found.items() if number(value) is not None}
+        preview = read_json(path, "preview")
+        if isinstance(preview, dict) and number(preview.get("seen")) is not None:
+            yield {key: value for key, value in preview.items() if number(value) is not None}
 
 
 def _config(folder: Path, config_of: ConfigOf) -> EngineConfig:

@@ -61,8 +61,8 @@ def bounds(ci: Any) -> tuple[float, float] | None:
 
 def points(ci: Any, sign: str = "", digits: int = 1, between: str = " to ") -> str:
     """'80.6 to 87.6': an interval in percent, or 'unknown'."""
-    found = bounds(ci)
-    return between.join(f"{100 * bound:{sign}.{digits}f}" for bound in found) if found else "unknown"
+    interval = bounds(ci)
+    return between.join(f"{100 * bound:{sign}.{digits}f}" for bound in interval) if interval else "unknown"
 
 
 def read_score(path: Path) -> Score | None:
@@ -79,7 +79,7 @@ def read_score(path: Path) -> Score | None:
         return None
     weights = weights if isinstance(weights, dict) else {}
     others = result.get("baselines")
-    found = {
+    baselines = {
         str(name): number(other.get(metric)) if isinstance(other, Mapping) else None
         for name, other in (others.items() if isinstance(others, dict) else ())
     }
@@ -91,7 +91,7 @@ def read_score(path: Path) -> Score | None:
         metric=metric,
         value=value,
         interval=bounds(result.get("ci")),
-        baselines={name: theirs for name, theirs in found.items() if theirs is not None},
+        baselines={name: theirs for name, theirs in baselines.items() if theirs is not None},
         seen=None if seen is None else int(seen),
         checkpoint=weights,
     )

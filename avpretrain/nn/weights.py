@@ -73,13 +73,13 @@ def _layers(cfg: Any) -> int:
 
 def _machine_memory() -> float:
     """Bytes of memory that there are, or that the container may use; infinite where the system does not say."""
-    found = [math.inf]
+    limits = [math.inf]
     try:
-        found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-        found.append(float(Path("/sys/fs/cgroup/memory.max").read_text()))
+        limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+        limits.append(float(Path("/sys/fs/cgroup/memory.max").read_text()))
     except (AttributeError, ValueError, OSError):  # no such system, "max" = no limit, no cgroups
         pass
-    return min(found)
+    return min(limits)
 
 
 def raise_if_no_memory(error: MemoryError | RuntimeError, path: Path) -> None:

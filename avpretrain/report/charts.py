@@ -49,7 +49,7 @@ def colours(groups: Iterable[tuple[int, Group]]) -> Legend:
 
 def measured(comparison: Comparison, read: Callable[[Run], Any]) -> list[tuple[int, Group, list[Any]]]:
     """Index of each group that has any, the group, and what `read` finds of its runs; runs without are left out."""
-    every = [(i, g, [found for run in g.runs if (found := read(run))]) for i, g in enumerate(comparison.groups)]
+    every = [(i, g, [value for run in g.runs if (value := read(run))]) for i, g in enumerate(comparison.groups)]
     return [one for one in every if one[2]]
 
 
@@ -74,7 +74,7 @@ def _axes(comparison: Comparison) -> tuple[Axis, Axis, Axis]:
 
 def series(comparison: Comparison, x: Callable[[Line], float], key: str, previews: bool = False) -> list[Series]:
     """A line for each run that has the column, in its metrics or in its previews; coloured by its group."""
-    found = []
+    curves = []
     for i, group in enumerate(comparison.groups):
         for run in group.runs:
             lines = [
@@ -82,8 +82,8 @@ def series(comparison: Comparison, x: Callable[[Line], float], key: str, preview
             ]
             xs, ys = [x(line) for line in lines], [float(line[key]) for line in lines]
             if xs:
-                found.append(Series(run.name, xs, ys, i % COLOURS, dashed=i >= COLOURS))
-    return found
+                curves.append(Series(run.name, xs, ys, i % COLOURS, dashed=i >= COLOURS))
+    return curves
 
 
 def _chart(
@@ -172,9 +172,9 @@ def probes(comparison: Comparison) -> Section | None:
     """Evaluations with their intervals, next to what needs no pretraining."""
     items = []
     for task in comparison.tasks():
-        found = [(i, g, p) for i, g in enumerate(comparison.groups) if (p := g.probe(task)) is not None]
-        rows = [_probe_bar(comparison, task, i, group, p) for i, group, p in found]
-        first = found[0][2]
+        by_group = [(i, g, p) for i, g in enumerate(comparison.groups) if (p := g.probe(task)) is not None]
+        rows = [_probe_bar(comparison, task, i, group, p) for i, group, p in by_group]
+        first = by_group[0][2]
         for name, value in first.baselines.items():
             shown_value = score(dataclasses.replace(first, value=value))
             rows.append(Bar(name, shown_value, [Segment(0.0, value, "plain")], muted=True))

@@ -79,14 +79,14 @@ def by_class(run: Run, task: str) -> Values:
     if probe is None or probe.path is None or not predictions_path(probe.path).is_file():
         return {}
     try:
-        found = load_scored(predictions_path(probe.path))
+        scored = load_scored(predictions_path(probe.path))
     except UserError:
         return {}  # what is wrong with it is said where it is compared
-    if not isinstance(found, Predictions):
+    if not isinstance(scored, Predictions):
         return {}
-    value_C, count_C = class_values(found)
+    value_C, count_C = class_values(scored)
     return {
         name: (float(value), int(count))
-        for name, value, count in zip(found.classes, value_C, count_C, strict=True)
+        for name, value, count in zip(scored.classes, value_C, count_C, strict=True)
         if count
     }

@@ -36,7 +36,7 @@ def contexts(comparison: Comparison) -> Section | None:
         return None
     lines, rows = [], []
     for side in SIDES:
-        heard = [(i, group, own) for i, group, found in every if (own := [f[side] for f in found if side in f])]
+        heard = [(i, group, own) for i, group, benefits in every if (own := [f[side] for f in benefits if side in f])]
         last = max((run.timesteps[-1] for _, _, own in heard for run in own), default=0)
         series = [line for i, group, own in heard if (line := _line(i, group, own, last)) is not None]
         if series:

@@ -17,13 +17,13 @@ ROWS, ALL_ROWS = 200, 2000
 
 def downloads(comparison: Comparison) -> Downloads:
     """Runs and evaluations as a table each, curves as drawn, and all of it but the curves as JSON."""
-    found = as_json(comparison)
+    report = as_json(comparison)
     return Downloads(
         (
-            ("runs.csv", "text/csv", _csv(_runs(found))),
-            ("evaluations.csv", "text/csv", _csv(_evaluations(found))),
+            ("runs.csv", "text/csv", _csv(_runs(report))),
+            ("evaluations.csv", "text/csv", _csv(_evaluations(report))),
             ("curves.csv", "text/csv", _csv(_curves(comparison))),
-            ("report.json", "application/json", json.dumps(found, indent=1)),
+            ("report.json", "application/json", json.dumps(report, indent=1)),
         )
     )
 
@@ -39,26 +39,26 @@ def _inert(value: Any) -> Any:
     return f"'{value}" if isinstance(value, str) and value[:1] in tuple("=+-@\t\r") else value
 
 
-def _runs(found: dict[str, Any]) -> Iterable[Sequence[Any]]:
-    plain = [key for key in found["runs"][0] if key not in ("losses", "probes")]
-    losses = list(dict.fromkeys(name for run in found["runs"] for name in run["losses"]))
+def _runs(report: dict[str, Any]) -> Iterable[Sequence[Any]]:
+    plain = [key for key in report["runs"][0] if key not in ("losses", "probes")]
+    losses = list(dict.fromkeys(name for run in report["runs"] for name in run["losses"]))
     yield [*plain, *losses]
-    for run in found["runs"]:
+    for run in report["runs"]:
         yield [*(run[key] for key in plain), *(run["losses"].get(name) for name in losses)]
 
 
-def _evaluations(found: dict[str, Any]) -> Iterable[Sequence[Any]]:
+def _evaluations(report: dict[str, Any]) -> Iterable[Sequence[Any]]:
     """A row a number: of the run, of what needs no pretraining (`features`), and of each paired difference."""
     yield ["run", "task", "features", "metric", "clips", "value", "low", "high"]
-    for run in found["runs"]:
+    for run in report["runs"]:
         for probe in run["probes"]:
             head = [run["name"], probe["task"]]
             yield [*head, "encoder", probe["metric"], probe["clips"], probe["value"], *(probe["ci"] or ("", ""))]
             for name, value in probe["baselines"].items():
                 yield [*head, name, probe["metric"], "", value, "", ""]
-    for one in found["differences"]:
+    for one in report["differences"]:
         if one["difference"] is not None:
-            head = [one["group"], one["task"], f"difference to {found['baseline']}"]
+            head = [one["group"], one["task"], f"difference to {report['baseline']}"]
             yield [*head, "", "", one["difference"], *(one["ci"] or ("", ""))]
 
 

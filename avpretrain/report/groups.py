@@ -36,27 +36,27 @@ class Group:
 
     def probe(self, task: str) -> Probe | None:
         """The last probe of a task: of one run as it is, of several their mean and range over seeds."""
-        found = [probe for run in self.runs if (probe := run.probe(task)) is not None]
-        if len(found) < 2:
-            return found[0] if found else None
-        values = [p.value for p in found]
-        shared = {name for name in found[0].baselines if all(name in p.baselines for p in found)}
-        baselines = {n: statistics.fmean(p.baselines[n] for p in found) for n in found[0].baselines if n in shared}
+        probes = [probe for run in self.runs if (probe := run.probe(task)) is not None]
+        if len(probes) < 2:
+            return probes[0] if probes else None
+        values = [p.value for p in probes]
+        shared = {name for name in probes[0].baselines if all(name in p.baselines for p in probes)}
+        baselines = {n: statistics.fmean(p.baselines[n] for p in probes) for n in probes[0].baselines if n in shared}
         return dataclasses.replace(
-            found[0], value=statistics.fmean(values), interval=(min(values), max(values)), baselines=baselines
+            probes[0], value=statistics.fmean(values), interval=(min(values), max(values)), baselines=baselines
         )
 
 
 def grouped(runs: Sequence[Run]) -> list[Group]:
     """Runs of the same config, seeds and mechanics aside, in order of appearance."""
-    found: dict[str, list[Run]] = {}
+    runs_by_config: dict[str, list[Run]] = {}
     for run in runs:
         values = learnt_config(run.config)
         values.pop("seed")
         # The log-mel statistics of the same data are the same; a group is one setting on one set of data.
         key = json.dumps([values, run.info.get("data")], sort_keys=True)
-        found.setdefault(key, []).append(run)
-    return [Group(_shared_name([run.name for run in group]), tuple(group)) for group in found.values()]
+        runs_by_config.setdefault(key, []).append(run)
+    return [Group(_shared_name([run.name for run in group]), tuple(group)) for group in runs_by_config.values()]
 
 
 def _shared_name(names: Sequence[str]) -> str:

@@ -56,7 +56,7 @@ def read_bench(path: Path) -> Bench:
     Raises:
         UserError: the file is missing or is something else.
     """
-    found = read_json(path, "measured step times")
+    record = read_json(path, "measured step times")
     try:
         variants = {
             name: [
@@ -70,9 +70,9 @@ def read_bench(path: Path) -> Bench:
                 for row in rows
                 if row.get("clips_per_second")  # a phase that did not fit the memory has none
             ]
-            for name, rows in found["variants"].items()
+            for name, rows in record["variants"].items()
         }
-        return Bench(found["hardware"], variants)
+        return Bench(record["hardware"], variants)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f"{path} holds no measured step times ({error}); write it with: avpretrain bench step"
@@ -93,14 +93,14 @@ def predict(bench: Bench, cfg: TrainConfig, cost: RunCost) -> Prediction | None:
 
     Of several variants that fit, the one is taken whose batches are most nearly in proportion to the plan's.
     """
-    found = [
+    candidates = [
         (_spread(steps, cost.phases), name, steps)
         for name, measured in bench.variants.items()
         if (steps := _steps(measured, cfg.model, cost.phases)) is not None
     ]
-    if not found:
+    if not candidates:
         return None
-    _, name, steps = min(found, key=lambda item: item[0])
+    _, name, steps = min(candidates, key=lambda item: item[0])
     seconds = sum(phase.clips / step.clips_per_second for phase, step in zip(cost.phases, steps, strict=True))
     return Prediction(name, seconds / 3600)
 

@@ -20,7 +20,7 @@ def listening(comparison: Comparison) -> Section | None:
     """The first inpainted clips of each group's first run that has any."""
     items = []
     for group in comparison.groups:
-        for stem in next((found for run in group.runs if (found := _filled(run))), [])[:CLIPS]:
+        for stem in next((stems for run in group.runs if (stems := _filled(run))), [])[:CLIPS]:
             picture = stem.with_name(f"{stem.name}-audio.png")
             drawn = Picture.of(picture, f"Spectrograms of {stem.name}") if picture.is_file() else None
             sounds = [(name, _sound(stem.with_name(f"{stem.name}-{name}.wav"))) for name in ("original", "filled")]
@@ -40,12 +40,12 @@ def _filled(run: Run) -> list[Path]:
     Raises:
         UserError: the list of clips is damaged.
     """
-    found = []
+    stems = []
     for path in sorted((run.path / "eval").glob("inpaint*/errors.json")):
-        found += [path.parent / key for key in Inpainting.read(path, "inpainting", "avpretrain inpaint").shown]
+        stems += [path.parent / key for key in Inpainting.read(path, "inpainting", "avpretrain inpaint").shown]
     return [
         stem
-        for stem in found
+        for stem in stems
         if all(stem.with_name(f"{stem.name}-{name}.wav").is_file() for name in ("original", "filled"))
     ]
 

@@ -69,7 +69,7 @@ def _of_two(a: Path, b: Path) -> Paired:
     if any(path.stat().st_size > LARGEST for path in scores):
         return Paired(None, reason="many scores; see avpretrain compare")
     try:
-        found = compare_results(a, b)
+        comparison = compare_results(a, b)
     except UserError as error:
         return Paired(None, reason=str(error))
-    return Paired(found["difference"], bounds(found["difference_ci"]), found["clips"], 1)
+    return Paired(comparison["difference"], bounds(comparison["difference_ci"]), comparison["clips"], 1)

@@ -38,16 +38,16 @@ def spectra(comparison: Comparison) -> Section | None:
         return None
     items = []
     for method, words in METHODS.items():
-        lines = [_mean_line(i, g, [f[method] for f in found if method in f]) for i, g, found in every]
+        lines = [_mean_line(i, g, [f[method] for f in measurements if method in f]) for i, g, measurements in every]
         series = [line for line in lines if line is not None]
         if series:
             drawn = chart(f"Detail missed by mel bin, {words}", series, "mel bin", y_labels=percents)
             items.append(Figure("Detail missed", drawn, f"{words}, by mel bin", readout=True))
     rows = [
         bar
-        for i, group, found in every
+        for i, group, measurements in every
         for method in METHODS
-        if (bar := _bar(i, group, method, [f[method] for f in found if method in f])) is not None
+        if (bar := _bar(i, group, method, [f[method] for f in measurements if method in f])) is not None
     ]
     highest = max(segment.end for row in rows for segment in row.segments)
     upper = Figure("High detail missed", BarChart("High detail missed", rows, highest), "upper half of the mel bins")

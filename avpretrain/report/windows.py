@@ -59,16 +59,18 @@ class HeatMap:
 def windows(comparison: Comparison) -> Section | None:
     """A map over past and future for each data set, and a table of everything."""
     runs = [run for group in comparison.groups for run in group.runs]
-    every = [found for run in runs for found in read_results(run.path, run.config, int(run.info.get("parameters", 0)))]
+    every = [
+        result for run in runs for result in read_results(run.path, run.config, int(run.info.get("parameters", 0)))
+    ]
     if not every:
         return None
     blocks: list[Block] = []
-    labels = list(dict.fromkeys(found.label for found in every))
+    labels = list(dict.fromkeys(result.label for result in every))
     maps = [drawn for label in labels if (drawn := _map([f for f in every if f.label == label], label)) is not None]
     if maps:
         blocks.append(Figures(maps))
-    keys = list(dict.fromkeys(_key(found) for found in every))
-    rows = [_row([found for found in every if _key(found) == key]) for key in keys]
+    keys = list(dict.fromkeys(_key(result) for result in every))
+    rows = [_row([result for result in every if _key(result) == key]) for key in keys]
     headings = ["fusion", "data", "sees past", "sees future", "latency", "parameters", "seeds", "AP", "sd"]
     blocks.append(Table("Active speaker detection", headings, rows))
     note = (
@@ -79,14 +81,14 @@ def windows(comparison: Comparison) -> Section | None:
     return Section("speakers", "Active speaker detection", blocks, note)
 
 
-def _key(found: WindowResult) -> tuple[str, str, int, int]:
-    return found.label, found.kind, found.past, found.future
+def _key(result: WindowResult) -> tuple[str, str, int, int]:
+    return result.label, result.kind, result.past, result.future
 
 
-def _map(found: Sequence[WindowResult], label: str) -> Figure | None:
+def _map(results: Sequence[WindowResult], label: str) -> Figure | None:
     """The map of one data set, where banded attention was trained with more than one window."""
     cells: dict[tuple[int, int], list[float]] = {}
-    for one in found:
+    for one in results:
         if one.kind == "banded":
             cells.setdefault((one.past, one.future), []).append(one.average_precision)
     if len(cells) < 2:
@@ -105,8 +107,8 @@ def _map(found: Sequence[WindowResult], label: str) -> Figure | None:
     return Figure("Average precision", drawn, f"{label}, by frames of past and future")
 
 
-def _row(found: Sequence[WindowResult]) -> list[Cell]:
-    first, values = found[0], [one.average_precision for one in found]
+def _row(results: Sequence[WindowResult]) -> list[Cell]:
+    first, values = results[0], [one.average_precision for one in results]
     mean, future = statistics.fmean(values), first.window_future
     latency = EMPTY if future is None else Cell(f"{1000 * future / FPS:.0f} ms", future)
     return [

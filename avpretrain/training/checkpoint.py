@@ -183,15 +183,15 @@ def best_checkpoint(root: Path, measure: str, better: Better) -> Path | None:
 
     One whose state is damaged is none.
     """
-    found = []
+    ranked = []
     for checkpoint in list_checkpoints(root):
         try:
             value = read_state(checkpoint)["measures"].get(measure)
         except (OSError, UserError):
             continue
         if value is not None:
-            found.append((-value if better == "min" else value, checkpoint))
-    return max(found)[1] if found else None
+            ranked.append((-value if better == "min" else value, checkpoint))
+    return max(ranked)[1] if ranked else None
 
 
 def _checksum(state: dict[str, Any]) -> str:

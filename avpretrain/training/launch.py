@@ -86,12 +86,12 @@ def launcher() -> list[str]:
 
 def _option(command: Sequence[str], name: str) -> str | None:
     """The value of an option in a command, given as --a_b X, --a-b X or --a_b=X; none = it is not given."""
-    found = None
+    given = None
     for word, following in zip_longest(command, command[1:], fillvalue=""):
         option, equals, value = word.partition("=")
         if option.startswith("--") and option[2:].replace("-", "_") == name:
-            found = value if equals else following
-    return found
+            given = value if equals else following
+    return given
 
 
 def check_accumulation() -> None:

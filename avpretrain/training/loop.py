@@ -155,13 +155,13 @@ class Trainer:
             checkpoint, messages = resume_point(self.cfg, self.method.model_config)
             for line in messages:
                 say(f"avpretrain: {line}")
-        found: Path | None = broadcast_object_list([checkpoint])[0]
-        if found is not None and (lacking := ranks_without(found / STATE, self.accelerator)):
+        agreed: Path | None = broadcast_object_list([checkpoint])[0]
+        if agreed is not None and (lacking := ranks_without(agreed / STATE, self.accelerator)):
             raise UserError(
-                f"{lacking[0]} does not see {found}, from which the run resumes ({len(lacking)} ranks do not); "
+                f"{lacking[0]} does not see {agreed}, from which the run resumes ({len(lacking)} ranks do not); "
                 "its folder must lie on storage that all machines share: copy it there and name it with --output-dir"
             )
-        return found
+        return agreed
 
     def _warn_unless_shared(self) -> None:
         """Says at the start what a run on several machines would end by when it is resumed."""

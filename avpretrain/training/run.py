@@ -40,14 +40,14 @@ FOLDERS = ("checkpoints", "reconstructions", "failure", "model")
 
 def differences(a: dict[str, Any], b: dict[str, Any], path: str = "") -> dict[str, tuple[Any, Any]]:
     """Dotted keys in which two nested dictionaries differ, with both values."""
-    found: dict[str, tuple[Any, Any]] = {}
+    pairs: dict[str, tuple[Any, Any]] = {}
     for key in sorted(a.keys() | b.keys()):
         left, right = a.get(key), b.get(key)
         if isinstance(left, dict) and isinstance(right, dict):
-            found |= differences(left, right, f"{path}{key}.")
+            pairs |= differences(left, right, f"{path}{key}.")
         elif left != right:
-            found[f"{path}{key}"] = (left, right)
-    return found
+            pairs[f"{path}{key}"] = (left, right)
+    return pairs
 
 
 def open_run(cfg: EngineConfig, data: Data, facts: dict[str, Any]) -> None:
@@ -94,9 +94,9 @@ def ranks_without(path: Path, accelerator: Accelerator) -> list[str]:
         return []
     (wanted,) = broadcast_object_list([_digest(path)])
     patience = time.monotonic() + SHARING_SECONDS
-    while (found := _digest(path)) != wanted and time.monotonic() < patience:
+    while (digest := _digest(path)) != wanted and time.monotonic() < patience:
         time.sleep(0.2)
-    lacking = [] if found == wanted else [f"rank {accelerator.process_index} on {socket.gethostname()}"]
+    lacking = [] if digest == wanted else [f"rank {accelerator.process_index} on {socket.gethostname()}"]
     names: list[str] = gather_object(lacking)
     return names
 
@@ -164,11 +164,11 @@ def _fingerprint_there(folder: Path) -> str | None:
     if not path.is_file():
         return None
     try:
-        found = str(read_json(path, "run description")["data"]["fingerprint"])
+        fingerprint = str(read_json(path, "run description")["data"]["fingerprint"])
     except (UserError, KeyError, TypeError):
         say(f"avpretrain: {path} is damaged and is written anew; whether the data are the same can't be checked")
         return None
-    return found
+    return fingerprint
 
 
 def save_failure(folder: Path, data: Data, step: Step, snapshot: Snapshot) -> None:

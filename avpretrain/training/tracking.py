@@ -18,13 +18,13 @@ def hyperparameters(cfg: EngineConfig) -> dict[str, str | int | float | bool]:
 
 
 def _flat(values: Mapping[str, Any], prefix: str) -> dict[str, str | int | float | bool]:
-    found: dict[str, str | int | float | bool] = {}
+    dotted: dict[str, str | int | float | bool] = {}
     for name, value in values.items():
         if isinstance(value, Mapping) and value:
-            found |= _flat(value, f"{prefix}{name}.")
+            dotted |= _flat(value, f"{prefix}{name}.")
         else:
-            found[prefix + name] = value if isinstance(value, str | int | float | bool) else str(value)
-    return found
+            dotted[prefix + name] = value if isinstance(value, str | int | float | bool) else str(value)
+    return dotted
 
 
 def log_picture(trackers: Sequence[Any], name: str, path: Path, seen: int) -> list[str]:

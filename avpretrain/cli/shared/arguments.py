@@ -107,8 +107,8 @@ def _one_line(box: str, prog: str) -> str:
 
 def _in_our_words(message: str, helptext: str) -> str:
     """What tyro says of one wrong argument, told to somebody who knows no Python; other messages stay as they are."""
-    if found := re.match(r"Error parsing (\S+?)(?: \(.*\))?: (.*)", message):
-        name, why = found.groups()
+    if match := re.match(r"Error parsing (\S+?)(?: \(.*\))?: (.*)", message):
+        name, why = match.groups()
         kinds = re.search(rf"{re.escape(name)} ((?:\{{None\}}\|)?(?:\{{[A-Z ]+\}}|\[.*?\]\]|\S+))", helptext)
         kind = re.sub(r"[{}]", "", kinds.group(1).replace("{None}|", "")) if kinds else "another value"
         given = re.search(r"(?:instantiated from|for arguments:) (\[[^]]*\])", why)
@@ -120,24 +120,24 @@ def _in_our_words(message: str, helptext: str) -> str:
             wanted = "a whole number" if "int()" in why else "a number"
             return f"{name} takes {wanted}, got {number.group(1)}"
         return f"{name} takes {kind}: {why}"
-    if found := re.match(r"invalid choice (.+?) for argument '([^']+)'\. Expected one of \((.*?),?\)\.?$", message):
-        value, name, listed = found.groups()
+    if match := re.match(r"invalid choice (.+?) for argument '([^']+)'\. Expected one of \((.*?),?\)\.?$", message):
+        value, name, listed = match.groups()
         choices = sorted(choice for choice in re.findall(r"'([^']*)'", listed) if choice != "None")
         close = difflib.get_close_matches(value.strip("'"), choices, n=1)
         hint = f"did you mean '{close[0]}'?" if close else f"choose from {', '.join(choices)}"
         return f"{name} can't be {value}; {hint}"
-    if found := re.match(r"Missing value for argument '([^']+)'\. Expected (.+?) values\.", message):
-        name, count = found.groups()
+    if match := re.match(r"Missing value for argument '([^']+)'\. Expected (.+?) values\.", message):
+        name, count = match.groups()
         return f"{name} needs a value" if count == "1" else f"{name} needs {count} values"
-    if found := re.match(r"Missing from [^:]*: (.*?) ?\(required\)$", message):
-        first, *more = found.group(1).split(" (required) ")
+    if match := re.match(r"Missing from [^:]*: (.*?) ?\(required\)$", message):
+        first, *more = match.group(1).split(" (required) ")
         name, _, said = first.partition(" ")
         metavar, _, rest = said.partition(" ")
         what = f"{name} {metavar}: {rest}" if name.startswith("--") else f"{name}: {said}"
         others = f" (and {', '.join(text.split(' ')[0] for text in more)})" if more else ""
         return f"give {what.rstrip(': ')}{others}"
-    if found := re.match(r"Unrecognized options: (.*)", message):
-        words = found.group(1).split(", ")
+    if match := re.match(r"Unrecognized options: (.*)", message):
+        words = match.group(1).split(", ")
         options = [word for word in words if word.startswith("-")]
         if options:
             return f"no option {', '.join(options)} here"

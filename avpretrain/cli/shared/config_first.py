@@ -74,10 +74,10 @@ def read(target: type[T], args: Sequence[str], prog: str, about: str | None) -> 
     Raises:
         UsageError: there is no such config, or an argument is wrong.
     """
-    found = first_and_rest(args, prog, target, about)
-    if found is None:
+    name_and_rest = first_and_rest(args, prog, target, about)
+    if name_and_rest is None:
         return None
-    name, rest = found
+    name, rest = name_and_rest
     return parse(target, rest, f"{prog} {name}", target(config=load_config(name)), about)
 
 

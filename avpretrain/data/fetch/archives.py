@@ -63,9 +63,9 @@ def _members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
         return
     with tarfile.open(archive, "r|*") as tar:
         for member in tar:
-            found = tar.extractfile(member) if member.isreg() else None
-            if found is not None:
-                yield member.name, found
+            content = tar.extractfile(member) if member.isreg() else None
+            if content is not None:
+                yield member.name, content
 
 
 def _move(source: Path, target: Path) -> None:

@@ -184,9 +184,9 @@ def _wrong(remote: Remote, path: Path) -> str:
     if remote.checksum:
         kind, _, wanted = remote.checksum.partition(":")
         with path.open("rb") as file:
-            found = hashlib.file_digest(file, kind).hexdigest()
-        if found != wanted.lower():
-            return f"its {kind} is {found}, its owner states {wanted.lower()}"
+            digest = hashlib.file_digest(file, kind).hexdigest()
+        if digest != wanted.lower():
+            return f"its {kind} is {digest}, its owner states {wanted.lower()}"
     return ""
 
 

@@ -174,12 +174,12 @@ class ClipSet:
     @property
     def bad(self) -> dict[int, str]:
         """Rows of the chosen split that are damaged in the manifest, and why; reading one raises a `StorageError`."""
-        found: dict[int, str] = {}
+        reasons: dict[int, str] = {}
         for start, (part, shard) in zip(self.shard_starts, self._shards, strict=False):
             manifest = self.manifests[part]
             first, stop = manifest.shard_starts[shard : shard + 2]
-            found |= {start + row - first: why for row, why in manifest.bad.items() if first <= row < stop}
-        return found
+            reasons |= {start + row - first: why for row, why in manifest.bad.items() if first <= row < stop}
+        return reasons
 
     def _reason(self, index: int) -> str | None:
         """Why a row is bad; none = it is not."""

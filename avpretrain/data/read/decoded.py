@@ -83,10 +83,10 @@ class DecodedClips:
 @functools.cache
 def _decoders() -> tuple[str, ...]:
     """Versions of what decodes, as far as it is installed: another one may round otherwise."""
-    found = []
+    versions = []
     for name in DECODERS:
         try:
-            found.append(f"{name} {importlib.metadata.version(name)}")
+            versions.append(f"{name} {importlib.metadata.version(name)}")
         except importlib.metadata.PackageNotFoundError:
-            found.append(f"no {name}")
-    return tuple(found)
+            versions.append(f"no {name}")
+    return tuple(versions)

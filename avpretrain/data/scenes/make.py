@@ -135,12 +135,12 @@ def _claim(out: Path, clips: int, settings: SceneSettings) -> None:
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; {advice}")
     if (out / SETTINGS_NAME).exists():
-        found = read_json(out / SETTINGS_NAME, "record of synthetic scenes")
+        existing = read_json(out / SETTINGS_NAME, "record of synthetic scenes")
         for part in ("settings", "versions"):
-            if found.get(part) != record[part]:
+            if existing.get(part) != record[part]:
                 raise UserError(f"{out} was made with other {part} (see {out / SETTINGS_NAME}); {advice}")
-        if found["clips"] > clips:
-            raise UserError(f"{out} already holds {found['clips']} clips, more than {clips}; {advice}")
+        if existing["clips"] > clips:
+            raise UserError(f"{out} already holds {existing['clips']} clips, more than {clips}; {advice}")
     elif out.exists() and any(out.iterdir()):
         raise UserError(f"{out} is not empty and holds no {SETTINGS_NAME}; {advice}")
     for stale in out.glob(f"{CLIPS_DIR}/.*.tmp"):

@@ -55,6 +55,6 @@ def _segments(table: Path) -> list[dict[str, str]]:
 
 def _class_names(root: Path, table: Path) -> dict[str, str]:
     inside = [root / path for path in walk(root) if PurePosixPath(path).name == "class_labels_indices.csv"]
-    found = [*inside, *table.parent.glob("class_labels_indices.csv")]
-    rows = read_rows(found[0], need=("mid", "display_name")) if found else []
+    tables = [*inside, *table.parent.glob("class_labels_indices.csv")]
+    rows = read_rows(tables[0], need=("mid", "display_name")) if tables else []
     return {row["mid"]: row["display_name"] for row in rows}

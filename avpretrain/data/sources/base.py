@@ -86,7 +86,7 @@ def scan(root: Path) -> Scan:
     A link to a folder that is reached already, or that holds the link itself, is not followed again.
     """
     seen = {_identity(path) for path in (root, *root.resolve().parents)}
-    found: list[str] = []
+    files: list[str] = []
     links: list[str] = []
     again: list[str] = []
     broken: list[str] = []
@@ -103,7 +103,7 @@ def scan(root: Path) -> Scan:
                 else:
                     again.append(name)
             elif _is_file(root / name):
-                found.append(name)
+                files.append(name)
             elif entry.is_symlink():
                 broken.append(name)
         links.sort(key=_parts)
@@ -116,7 +116,7 @@ def scan(root: Path) -> Scan:
         (unreadable, "folders can't be read"),
     )
     notes = [f"{len(names)} {what}, e.g. {escape_name(min(names))}" for names, what in counts if names]
-    return Scan(paths=sorted(found, key=_parts), notes=notes)
+    return Scan(paths=sorted(files, key=_parts), notes=notes)
 
 
 def walk(root: Path) -> list[str]:

@@ -55,11 +55,11 @@ def from_table(root: Path, table: Path, split: str = "train") -> Listing:
         asked = row.get(column)
         path = inside(asked) if isinstance(asked, str) else None
         joined = None if path is None else PurePosixPath(base, path).as_posix()
-        found = None if joined is None else is_file(root, joined)
+        actual = None if joined is None else is_file(root, joined)
         labels = _labels(row, names, read, nested)
         own = _first_text(row, splits) or split
-        item = Item(path=found or joined or "", labels=labels, split=own, license=_first_text(row, licenses))
-        if found is None:
+        item = Item(path=actual or joined or "", labels=labels, split=own, license=_first_text(row, licenses))
+        if actual is None:
             listing.missing.append(str(asked))
             absent += [item] if joined else []
         else:

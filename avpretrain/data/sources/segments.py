@@ -50,9 +50,9 @@ def files_by_video(paths: Iterable[str], ids: Container[str]) -> dict[str, list[
     files: dict[str, list[NamedFile]] = {}
     for path in paths:
         place = PurePosixPath(path)
-        found = video_id(place.stem, ids) if place.suffix.lower() in MEDIA_EXTENSIONS else None
-        if found is not None:
-            files.setdefault(found[0], []).append(NamedFile(path, found[1]))
+        id_and_start = video_id(place.stem, ids) if place.suffix.lower() in MEDIA_EXTENSIONS else None
+        if id_and_start is not None:
+            files.setdefault(id_and_start[0], []).append(NamedFile(path, id_and_start[1]))
     return {name: sorted(named, key=_rank) for name, named in files.items()}
 
 

@@ -62,7 +62,7 @@ def stretches(words: str, path: str) -> list[Stretch]:
     Raises:
         UserError: they are not written so.
     """
-    found: list[Stretch] = []
+    parts: list[Stretch] = []
     for entry in words.split(";"):
         times, _, word = entry.partition(":")
         try:
@@ -70,15 +70,15 @@ def stretches(words: str, path: str) -> list[Stretch]:
         except ValueError:
             raise UserError(f"the word times of {path} hold '{entry}', which is not START-END:WORD") from None
         speech = bool(word) and word.strip().lower() not in SILENCE
-        if found and start > found[-1][1] + _TOLERANCE:  # nothing is said of the time between
-            _add(found, (found[-1][1], start, False))
-        _add(found, (start, end, speech))
-    return found
+        if parts and start > parts[-1][1] + _TOLERANCE:  # nothing is said of the time between
+            _add(parts, (parts[-1][1], start, False))
+        _add(parts, (start, end, speech))
+    return parts
 
 
-def _add(found: list[Stretch], one: Stretch) -> None:
+def _add(parts: list[Stretch], one: Stretch) -> None:
     """Appends, or lengthens the last stretch where it is of the same kind."""
-    if found and found[-1][2] == one[2]:
-        found[-1] = (found[-1][0], max(found[-1][1], one[1]), one[2])
+    if parts and parts[-1][2] == one[2]:
+        parts[-1] = (parts[-1][0], max(parts[-1][1], one[1]), one[2])
     elif one[1] > one[0]:
-        found.append(one)
+        parts.append(one)

@@ -58,12 +58,12 @@ def find_unlisted(src: Path, listing: Listing, ledger: Ledger) -> Unlisted:
     """Compares what has clips with the list."""
     listed = {(item.path, item.segment) for item in [*listing.items, *(listing.absent or [])]}
     known = [*(key for key, done in ledger.done.items() if done.clips), *ledger.joined_parts()]
-    found = Unlisted()
+    unlisted = Unlisted()
     for key in dict.fromkeys(known):
         if key not in listed:
             nameable = listing.absent is not None or (src / key[0]).exists()
-            (found.dropped_from_list if nameable else found.gone).append(key)
-    return found
+            (unlisted.dropped_from_list if nameable else unlisted.gone).append(key)
+    return unlisted
 
 
 def revise(listing: Listing, ledger: Ledger, unlisted: Unlisted, drop: bool) -> Revision:
@@ -100,14 +100,14 @@ def _known(key: ItemKey) -> Item:
 
 
 def _by_stem(items: list[Item]) -> dict[str, Item]:
-    found: dict[str, Item] = {}
+    by_stem: dict[str, Item] = {}
     for item in items:
-        other = found.setdefault(stem(item), item)
+        other = by_stem.setdefault(stem(item), item)
         if (other.path, other.segment) != (item.path, item.segment):
             raise UserError(
                 f"{escape_name(item.path)} and {escape_name(other.path)} would get the same keys; rename one of them"
             )
-    return found
+    return by_stem
 
 
 def _paths(stems: Collection[str], wanted: Mapping[str, Item]) -> list[str]:

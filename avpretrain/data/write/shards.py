@@ -131,14 +131,14 @@ def in_several_splits(manifest: Manifest) -> list[str]:
     """A line for each file, or media of equal bytes, whose clips stand in more than one split."""
     columns = manifest.table.select(["source", "sha256", "shard"]).to_pydict()
     first: dict[tuple[str, str], tuple[str, str]] = {}
-    found: dict[str, None] = {}
+    lines: dict[str, None] = {}
     for source, sha256, shard in zip(columns["source"], columns["sha256"], columns["shard"], strict=True):
         split = manifest.shards[shard].split
         for kind, value in (("file", source), ("content", sha256)):
             there, where = first.setdefault((kind, value), (source, split))
             if where != split:
-                found[f"{there} ({where}) and {source} ({split})"] = None
-    return list(found)
+                lines[f"{there} ({where}) and {source} ({split})"] = None
+    return list(lines)
 
 
 def require_own_folder(out: Path) -> None:
@@ -149,8 +149,8 @@ def require_own_folder(out: Path) -> None:
     """
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file; name a folder")
-    found = {path.name for path in out.iterdir()} - {LOCK_NAME} if out.exists() else set()
-    ours = not found or (out / DATASET_NAME).is_file() or (out / ".work").is_dir()
+    names = {path.name for path in out.iterdir()} - {LOCK_NAME} if out.exists() else set()
+    ours = not names or (out / DATASET_NAME).is_file() or (out / ".work").is_dir()
     if not ours and not (out / "skipped.csv").is_file():
         raise UsageError(f"{out} holds other files; name an empty or new folder, or a data set to add to")
 

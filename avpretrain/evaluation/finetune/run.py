@@ -116,13 +116,13 @@ def readable(setting: Setting) -> NDArray[np.int64]:
     """
     accelerator, cfg = setting.accelerator, setting.cfg
     rows = setting.task.rows_N[accelerator.process_index :: accelerator.num_processes].tolist()
-    found: list[tuple[int, bool]] = []
+    flags: list[tuple[int, bool]] = []
     with eval_loader(setting.clips, setting.input, rows, cfg.batch_size, cfg.num_workers, cfg.modality) as loader:
         for raw in loader:
             has = {"audio": raw.samples_B > 0, "video": raw.size_B2.amin(dim=1) > 0}
             usable_B = has["audio"] & has["video"] if cfg.modality == "both" else has[cfg.modality]
-            found += zip(raw.index_B.tolist(), usable_B.tolist(), strict=True)
-    by_row = dict(gather_object(found))
+            flags += zip(raw.index_B.tolist(), usable_B.tolist(), strict=True)
+    by_row = dict(gather_object(flags))
     return np.flatnonzero([by_row[int(row)] for row in setting.task.rows_N])
 
 
@@ -239,12 +239,12 @@ def predict(setting: Setting, classifier: Classifier, chosen: NDArray[np.int64])
     classifier.eval()
     features = Features(setting.input, None).to(accelerator.device)
     rows = setting.task.rows_N[chosen][accelerator.process_index :: accelerator.num_processes].tolist()
-    found: list[tuple[int, NDArray[np.float64]]] = []
+    logits: list[tuple[int, NDArray[np.float64]]] = []
     with eval_loader(setting.clips, setting.input, rows, cfg.batch_size, cfg.num_workers, cfg.modality) as loader:
         for raw in loader:
             batch: AVBatch = features(raw.to(accelerator.device))
             with accelerator.autocast():
                 logits_BC = classifier(batch)
-            found += zip(raw.index_B.tolist(), logits_BC.double().cpu().numpy(), strict=True)
-    by_row = dict(gather_object(found))
+            logits += zip(raw.index_B.tolist(), logits_BC.double().cpu().numpy(), strict=True)
+    by_row = dict(gather_object(logits))
     return np.stack([by_row[int(row)] for row in setting.task.rows_N[chosen]])

@@ -144,23 +144,23 @@ def run_context(checkpoint: Path, shards: Sequence[str], cfg: ContextConfig) -> 
     device = next(model.parameters()).device
     levels = {side: levels_of(model, side, cfg.levels) for side in SIDES}
     features = Features(model.cfg.input).to(device)
-    found: dict[Side, list[Worth]] = {side: [] for side in SIDES}
+    worths: dict[Side, list[Worth]] = {side: [] for side in SIDES}
     for raw in eval_loader(clips, model.cfg.input, rows, cfg.batch_size, cfg.num_workers):
         if len(raw.seed_B) < 2:  # nobody to borrow a context from
             continue
         batch = features(raw.to(device))
         for side in SIDES:
-            found[side].append(measure(model, batch, side, levels[side], cfg.ratio))
+            worths[side].append(measure(model, batch, side, levels[side], cfg.ratio))
     sides: dict[str, Benefit] = {
         side: summary(model.tower(side).decoder.cfg.input, levels[side], parts, cfg.seed)
-        for side, parts in found.items()
+        for side, parts in worths.items()
         if _clips(parts)
     }
     if not sides:
         raise UserError(f"split '{cfg.split}' has too few clips: a context is borrowed from another clip of a batch")
     return Context(
         label=cfg.split,
-        clips={side: _clips(parts) for side, parts in found.items()},
+        clips={side: _clips(parts) for side, parts in worths.items()},
         sides=sides,
         settings=dataclasses.asdict(cfg),
         **origin(checkpoint, model, clips, tuple(shards), cfg.seed),

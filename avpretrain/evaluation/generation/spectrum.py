@@ -90,15 +90,15 @@ def run_spectrum(checkpoint: Path, shards: Sequence[str], cfg: SpectrumConfig) -
     features = Features(model.cfg.input).to(device)
     with eval_loader(clips, model.cfg.input, rows, cfg.batch_size, cfg.num_workers) as loader:
         parts = [energies(model, features(raw.to(device)), how) for raw in loader]
-    found = {name: _joined([part[name] for part in parts]) for name in parts[0]}
-    heard = len(next(iter(found.values())).true_NM)
-    if not heard or not all(e.true_NM.sum() for e in found.values()):
+    by_method = {name: _joined([part[name] for part in parts]) for name in parts[0]}
+    heard = len(next(iter(by_method.values())).true_NM)
+    if not heard or not all(e.true_NM.sum() for e in by_method.values()):
         raise UserError(f"no clip of split '{cfg.split}' has sound that could be read")
     return Spectrum(
         label=cfg.split,
         clips=heard,
         mel_hz=mel_centres(model.cfg.input),
-        methods={name: _summary(e, cfg.seed) for name, e in found.items()},
+        methods={name: _summary(e, cfg.seed) for name, e in by_method.items()},
         settings={**dataclasses.asdict(cfg), "steps": steps},
         **origin(checkpoint, model, clips, tuple(shards), cfg.seed),
     )

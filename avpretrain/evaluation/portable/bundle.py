@@ -29,10 +29,10 @@ class _Names(ast.NodeVisitor):
     """Names that are looked up when the code runs; annotations stay text."""
 
     def __init__(self) -> None:
-        self.found: dict[str, None] = {}
+        self.used: dict[str, None] = {}
 
     def visit_Name(self, node: ast.Name) -> None:
-        self.found[node.id] = None
+        self.used[node.id] = None
 
     def visit_AnnAssign(self, node: ast.AnnAssign) -> None:
         if node.value is not None:
@@ -61,23 +61,23 @@ class Bundle:
 
     def add(self, module: str, name: str) -> None:
         """Adds a definition of a module and all that it needs."""
-        found = self._read(module)
-        if name not in found.definitions:
-            if name in found.imports:
-                self._add_import(name, *found.imports[name])
+        contents = self._read(module)
+        if name not in contents.definitions:
+            if name in contents.imports:
+                self._add_import(name, *contents.imports[name])
             return
         if name in self._owner:
             if self._owner[name] != module:
                 raise ValueError(f"{module} and {self._owner[name]} both define {name}; rename one")
             return
         self._owner[name] = module
-        node = found.definitions[name]
+        node = contents.definitions[name]
         names = _Names()
         names.visit(node)
-        for needed in names.found:
+        for needed in names.used:
             self.add(module, needed)
         first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])
-        self._parts.append("\n".join(found.source.splitlines()[first - 1 : node.end_lineno]))
+        self._parts.append("\n".join(contents.source.splitlines()[first - 1 : node.end_lineno]))
 
     def text(self, docstring: str) -> str:
         """The file."""
@@ -102,17 +102,17 @@ class Bundle:
             spec = importlib.util.find_spec(module)
             assert spec is not None and spec.origin is not None, module
             source = Path(spec.origin).read_text(encoding="utf-8")
-            self._modules[module] = found = _Module(source)
+            self._modules[module] = contents = _Module(source)
             for node in ast.parse(source).body:
                 if isinstance(node, ast.FunctionDef | ast.ClassDef):
-                    found.definitions[node.name] = node
+                    contents.definitions[node.name] = node
                 elif isinstance(node, ast.Assign | ast.AnnAssign):
                     for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
-                        found.definitions |= {n.id: node for n in ast.walk(target) if isinstance(n, ast.Name)}
+                        contents.definitions |= {n.id: node for n in ast.walk(target) if isinstance(n, ast.Name)}
                 elif isinstance(node, ast.ImportFrom) and node.module:
-                    found.imports |= {a.asname or a.name: (node.module, a.name) for a in node.names}
+                    contents.imports |= {a.asname or a.name: (node.module, a.name) for a in node.names}
                 elif isinstance(node, ast.Import):
-                    found.imports |= {a.asname or a.name.split(".")[0]: (a.name, "") for a in node.names}
+                    contents.imports |= {a.asname or a.name.split(".")[0]: (a.name, "") for a in node.names}
         return self._modules[module]
 
 

@@ -61,8 +61,8 @@ def _minimise(z_ND: Tensor, target: Tensor, classes: int, l2: float, start: NDAr
 
     # gtol is far below what moves a prediction; ftol 0 would chase rounding errors.
     options = {"maxiter": 1000, "maxfun": 2000, "gtol": 1e-6, "ftol": 1e-12, "maxcor": 20}
-    found: NDArray[np.float64] = minimize(objective, start, jac=True, method="L-BFGS-B", options=options).x
-    return found
+    weights: NDArray[np.float64] = minimize(objective, start, jac=True, method="L-BFGS-B", options=options).x
+    return weights
 
 
 @contextlib.contextmanager

@@ -96,9 +96,9 @@ def run_probes(checkpoint: Path, shards: tuple[str, ...], cfgs: Sequence[ProbeCo
     asked = [(cfg.label, roles_of(cfg)) for cfg in cfgs]
     tasks = {(label, roles): all_clips(shards, label, roles) for label, roles in dict.fromkeys(asked)}
     clips = next(iter(tasks.values()))[0]
-    found = _features(model, clips, [task for _, task in tasks.values()], cfgs)
+    table = _features(model, clips, [task for _, task in tasks.values()], cfgs)
     for cfg, which in zip(cfgs, asked, strict=True):
-        yield _probe(found, checkpoint, model, shards, tasks[which], cfg)
+        yield _probe(table, checkpoint, model, shards, tasks[which], cfg)
 
 
 _SHARED: dict[str, Any] = {"folds": "", "train_split": "", "val_split": "", "test_split": ""}
@@ -110,7 +110,7 @@ def _reading(cfg: ProbeConfig) -> ProbeConfig:
 
 
 @dataclass(frozen=True)
-class _Found:
+class _FeatureTable:
     """Features by name and side, of rows of the data set."""
 
     extracted: Extracted
@@ -127,7 +127,7 @@ class _Found:
         return [self.place[int(row)] for row in rows]
 
 
-def _features(model: DiffMAViL, clips: ClipSet, tasks: Sequence[Task], cfgs: Sequence[ProbeConfig]) -> _Found:
+def _features(model: DiffMAViL, clips: ClipSet, tasks: Sequence[Task], cfgs: Sequence[ProbeConfig]) -> _FeatureTable:
     """Features of all clips asked: the checkpoint's, and with `baselines` a random one's and those of no encoder."""
     cfg = cfgs[0]
     if "cls" in cfg.pool.kind and not model.cfg.cls_token:
@@ -146,15 +146,15 @@ def _features(model: DiffMAViL, clips: ClipSet, tasks: Sequence[Task], cfgs: Seq
     modality: Modality = "both" if len(wanted) == 2 else next(iter(wanted))
     seconds = longest_clip(clips, rows, cfg.max_seconds)
     reading = Reading(input_for(model, seconds, modality), modality, cfg.batch_size, cfg.num_workers)
-    return _Found(extract(embedders, clips, rows, reading), {row: place for place, row in enumerate(rows)})
+    return _FeatureTable(extract(embedders, clips, rows, reading), {row: place for place, row in enumerate(rows)})
 
 
 def _probe(
-    found: _Found, checkpoint: Path, model: DiffMAViL, shards: tuple[str, ...], asked: tuple[ClipSet, Task],
+    table: _FeatureTable, checkpoint: Path, model: DiffMAViL, shards: tuple[str, ...], asked: tuple[ClipSet, Task],
     cfg: ProbeConfig,
 ) -> Outcome:  # fmt: skip
     clips, task = asked
-    usable = np.flatnonzero(found.extracted.usable_N(cfg.modality)[found.places(task.rows_N.tolist())])
+    usable = np.flatnonzero(table.extracted.usable_N(cfg.modality)[table.places(task.rows_N.tolist())])
     if not len(usable):
         raise UserError(f"no clip with label '{cfg.label}' could be read with modality '{cfg.modality}'")
     unreadable, task = len(task) - len(usable), task.take(usable)
@@ -162,7 +162,7 @@ def _probe(
     parts = parts_of(clips, task, cfg.folds)
     method = METHODS[cfg.classifier]
     names = {ENCODER: ENCODER} | ({RANDOM: RANDOM, PLAIN: PLAIN_NAMES[cfg.modality]} if cfg.baselines else {})
-    features = {title: found.of(name, cfg, task.rows_N.tolist()) for name, title in names.items()}
+    features = {title: table.of(name, cfg, task.rows_N.tolist()) for name, title in names.items()}
     device = PartialState().device
     tested = {name: evaluate(x_ND.to(device), task, parts, method) for name, x_ND in features.items()}
     ours = tested.pop(ENCODER)

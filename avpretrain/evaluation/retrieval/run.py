@@ -57,8 +57,8 @@ def scores(rank_N: NDArray[np.float64], gallery: int) -> dict[str, intervals.Sta
     def recall(cutoff: int) -> intervals.Statistic:
         return lambda weight_RN: (weight_RN @ (rank_N <= cutoff)) / weight_RN.sum(axis=1)
 
-    found = {f"recall_at_{k}": recall(k) for k in CUTOFFS if k < gallery}
-    return {**found, "median_rank": lambda weight_RN: _weighted_median(rank_N, weight_RN)}
+    recalls = {f"recall_at_{k}": recall(k) for k in CUTOFFS if k < gallery}
+    return {**recalls, "median_rank": lambda weight_RN: _weighted_median(rank_N, weight_RN)}
 
 
 def _weighted_median(value_N: NDArray[np.float64], weight_RN: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -112,15 +112,16 @@ def run_retrieval(checkpoint: Path, shards: tuple[str, ...], cfg: RetrievalConfi
     seconds = longest_clip(clips, wanted, cfg.max_seconds)
     reading = Reading(input_for(model, seconds), "both", cfg.batch_size, cfg.num_workers)
     models = {"encoder": model} | ({"random_encoder": random_encoder(model.cfg, cfg.seed)} if cfg.baselines else {})
-    found = extract(_both_sides(models), clips, wanted, reading)
-    usable = np.flatnonzero(found.usable_N("both"))
+    extracted = extract(_both_sides(models), clips, wanted, reading)
+    usable = np.flatnonzero(extracted.usable_N("both"))
     if len(usable) < 2:
         raise UserError(
             f"retrieval needs at least 2 clips whose audio and video could be read; of the {len(wanted)} clips of "
             f"split '{cfg.split}' there are {len(usable)}; 'avpretrain inspect DATA --verify' names damaged ones"
         )
     sides = {
-        name: (found.features[f"{name} audio"][usable], found.features[f"{name} video"][usable]) for name in models
+        name: (extracted.features[f"{name} audio"][usable], extracted.features[f"{name} video"][usable])
+        for name in models
     }
     keys = tuple(clips.clip(wanted[i]).key for i in usable)
     ranked = {name: Ranks(keys, ranks(a_ND, v_ND), ranks(v_ND, a_ND)) for name, (a_ND, v_ND) in sides.items()}
@@ -156,8 +157,8 @@ def _both_directions(ranked: Ranks, seed: int) -> dict[str, Any]:
             for name, score in scores(rank_N, len(rank_N)).items()
         }
         directions[direction] = {
-            **{name: found.value for name, found in estimates.items()},
-            "cis": {name: list(found.ci) for name, found in estimates.items()},
+            **{name: estimate.value for name, estimate in estimates.items()},
+            "cis": {name: list(estimate.ci) for name, estimate in estimates.items()},
         }
     both = intervals.estimate(ranked.statistic(ranked.metric), len(ranked.keys), seed, intervals.wilson)
     return {"metric": ranked.metric, ranked.metric: both.value, "ci": list(both.ci), **directions}

@@ -91,8 +91,8 @@ def _one(checkpoint: Path, shards: tuple[str, ...], job: Job, cfg: SuiteConfig) 
     if job.method == "finetune":
         outcome = run_finetune(checkpoint, shards, job.entry.label, finetune_options(job, cfg))
         return outcome.result, outcome.predictions
-    found = run_retrieval(checkpoint, shards, retrieval_options(job, cfg))
-    return found.result, found.predictions
+    retrieved = run_retrieval(checkpoint, shards, retrieval_options(job, cfg))
+    return retrieved.result, retrieved.predictions
 
 
 def probe_options(job: Job, cfg: SuiteConfig) -> ProbeConfig:

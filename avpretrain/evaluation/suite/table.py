@@ -16,24 +16,24 @@ _PROBES = ("linear", "knn")
 _KIND = {"linear": "linear probe", "knn": "kNN"}
 
 
-def markdown(found: Sequence[tuple[Job, Result]], missing: Sequence[str], command: str) -> str:
+def markdown(evaluations: Sequence[tuple[Job, Result]], missing: Sequence[str], command: str) -> str:
     """All tables, in % with 95% intervals in brackets.
 
     Args:
-        found: evaluations that have a result, in the list's order.
+        evaluations: those that have a result, in the list's order.
         missing: data sets that were not there.
         command: what made the results.
     """
-    parts = [_origin([result for _, result in found], command)]
+    parts = [_origin([result for _, result in evaluations], command)]
     for title, methods, of in (
         ("Probes of frozen features", _PROBES, _probes),
         ("Fine-tuning", ("finetune",), _finetuning),
         ("Retrieval, without training", ("retrieve",), _retrievals),
     ):
-        mine = [(job, result) for job, result in found if job.method in methods]
+        mine = [(job, result) for job, result in evaluations if job.method in methods]
         if mine:
             parts.append(f"## {title}\n\n{of(mine)}")
-    notes = [*_notes(found), *(f"Left out, since it was not there: data set {name}." for name in missing)]
+    notes = [*_notes(evaluations), *(f"Left out, since it was not there: data set {name}." for name in missing)]
     if notes:
         parts.append("## To mind\n\n" + "\n".join(f"- {note}" for note in notes))
     return "\n\n".join(parts) + "\n"
@@ -63,11 +63,11 @@ def _table(headings: Sequence[str], rows: Sequence[Row], text_columns: int) -> s
     return "\n".join(f"| {' | '.join(row)} |" for row in (headings, rule, *rows))
 
 
-def _probes(found: Sequence[tuple[Job, Result]]) -> str:
+def _probes(evaluations: Sequence[tuple[Job, Result]]) -> str:
     headings = ["task", "test clips", "from", "probe", "encoder", "random encoder", "no encoder", "majority",
                 "ahead of random", "ahead of none"]  # fmt: skip
     rows = []
-    for job, result in found:
+    for job, result in evaluations:
         others, plain = result["baselines"], PLAIN_NAMES[job.modality]
         shown = [_value(others[name]) for name in ("random_encoder", plain)]
         ahead = [_gain(others[name]) for name in ("random_encoder", plain)]
@@ -85,10 +85,10 @@ def _probe(job: Job, result: Result) -> str:
     return f"{_KIND[job.method]}{kind}{layers}"
 
 
-def _finetuning(found: Sequence[tuple[Job, Result]]) -> str:
+def _finetuning(evaluations: Sequence[tuple[Job, Result]]) -> str:
     headings = ["task", "test clips", "from", "recipe", "fine-tuned", "from scratch", "majority", "ahead of scratch"]
     rows = []
-    for job, result in found:
+    for job, result in evaluations:
         scratch = result["baselines"]["from_scratch"]
         recipe = f"{job.entry.recipe}, {result['finetune']['epochs']} epochs"
         majority = _value(result["baselines"]["majority_class"], ci=False)
@@ -96,10 +96,10 @@ def _finetuning(found: Sequence[tuple[Job, Result]]) -> str:
     return _table(headings, rows, 4)
 
 
-def _retrievals(found: Sequence[tuple[Job, Result]]) -> str:
+def _retrievals(evaluations: Sequence[tuple[Job, Result]]) -> str:
     headings = ["task", "gallery", "features", "query", "R@1", "R@5", "R@10", "median rank", "encoder ahead, R@1"]
     rows = []
-    for job, result in found:
+    for job, result in evaluations:
         for name, of in {"encoder": result, **result["baselines"]}.items():
             for direction in ("audio_to_video", "video_to_audio"):
                 first = direction == "audio_to_video"
@@ -139,9 +139,9 @@ def _gain(other: Result) -> str:
     return f"{gain} ({points(ci, '+')})"
 
 
-def _notes(found: Sequence[tuple[Job, Result]]) -> list[str]:
+def _notes(evaluations: Sequence[tuple[Job, Result]]) -> list[str]:
     notes = []
-    for job, result in found:
+    for job, result in evaluations:
         of = f"{job.entry.name} from {job.modality}"
         edge = result.get("tried", {}).get("at_edge")
         if edge:

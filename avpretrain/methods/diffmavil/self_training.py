@@ -119,8 +119,8 @@ def asking(teacher: Teacher) -> Callable[[AVBatch], TeacherFeatures]:
     """The teacher as a function, which follows a batch to its device and is no part of the student."""
 
     def features(batch: AVBatch) -> TeacherFeatures:
-        found: TeacherFeatures = teacher.to(batch.seed_B.device)(batch)
-        return found
+        teacher_features: TeacherFeatures = teacher.to(batch.seed_B.device)(batch)
+        return teacher_features
 
     return features
 

@@ -94,8 +94,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """
     if path.is_dir():
         raise UserError(f"{path} is a folder; name the file of the weights in it (.pth, .bin or .safetensors)")
-    if path.is_file() and (found := mistaken_for(read_head(path))):
-        raise UserError(f"{path} {found}")
+    if path.is_file() and (mistake := mistaken_for(read_head(path))):
+        raise UserError(f"{path} {mistake}")
     try:
         with open_file(path) as file:
             size = file.seek(0, 2)
@@ -210,8 +210,8 @@ class Taker:
 
     def take_all(self, prefix: str) -> dict[str, Tensor]:
         """All tensors below a prefix, which is cut off; may be none."""
-        found = {key.removeprefix(prefix): self.take(key) for key in self.weights if key.startswith(prefix)}
-        return dict(sorted(found.items()))
+        tensors = {key.removeprefix(prefix): self.take(key) for key in self.weights if key.startswith(prefix)}
+        return dict(sorted(tensors.items()))
 
     def blocks(self, name: str) -> list[dict[str, Tensor]]:
         """Layers `name.0.`, `name.1.`, ...
@@ -226,10 +226,10 @@ class Taker:
         return [self._block(f"{name}.{i}.") for i in range(count)]
 
     def _block(self, prefix: str) -> dict[str, Tensor]:
-        found = {k.removeprefix(prefix) for k in self.weights if k.startswith(prefix)}
-        scaled = {"ls1.gamma", "ls2.gamma"} <= found
+        keys = {k.removeprefix(prefix) for k in self.weights if k.startswith(prefix)}
+        scaled = {"ls1.gamma", "ls2.gamma"} <= keys
         known = {*BLOCK_KEYS, *(("ls1.gamma", "ls2.gamma") if scaled else ())}
-        if alien := sorted(k for k in found if k not in known and not re.match(r"norm[12]_[av]\.", k)):
+        if alien := sorted(k for k in keys if k not in known and not re.match(r"norm[12]_[av]\.", k)):
             raise UserError(
                 f"{self.source} is not a plain ViT: our blocks have no place for {brief(prefix + alien[0])}"
             )
@@ -318,12 +318,12 @@ def _timm(taker: Taker) -> ForeignModel:
     for prefix, what in (("reg_token", "register tokens"), ("norm_pre.", "a norm before its blocks")):
         if any(key.startswith(prefix) for key in taker.weights):
             raise UserError(f"{taker.source} has {what}, for which our encoders have no place; take a model without")
-    found = _mae(taker)
+    model = _mae(taker)
     notes = [
         "frames are normalised by ImageNet's mean and std; some timm weights expect 0.5 and 0.5 (their pretrained_cfg)",
         *([FOLDED] if taker.folded else []),
     ]
-    return dataclasses.replace(found, notes=notes)
+    return dataclasses.replace(model, notes=notes)
 
 
 def _audiomae(taker: Taker) -> ForeignModel:

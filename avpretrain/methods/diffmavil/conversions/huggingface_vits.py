@@ -148,22 +148,22 @@ def _block(
     Raises:
         UserError: a part is missing, or there is one more.
     """
-    found = {
+    tensors = {
         f"{ours}.{kind}": weights.pop(f"{theirs}.{kind}")
         for theirs, ours in (names | queries).items()
         for kind in ("weight", "bias")
         if f"{theirs}.{kind}" in weights
     }
     wanted = [f"{ours}.{kind}" for ours in names.values() for kind in ("weight", "bias")]
-    lacking = [key for key in (*wanted, *(f"{letter}.weight" for letter in "qkv")) if key not in found]
+    lacking = [key for key in (*wanted, *(f"{letter}.weight" for letter in "qkv")) if key not in tensors]
     if lacking or weights:
         what = f"lacks {brief(lacking[0])}" if lacking else f"has {brief(next(iter(weights)))}, unknown here"
         raise UserError(f"{taker.source}: {prefix.rstrip('.')} {what}; is --format right?")
-    parts = [found.pop(f"{letter}.weight") for letter in "qkv"]
+    parts = [tensors.pop(f"{letter}.weight") for letter in "qkv"]
     biases = [
-        found.pop(f"{letter}.bias", torch.zeros(part.shape[:1])) for letter, part in zip("qkv", parts, strict=True)
+        tensors.pop(f"{letter}.bias", torch.zeros(part.shape[:1])) for letter, part in zip("qkv", parts, strict=True)
     ]
-    return {**found, "attn.qkv.weight": torch.cat(parts), "attn.qkv.bias": torch.cat(biases)}
+    return {**tensors, "attn.qkv.weight": torch.cat(parts), "attn.qkv.bias": torch.cat(biases)}
 
 
 def _layers(taker: Taker) -> list[str]:
@@ -188,11 +188,13 @@ def _interleaved_positions(count: int, width: int) -> Tensor:
 
 def _check_config(taker: Taker, kind: str) -> None:
     """Raises a UserError unless config.json is of a model whose arithmetic our blocks do."""
-    found = taker.config.get("model_type")
-    if kind == "dinov2" and found == "dinov2_with_registers":
+    model_type = taker.config.get("model_type")
+    if kind == "dinov2" and model_type == "dinov2_with_registers":
         raise UserError(_REGISTERS.format(taker.source))
-    if found != kind:
-        raise UserError(f"{taker.source}: config.json has model_type {brief(found)}, not '{kind}'; is --format right?")
+    if model_type != kind:
+        raise UserError(
+            f"{taker.source}: config.json has model_type {brief(model_type)}, not '{kind}'; is --format right?"
+        )
     if (act := taker.config.get("hidden_act", "gelu")) != "gelu":
         raise UserError(f"{taker.source}: its MLPs use {brief(act)}, ours GELU; such a model can't be imported")
 

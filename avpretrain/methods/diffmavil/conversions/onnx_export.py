@@ -135,6 +135,6 @@ def _difference(path: Path, encoder: Encoder, clips: list[Tensor]) -> float:
             expected = [tokens_BKD, encoder.pool(tokens_BKD)]
             outputs = runtime.run(None, {name: clip.numpy()})
             # NaN is a difference, too
-            found = [float(np.abs(a - b.numpy()).max()) for a, b in zip(outputs, expected, strict=True)]
-            largest = max([largest, *(math.inf if math.isnan(value) else value for value in found)])
+            differences = [float(np.abs(a - b.numpy()).max()) for a, b in zip(outputs, expected, strict=True)]
+            largest = max([largest, *(math.inf if math.isnan(value) else value for value in differences)])
     return largest
