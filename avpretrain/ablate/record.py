@@ -210,7 +210,7 @@ def _head(cell: Cell, digest: Fingerprint, status: str) -> dict[str, Any]:
         "status": status,
         "training_hash": digest.training,
         "hash": digest.whole,
-        "extends": list(cell.variant.extends),
+        "extends": cell.variant.extends,
         "changes": cell.variant.changes,
         "differences": cell.variant.differences,
     }

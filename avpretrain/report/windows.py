@@ -81,8 +81,8 @@ def windows(comparison: Comparison) -> Section | None:
     return Section("speakers", "Active speaker detection", blocks, note)
 
 
-def _key(result: WindowResult) -> tuple[str, str, int, int]:
-    return result.label, result.kind, result.past, result.future
+def _key(result: WindowResult) -> tuple[str, str, int, int, int]:
+    return result.label, result.kind, result.past, result.future, result.parameters  # of another size is another model
 
 
 def _map(results: Sequence[WindowResult], label: str) -> Figure | None:

@@ -17,6 +17,7 @@ from avpretrain.evaluation.predictions import Predictions, Ranks, difference, su
 from avpretrain.evaluation.results import compare_results, save_result
 from avpretrain.evaluation.setup import random_encoder
 from avpretrain.measures import intervals
+from avpretrain.measures.results import Estimate
 from avpretrain.measures.scores import bounds, points, read_score
 from tests.support.tiny_datasets import Spec, make_dataset
 from tests.support.tiny_models import tiny
@@ -98,23 +99,24 @@ def test_accuracy_has_wilsons_interval(right: int, clips: int) -> None:
 @pytest.mark.parametrize("rank", [1.0, 3.0])
 def test_recall_of_few_clips_is_not_certain(rank: float) -> None:
     ranked = Ranks(tuple("abcd"), np.full(4, rank), np.full(4, rank))
-    low, high = intervals.estimate(ranked.statistic("recall_at_1"), 4, 0, intervals.wilson)["ci"]
-    assert high - low > 0.4
+    low, high = intervals.estimate(ranked.statistic("recall_at_1"), 4, 0, intervals.wilson).ci
+    assert low is not None and high is not None and high - low > 0.4
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [(False, False), (True, True), (True, False), (False, True)])
 def test_a_difference_that_no_resample_changes_is_not_certain(ours: bool, theirs: bool) -> None:
     found = difference(answers([ours] * 8), answers([theirs] * 8), seed=0)
-    low, high = found["ci"]
-    assert found["value"] == int(ours) - int(theirs)
-    assert low <= found["value"] <= high and high - low > 0.3
+    low, high, value = *found.ci, found.value
+    assert low is not None and high is not None
+    assert value == int(ours) - int(theirs)
+    assert low <= value <= high and high - low > 0.3
     assert (low > 0 or high < 0) == (ours != theirs)
 
 
 def test_map_of_a_single_clip_has_no_interval() -> None:
     one = Predictions(("a",), ("x", "y"), np.array([[1.0, 0.0]]), np.array([[True, False]]))
     assert summarise(one, seed=0)["ci"] == [None, None]
-    assert difference(one, one, seed=0) == {"value": 0.0, "ci": [None, None]}
+    assert difference(one, one, seed=0) == Estimate(value=0.0)
 
 
 def test_agresti_min_equals_its_table() -> None:

@@ -37,6 +37,7 @@ from avpretrain.report.page import (
 )
 from avpretrain.report.saving import config_differences, split_saving
 from avpretrain.report.svg import Bar, BarChart, Segment, Series, chart
+from avpretrain.report.windows import HeatMap
 from avpretrain.report.write import render
 from tests.support.runs import write_run
 
@@ -208,9 +209,10 @@ def test_whatever_a_template_prints_is_escaped_and_plain() -> None:
     drawn = chart(bad, [Series(bad, [0.0, 1.0], [1.0, 2.0], 0)], bad)
     rows = BarChart(bad, [Bar(bad, bad, [Segment(0.0, 1.0, "c0", bad)], remark=bad)], 1.0)
     picture = Picture("data:,", bad, 1, 1, bad)
+    heat = HeatMap(bad, [bad], [bad], [[0.5]], bad, bad)
     blocks = [
         Legend([("c0", bad)]),
-        Figures([Figure(bad, d, bad, key=Legend([("c0", bad)])) for d in (drawn, rows, picture)]),
+        Figures([Figure(bad, d, bad, key=Legend([("c0", bad)])) for d in (drawn, rows, picture, heat)]),
         Figures([Figure(bad, PictureSequence([picture, picture])), Figure(bad, Players(picture, [(bad, "data:,")]))]),
         Table(bad, [bad], [[Cell(bad), Cell(bad, copy=True)]], folded=bad),
         Cards([Card(bad, "c0", bad, bad, bad, [(bad, bad, bad)])]),
