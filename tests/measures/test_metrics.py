@@ -104,9 +104,9 @@ def test_paired_difference_is_narrower_than_two_intervals() -> None:
         return Predictions(keys, ("a", "b"), np.eye(2)[said], target_N)
 
     gain = difference(answers(better_N), answers(right_N), seed=0)
-    assert gain["value"] == pytest.approx(better_N.mean() - right_N.mean())
-    low, high = gain["ci"]
-    assert 0 < low < gain["value"] < high
+    assert gain.value == pytest.approx(better_N.mean() - right_N.mean())
+    low, high, value = *gain.ci, gain.value
+    assert low is not None and high is not None and value is not None and 0 < low < value < high
     wide = summarise(answers(right_N), seed=0)["ci"]
     assert high - low < wide[1] - wide[0]
 

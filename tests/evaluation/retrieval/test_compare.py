@@ -23,9 +23,9 @@ def ranked(keys: str, *rank: float) -> Ranks:
 def test_difference_is_paired_by_key() -> None:
     a, b = matched(ranked("abcd", 1, 1, 1, 2), ranked("dcba", 9, 9, 1, 1))
     found = difference(a, b, seed=0)
-    assert found["value"] == pytest.approx((3.5 - 3) / 4)  # three and a half of four found, against three
+    assert found.value == pytest.approx((3.5 - 3) / 4)  # three and a half of four found, against three
     same = difference(a, a, seed=0)
-    assert same["value"] == 0.0 and same["ci"] == pytest.approx([-same["ci"][1], same["ci"][1]])
+    assert same.value == 0.0 and same.ci[1] is not None and same.ci == pytest.approx((-same.ci[1], same.ci[1]))
 
 
 def test_other_galleries_can_not_be_compared() -> None:
