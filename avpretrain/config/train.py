@@ -87,7 +87,8 @@ class DataConfig:
     cut anew in every epoch. For small sets, where decoding would cost more than the model; 0 = none."""
     decoded_dir: str = mechanics("")
     """Folder that keeps decoded clips, of those that fit the model's input, for all processes, ranks and runs; a second
-    run decodes nothing. Takes the size of the raw frames and samples; may be deleted at any time. Empty = none."""
+    run decodes nothing. Takes the size of the raw frames and samples; may be deleted at any time. Empty = none, as with
+    mode stream."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     num_workers: int = mechanics(2)
     """Processes that decode, for each rank; 0 decodes in the training process."""

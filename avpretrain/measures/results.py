@@ -128,7 +128,10 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
     elif isinstance(hint, type) and issubclass(hint, Result):
         return hint.from_json(value, where)
     elif _is_plain(hint, value):
-        return float(value) if hint is float else value
+        try:
+            return float(value) if hint is float else value
+        except OverflowError:  # a whole number of hundreds of digits
+            pass
     raise WrongShapeError(f"'{where}' is {str(value)[:40]!r}")
 
 

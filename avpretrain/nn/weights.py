@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import struct
@@ -74,11 +75,10 @@ def _layers(cfg: Any) -> int:
 def _machine_memory() -> float:
     """Bytes of memory that there are, or that the container may use; infinite where the system does not say."""
     limits = [math.inf]
-    try:
+    with contextlib.suppress(AttributeError, ValueError, OSError):  # no such system
         limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    with contextlib.suppress(ValueError, OSError):  # "max" = no limit, no cgroups
         limits.append(float(Path("/sys/fs/cgroup/memory.max").read_text()))
-    except (AttributeError, ValueError, OSError):  # no such system, "max" = no limit, no cgroups
-        pass
     return min(limits)
 
 

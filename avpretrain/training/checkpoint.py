@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import shutil
 import stat
@@ -189,7 +190,7 @@ def best_checkpoint(root: Path, measure: str, better: Better) -> Path | None:
             value = read_state(checkpoint)["measures"].get(measure)
         except (OSError, UserError):
             continue
-        if value is not None:
+        if value is not None and not math.isnan(value):
             ranked.append((-value if better == "min" else value, checkpoint))
     return max(ranked)[1] if ranked else None
 

@@ -55,6 +55,7 @@ def test_back_from_json_it_is_the_same() -> None:
         ({"parts": [{"value": {"value": []}, "by_name": {}}]}, r"'parts\[0\].value.value' is '\[\]'"),
         ({"pair": [1]}, "'pair' is"),
         ({"name": None}, "'name' is 'None'"),
+        ({"share": 10**400}, "'share' is '1000"),
     ],
 )
 def test_another_type_is_named(change: dict[str, Any], says: str) -> None:

@@ -43,6 +43,13 @@ def test_one_without_the_measure_is_never_the_best(tmp_path: Path) -> None:
     assert [int(path.name) for path in list_checkpoints(tmp_path)] == [1, 3]
 
 
+def test_a_measure_that_is_no_number_is_never_the_best(tmp_path: Path) -> None:
+    writer = CheckpointWriter(tmp_path, keep=1, best="recall", better="max")
+    for seen, recall in ((1, float("nan")), (2, 0.5), (3, 0.1)):
+        write(writer, seen, recall=recall)
+    assert [int(path.name) for path in list_checkpoints(tmp_path)] == [2, 3]
+
+
 def test_a_run_measures_its_checkpoints(tmp_path: Path) -> None:
     """The loss noted is the mean over the steps since the checkpoint before; R@1 is the preview's."""
     run = {"preview_clips": 4, "preview_every": 48, "keep_best": "recall", "log_every": 1}

@@ -144,7 +144,6 @@ class _TrainingClips(Dataset[Sample]):
             clip = self.clips.clip(row)
             kept = self.decoded.read(clip, row) if clip.duration <= self.longest else None
             if kept is not None:
-                self._remember(kept)
                 return kept
         return self.clips.encoded(row)
 
@@ -164,6 +163,7 @@ class _TrainingClips(Dataset[Sample]):
     def _decode(self, fetched: Encoded | Sample, seed: int) -> Sample:
         kept = fetched if isinstance(fetched, Sample) else self.cached.get(fetched.index)  # since it was fetched
         if kept is not None:
+            self._remember(kept)
             return kept
         assert isinstance(fetched, Encoded)
         sample = decode_window(fetched, self.input, seed, random_window(seed), self.short_side)
@@ -174,7 +174,7 @@ class _TrainingClips(Dataset[Sample]):
         return sample
 
     def _remember(self, sample: Sample) -> None:
-        if self.cache_room > 0:
+        if self.cache_room > 0 and sample.index not in self.cached:
             frames = 0 if sample.frames_THWC is None else sample.frames_THWC.nbytes
             self.cache_room -= sample.waveform_S.nbytes + frames
             self.cached[sample.index] = sample

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import pickle
@@ -21,7 +22,7 @@ from avpretrain.core.errors import UsageError, UserError
 from avpretrain.data.batch import RawBatch
 from avpretrain.data.manifest import write_manifest
 from avpretrain.data.place import MANIFEST_NAME
-from avpretrain.data.read import dataset
+from avpretrain.data.read import dataset, decoded
 from avpretrain.data.read.clips import ClipSet, Encoded, Sample, window_starts
 from avpretrain.data.read.dataset import check_bad_share, eval_loader, process_context, train_loader
 from tests.support.tiny_datasets import FPS, Spec, make_dataset, picture, tone
@@ -310,13 +311,13 @@ def test_stream_names_damage_and_refuses_too_many_processes(tmp_path: Path) -> N
 def test_a_memory_cache_changes_nothing_but_the_reading(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Clips that fit the input are decoded once and come out the same in later epochs; longer ones are cut anew."""
     fits = replace(INPUT, audio_frames=400, video_frames=16)
-    for input, decoded in ((fits, 22), (INPUT, 60)):
+    for input, decodings in ((fits, 22), (INPUT, 60)):
         expected = clip_hashes(train_loader(config(root), input, 7, plan()))
         rows: list[int] = []
         monkeypatch.setattr(dataset, "decode_window", _counted(dataset.decode_window, rows))
         assert clip_hashes(train_loader(config(root, memory_cache_mb=64), input, 7, plan())) == expected
         monkeypatch.undo()
-        assert len(rows) == decoded, "60 clips are seen of 22"
+        assert len(rows) == decodings, "60 clips are seen of 22"
 
 
 def test_decoded_clips_on_disk_change_nothing_but_the_reading(
@@ -338,7 +339,8 @@ def test_decoded_clips_on_disk_change_nothing_but_the_reading(
     files = sorted(path for path in (tmp_path / "kept").rglob("*") if path.is_file())
     assert len(files) == 22
     data = files[0].read_bytes()
-    for damaged in (data[:20], data[:-1], data[:-1] + bytes([data[-1] ^ 1]), b""):
+    swapped = data[:24] + data[32:40] + data[24:32] + data[40:]  # height and width
+    for damaged in (data[:20], data[:-1], data[:-1] + bytes([data[-1] ^ 1]), swapped, b""):
         files[0].write_bytes(damaged)
         expected = clip_hashes(train_loader(config(root), fits, 7, plan()))
         assert clip_hashes(train_loader(keeping, fits, 7, plan())) == expected
@@ -350,9 +352,21 @@ def test_decoded_clips_on_disk_change_nothing_but_the_reading(
 
 def test_a_folder_for_decoded_clips_that_can_t_be_written(root: Path, tmp_path: Path) -> None:
     (tmp_path / "kept").write_text("no folder")
-    fits = replace(INPUT, audio_frames=400, video_frames=16)
     with pytest.raises(UserError, match=r"can't keep decoded clips in .*kept: .*data\.decoded_dir"):
-        list(train_loader(config(root, decoded_dir=str(tmp_path / "kept")), fits, 7, plan()))
+        train_loader(config(root, decoded_dir=str(tmp_path / "kept")), INPUT, 7, plan())
+
+
+def test_a_full_disk_costs_a_line_and_no_run(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(path: Path) -> Path:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    fits = replace(INPUT, audio_frames=400, video_frames=16)
+    expected = clip_hashes(train_loader(config(root), fits, 7, plan()))
+    monkeypatch.setattr(decoded, "atomic_path", full)
+    assert clip_hashes(train_loader(config(root, decoded_dir=str(tmp_path / "kept")), fits, 7, plan())) == expected
+    assert capsys.readouterr().err.count("No space left on device; clips are decoded each time from here on") == 1
 
 
 def _counted(decode: Callable[..., Sample], rows: list[int]) -> Callable[..., Sample]:
