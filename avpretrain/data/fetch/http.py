@@ -141,7 +141,6 @@ class _TooLongError(Exception):
 def _go_on(remote: Remote, part: Path, on_bytes: Callable[[int], None] | None) -> bool:
     """Appends what a connection brings to `part`; whether that was all."""
     start, validator = _size(part), _validator(part)
-    most = remote.most if remote.size is None else remote.size
     request = urllib.request.Request(remote.url, headers={"User-Agent": "avpretrain", "Accept-Encoding": "identity"})
     if start:
         request.add_header("Range", f"bytes={start}-")
@@ -164,6 +163,7 @@ def _go_on(remote: Remote, part: Path, on_bytes: Callable[[int], None] | None) -
         length = response.headers.get("Content-Length", "")
         total = start + int(length) if length.isdigit() else None
         size = start
+        _check_length(remote, total or 0)
         with part.open("ab" if resumed else "wb") as file:
             while True:
                 try:
@@ -173,13 +173,19 @@ def _go_on(remote: Remote, part: Path, on_bytes: Callable[[int], None] | None) -
                 if not block:
                     break
                 size += len(block)
-                if size > most:
-                    states = "the most that is taken" if remote.size is None else f"its owner states {remote.size}"
-                    raise _TooLongError(f"it has more than {most} bytes, {states}")
+                _check_length(remote, size)
                 file.write(block)
                 if on_bytes is not None:
                     on_bytes(len(block))
     return total is None or _size(part) == total
+
+
+def _check_length(remote: Remote, size: int) -> None:
+    """Raises a _TooLongError if a file can't have so many bytes."""
+    if remote.size is None and size > remote.most:
+        raise _TooLongError(f"it has more than {remote.most} bytes, the most that is taken")
+    if remote.size is not None and size > remote.size:
+        raise _TooLongError(f"it has more bytes than its owner states, {remote.size}")
 
 
 def _validator(part: Path) -> Path:
