@@ -14,5 +14,5 @@ RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev &
 COPY . /src
 RUN pip install --no-cache-dir --constraint /src/constraints.txt /src && rm -rf /src
 
-WORKDIR /work
+WORKDIR /data
 ENTRYPOINT ["avpretrain"]

@@ -15,9 +15,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Literal
 
-Shards = Literal["good", "missing", "silent", "wrong", "short", "slow", "endless"]
+Shards = Literal["good", "missing", "silent", "wrong", "short", "slow", "endless", "stalled"]
 """How files are answered: as they are, with 404, never, with other bytes, with half of what is promised, a byte every
-0.1 s, or without end."""
+0.1 s, without end, or half of a whole file and then nothing more."""
 
 
 class _Server(BaseHTTPRequestHandler):
@@ -59,6 +59,10 @@ class _Server(BaseHTTPRequestHandler):
             for byte in data if how == "slow" else b"":
                 self.wfile.write(bytes([byte]))
                 time.sleep(0.1)
+            if how == "stalled" and not content_range:
+                self.wfile.write(data[: len(data) // 2])
+                self.wfile.flush()
+                time.sleep(120)
             if how == "short" or (self.cut and len(self.log) % self.cut == 0):
                 self.wfile.write(data[: len(data) // 2])
                 self.wfile.flush()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import lzma
 import shutil
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -16,10 +18,16 @@ from avpretrain.core.errors import UserError
 from avpretrain.data.fetch.http import LostError
 from avpretrain.data.sources.base import inside
 
+LARGEST_RATIO = 100
+"""Bytes that a byte of an archive may unpack to; recordings and tables stay far below."""
+LARGEST_SMALL = 1_000_000_000
+"""Bytes that any archive may unpack to, however small it is."""
+
 _DAMAGE = (
     zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError, NotImplementedError,
-    RuntimeError,
+    RuntimeError, ValueError, struct.error,
 )  # fmt: skip
+_NAME_ERRORS = {errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG}
 
 
 def unpack(archive: Path, folder: Path) -> None:
@@ -28,12 +36,36 @@ def unpack(archive: Path, folder: Path) -> None:
     Links and what would lie outside of the folder are not written.
 
     Raises:
-        LostError: it is damaged; it was removed, so that it is downloaded again.
-        UserError: there is no room.
+        LostError: it is damaged, has names that no folder can hold, or unpacks to far more than recordings do; it was
+            removed, so that it is downloaded again.
+        UserError: there is no room, or something in the folder is in the way; the archive stays.
     """
     work = archive.with_name(f"{archive.name}.unpacked")
     shutil.rmtree(work, ignore_errors=True)
+    try:
+        _unpack(archive, work)
+        inner = list(work.iterdir())
+        _move(inner[0] if len(inner) == 1 and inner[0].is_dir() else work, folder)
+    except LostError:
+        archive.unlink()
+        raise
+    except OSError as error:
+        where = error.filename2 or error.filename or folder  # of a move, what is in the way
+        raise UserError(f"{where} can't be written: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _unpack(archive: Path, work: Path) -> None:
+    """Writes what an archive holds into a new folder.
+
+    Raises:
+        LostError: it is damaged, or holds what no folder can.
+        OSError: it can't be written.
+    """
     work.mkdir(parents=True)
+    place: str | None = None
+    left = most = max(LARGEST_RATIO * archive.stat().st_size, LARGEST_SMALL)
     try:
         for name, file in _members(archive):
             place = inside(name)
@@ -41,16 +73,17 @@ def unpack(archive: Path, folder: Path) -> None:
                 continue
             (work / place).parent.mkdir(parents=True, exist_ok=True)
             with (work / place).open("wb") as out:
-                shutil.copyfileobj(file, out, 1 << 20)
+                while block := file.read(1 << 20):
+                    left -= len(block)
+                    if left < 0:
+                        raise LostError(f"the archive unpacks to more than {most} bytes")
+                    out.write(block)
     except _DAMAGE as error:
-        shutil.rmtree(work, ignore_errors=True)
-        archive.unlink()
         raise LostError(f"the archive is damaged ({error})") from None
     except OSError as error:
-        raise UserError(f"{work} can't be written: {error.strerror or error}") from None
-    inner = list(work.iterdir())
-    _move(inner[0] if len(inner) == 1 and inner[0].is_dir() else work, folder)
-    shutil.rmtree(work, ignore_errors=True)
+        if error.errno not in _NAME_ERRORS:
+            raise
+        raise LostError(f"the archive has a name that can't be written ({error.strerror}): {place}"[:300]) from None
 
 
 def _members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:

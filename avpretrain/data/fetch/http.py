@@ -22,6 +22,10 @@ LONGEST_WAIT = 60.0
 TIMEOUT = 60.0
 """Seconds without a byte."""
 BLOCK = 1 << 20
+LARGEST = 64 << 30
+"""Bytes that are taken of a file whose size its owner does not state."""
+ALGORITHMS = ("md5", "sha256")
+"""Of checksums."""
 
 
 class LostError(Exception):
@@ -47,6 +51,14 @@ class Remote:
     """Bytes."""
     checksum: str = ""
     """ALGORITHM:HEX, such as sha256:0123..."""
+    most: int = LARGEST
+    """Bytes that are taken where no size is stated."""
+
+    def __post_init__(self) -> None:
+        if self.size is not None and self.size < 0:
+            raise ValueError(f"a size of {self.size} bytes")
+        if self.checksum and self.checksum.partition(":")[0] not in ALGORITHMS:
+            raise ValueError(f"a checksum must be {' or '.join(ALGORITHMS)}, not {self.checksum[:20]!r}")
 
 
 def check_url(url: str) -> None:
@@ -76,8 +88,11 @@ def fetch(remote: Remote, folder: Path, wait: float = 1.0, on_bytes: Callable[[i
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for _ in range(2):
-            _complete(remote, part, wait, on_bytes)
-            problem = _wrong(remote, part)
+            try:
+                _complete(remote, part, wait, on_bytes)
+                problem = _wrong(remote, part)
+            except _TooLongError as error:
+                problem = str(error)
             if not problem:
                 part.replace(target)
                 _validator(part).unlink(missing_ok=True)
@@ -95,7 +110,7 @@ def _complete(remote: Remote, part: Path, wait: float, on_bytes: Callable[[int],
     while True:
         before, pause = _size(part), wait * 2**failures
         try:
-            if _go_on(remote.url, part, on_bytes):
+            if _go_on(remote, part, on_bytes):
                 return
             reason = "the connection ended early"
         except urllib.error.HTTPError as error:
@@ -119,10 +134,14 @@ class _ConnectionFailedError(Exception):
     """The network failed, not the disk."""
 
 
-def _go_on(url: str, part: Path, on_bytes: Callable[[int], None] | None) -> bool:
+class _TooLongError(Exception):
+    """A server sends more than the file can have."""
+
+
+def _go_on(remote: Remote, part: Path, on_bytes: Callable[[int], None] | None) -> bool:
     """Appends what a connection brings to `part`; whether that was all."""
     start, validator = _size(part), _validator(part)
-    request = urllib.request.Request(url, headers={"User-Agent": "avpretrain", "Accept-Encoding": "identity"})
+    request = urllib.request.Request(remote.url, headers={"User-Agent": "avpretrain", "Accept-Encoding": "identity"})
     if start:
         request.add_header("Range", f"bytes={start}-")
         if validator.is_file():
@@ -143,18 +162,30 @@ def _go_on(url: str, part: Path, on_bytes: Callable[[int], None] | None) -> bool
             _keep_validator(response.headers, validator)
         length = response.headers.get("Content-Length", "")
         total = start + int(length) if length.isdigit() else None
+        size = start
+        _check_length(remote, total or 0)
         with part.open("ab" if resumed else "wb") as file:
             while True:
                 try:
-                    block = response.read(BLOCK)
+                    block = response.read1(BLOCK)  # what has arrived: `read` would lose it at a timeout
                 except (OSError, http.client.HTTPException) as error:
                     raise _ConnectionFailedError(_reason(error)) from None
                 if not block:
                     break
+                size += len(block)
+                _check_length(remote, size)
                 file.write(block)
                 if on_bytes is not None:
                     on_bytes(len(block))
     return total is None or _size(part) == total
+
+
+def _check_length(remote: Remote, size: int) -> None:
+    """Raises a _TooLongError if a file can't have so many bytes."""
+    if remote.size is None and size > remote.most:
+        raise _TooLongError(f"it has more than {remote.most} bytes, the most that is taken")
+    if remote.size is not None and size > remote.size:
+        raise _TooLongError(f"it has more bytes than its owner states, {remote.size}")
 
 
 def _validator(part: Path) -> Path:

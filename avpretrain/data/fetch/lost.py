@@ -47,7 +47,7 @@ class LostList:
                     writer.writerow(COLUMNS)
                 writer.writerow(_row(lost))
 
-    def found(self, item: str) -> None:
+    def remove(self, item: str) -> None:
         """Takes an item off the list, which is written by `close`."""
         with self._lock:
             self.items.pop(item, None)

@@ -7,7 +7,6 @@ yt-dlp.
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,8 @@ from pathlib import Path
 from typing import Literal
 
 from avpretrain.core.errors import UsageError, UserError
+from avpretrain.core.files import MAX_TEXT_BYTES, read_json
+from avpretrain.core.locks import locked
 from avpretrain.data.choices import SourceName
 from avpretrain.data.fetch.archives import unpack
 from avpretrain.data.fetch.http import LostError, Remote, check_url, fetch
@@ -168,7 +169,7 @@ RECIPES: dict[str, Recipe] = {
             )
             for name in _GRID_PARTS
         ),
-        listing=Remote(name="grid_record.json", url="https://zenodo.org/api/records/3625687"),
+        listing=Remote(name="grid_record.json", url="https://zenodo.org/api/records/3625687", most=MAX_TEXT_BYTES),
     ),
 }
 """Name of a set to where it is had."""
@@ -184,30 +185,35 @@ def download(
 
     Raises:
         UsageError: an option does not serve this set, or yt-dlp is missing.
-        UserError: a file without which there is no set can't be had, or nothing at all.
+        UserError: a file without which there is no set can't be had, or nothing at all, or the owner's record of
+            checksums; or another process downloads into that folder.
     """
     if recipe.clips is None and (options.table or options.limit or options.whole_videos):
         raise UsageError("--segments, --limit and --whole-videos are for sets of YouTube's videos")
     videos = None
     if recipe.clips is not None:
         videos = Downloader(options.yt_dlp, folder / VIDEOS, options.whole_videos)
-    folder.mkdir(parents=True, exist_ok=True)
-    lost = LostList(folder)
-    try:
-        parts = _with_listing(recipe, folder, options) if recipe.listing is not None else recipe.parts
-        if options.table:
-            parts = tuple(part for part in parts if not part.required)
-        present = _fetch_parts(parts, folder, options, lost, on_progress if videos is None else None)
-        if videos is None:
-            result = Downloaded(present=present, wanted=len(parts))
-        else:
-            tables = _tables(parts, folder, options)
-            result = _fetch_clips(recipe, tables, videos, options, lost, on_progress)
-    finally:
-        lost.close()
-    if not result.present:
-        raise UserError(f"nothing of the set could be had ({'; '.join(lost.reasons(1))}); see {lost.path}")
-    return dataclasses.replace(result, lost=tuple(lost.items.values()), reasons=tuple(lost.reasons()))
+    with locked(folder, "downloading"):
+        lost = LostList(folder)
+        try:
+            parts = _with_listing(recipe, folder, options)
+            if options.table:
+                parts = tuple(part for part in parts if not part.required)
+            present = _fetch_parts(parts, folder, options, lost, on_progress if videos is None else None)
+            if videos is None:
+                result = Downloaded(present=present, wanted=len(parts))
+            else:
+                tables = _tables(parts, folder, options)
+                result = _fetch_clips(recipe, tables, videos, options, lost, on_progress)
+        finally:
+            lost.close()
+        if not result.present:
+            gone = any(item.final for item in lost.items.values())
+            raise UserError(
+                f"nothing of the set could be had ({'; '.join(lost.reasons(1))}); see {lost.path}"
+                + ("; --try-gone asks again for what is gone" if gone else "")
+            )
+        return dataclasses.replace(result, lost=tuple(lost.items.values()), reasons=tuple(lost.reasons()))
 
 
 def _address(remote: Remote, options: FetchOptions) -> Remote:
@@ -219,19 +225,33 @@ def _address(remote: Remote, options: FetchOptions) -> Remote:
 
 
 def _with_listing(recipe: Recipe, folder: Path, options: FetchOptions) -> tuple[Part, ...]:
-    """The parts with sizes and checksums, where the owner's record can be had and states them."""
-    assert recipe.listing is not None
-    try:
-        path = fetch(_address(recipe.listing, options), folder / DOWNLOADS)
-        values = json.loads(path.read_bytes())
-        stated = {file["key"]: (int(file["size"]), str(file["checksum"])) for file in values["files"]}
-    except (LostError, ValueError, KeyError, TypeError):
+    """The parts with the sizes and checksums that the owner's record states, a mirror's files too.
+
+    Raises:
+        UserError: the record can't be had, or is none.
+    """
+    if recipe.listing is None or options.any_version:
         return recipe.parts
-    return tuple(
-        dataclasses.replace(part, remote=dataclasses.replace(part.remote, size=size, checksum=checksum))
-        for part in recipe.parts
-        for size, checksum in (stated.get(part.remote.name, (None, "")),)
-    )
+    url = recipe.listing.url
+    unchecked = "--any-version takes files unchecked"
+    try:
+        path = fetch(recipe.listing, folder / DOWNLOADS)
+    except LostError as error:
+        raise UserError(f"the record of sizes and checksums, {url}, can't be had: {error}; {unchecked}") from None
+    try:
+        values = read_json(path, "record")
+        stated = {file["key"]: (int(file["size"]), str(file["checksum"])) for file in values["files"]}
+        if not any(part.remote.name in stated for part in recipe.parts):
+            raise ValueError("it names no file of the set")
+        return tuple(
+            dataclasses.replace(part, remote=dataclasses.replace(part.remote, size=size, checksum=checksum))
+            for part in recipe.parts
+            for size, checksum in (stated.get(part.remote.name, (None, "")),)
+        )
+    except (UserError, ValueError, KeyError, TypeError, OverflowError) as error:
+        path.unlink(missing_ok=True)  # the next run asks for it again
+        why = f"lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise UserError(f"{url} is no record of sizes and checksums: {why}; run again, or {unchecked}") from None
 
 
 def _fetch_parts(
@@ -241,22 +261,23 @@ def _fetch_parts(
 
     def work(part: Part) -> Lost | None:
         name = part.remote.name
-        if lost.is_gone(name) and not options.try_gone and not part.required:
+        # What the owner says is gone a mirror may have, and what a mirror lacks may be a mistyped address.
+        if lost.is_gone(name) and not (options.try_gone or options.mirror or part.required):
             return lost.items[name]
         try:
             _fetch_part(part, folder, options)
         except LostError as error:
-            return Lost(name, error.final, str(error))
+            if part.required:
+                what = "name a server that has it by --mirror" if error.final else "run the same command to resume"
+                raise UserError(f"{_address(part.remote, options).url}: {error}; {what}") from None
+            return Lost(name, lost.is_gone(name) if options.mirror else error.final, str(error))
         return None
 
     present = failed = 0
     for part, missing in in_threads(parts, work, options.jobs):
         if missing is None:
             present += 1
-            lost.found(part.remote.name)
-        elif part.required:
-            what = "name a server that has it by --mirror" if missing.final else "run the same command to resume"
-            raise UserError(f"{_address(part.remote, options).url}: {missing.reason}; {what}")
+            lost.remove(part.remote.name)
         else:
             failed += 1
             lost.add(missing)
@@ -340,11 +361,12 @@ def _fetch_clips(
             return Lost(name, error.final, str(error))
         return None
 
-    present, failed = sum(name in here for name in wanted), sum(lost.is_gone(name) for name in wanted)
+    present = sum(name in here for name in wanted)
+    failed = len(wanted) - present - len(todo)
     for name, missing in in_threads(todo, work, options.jobs):
         if missing is None:
             present += 1
-            lost.found(name)
+            lost.remove(name)
         else:
             failed += 1
             lost.add(missing)

@@ -80,10 +80,11 @@ class Downloader:
         name = clip.name(self.whole)
         work = self.folder.parent / ".download" / name
         work.mkdir(parents=True, exist_ok=True)
-        cut = ["--download-sections", f"*{clip.start:g}-{clip.end:g}", "--force-keyframes-at-cuts"]
+        cut = ["--download-sections", f"*{clip.start:.3f}-{clip.end:.3f}", "--force-keyframes-at-cuts"]
+        place = str(work).replace("%", "%%")  # it is part of yt-dlp's template
         command = [
             *self.command, "--no-playlist", "--no-progress", "--no-warnings", "-f", FORMAT,
-            "--merge-output-format", "mp4", *([] if self.whole else cut), "-o", str(work / "clip.%(ext)s"),
+            "--merge-output-format", "mp4", *([] if self.whole else cut), "-o", f"{place}/clip.%(ext)s",
             f"https://www.youtube.com/watch?v={clip.id}",
         ]  # fmt: skip
         try:
@@ -94,10 +95,12 @@ class Downloader:
             raise LostError(f"yt-dlp took more than {PATIENCE} s") from None
         except OSError as error:
             raise LostError(f"yt-dlp can't be run: {error.strerror}") from None
-        files = [p for p in work.iterdir() if p.suffix.lower() in MEDIA_EXTENSIONS and p.stat().st_size > 0]
+        media = [p for p in work.iterdir() if p.suffix.lower() in MEDIA_EXTENSIONS and p.stat().st_size > 0]
+        files = [p for p in media if p.stem == "clip"]  # others are parts of it: clip.f137.mp4, clip.temp.mp4
         if done.returncode or len(files) != 1:
             why = _why(done.stderr, len(files))
-            if why.final or not any(work.iterdir()):
+            in_the_way = not done.returncode  # what a killed attempt left, in another format
+            if in_the_way or why.final or not any(work.iterdir()):
                 shutil.rmtree(work)
             raise why
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import tarfile
 import threading
 import urllib.request
@@ -11,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from avpretrain.core.errors import UsageError
+from avpretrain.core.errors import UsageError, UserError
+from avpretrain.data.fetch import archives, http
 from avpretrain.data.fetch.archives import unpack
 from avpretrain.data.fetch.http import GoneError, LostError, Remote, fetch
 from avpretrain.data.fetch.parallel import in_threads
@@ -63,14 +65,17 @@ def test_a_server_without_ranges_begins_again(site: Path, tmp_path: Path) -> Non
         assert fetch(Remote(name="a", url=f"{url}/a.bin"), tmp_path / "out", wait=0).read_bytes() == DATA
 
 
-def test_what_the_owner_states_is_checked(site: Path, tmp_path: Path) -> None:
+def test_what_the_owner_states_is_checked(site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     right = f"sha256:{hashlib.sha256(DATA).hexdigest()}"
     with serving(site) as (url, log):
         fetch(Remote(name="right", url=f"{url}/a.bin", size=len(DATA), checksum=right), tmp_path)
         with pytest.raises(LostError, match="md5 is"):
             fetch(Remote(name="wrong", url=f"{url}/a.bin", checksum="md5:00"), tmp_path)
-        with pytest.raises(LostError, match="its owner states 7"):
-            fetch(Remote(name="wrong", url=f"{url}/a.bin", size=7), tmp_path)
+        arrived: list[int] = []
+        monkeypatch.setattr(http, "BLOCK", 4)
+        with pytest.raises(LostError, match="its owner states, 7"):
+            fetch(Remote(name="wrong", url=f"{url}/a.bin", size=7), tmp_path, on_bytes=arrived.append)
+        assert not arrived  # its length was enough to know
         assert len(log) == 5  # once more from the beginning
         with pytest.raises(GoneError, match="404"):
             fetch(Remote(name="none", url=f"{url}/none"), tmp_path)
@@ -84,6 +89,73 @@ def test_a_server_that_is_not_there(tmp_path: Path) -> None:
         pass
     with pytest.raises(LostError, match="refused"):
         fetch(Remote(name="x", url=f"{url}/x"), tmp_path, wait=0)
+
+
+def test_what_arrived_before_a_silence_is_kept(site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "TIMEOUT", 0.5)
+    arrived: list[int] = []
+    with serving(site, shards="stalled", of="*.bin") as (url, log):
+        path = fetch(Remote(name="b.bin", url=f"{url}/a.bin"), tmp_path / "out", wait=0, on_bytes=arrived.append)
+        assert path.read_bytes() == DATA
+        assert (sum(arrived), len(log)) == (len(DATA), 2)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("remote", [{"size": len(DATA)}, {"most": 100_000}])
+def test_an_endless_file_is_given_up(site: Path, tmp_path: Path, remote: dict[str, int]) -> None:
+    with serving(site, shards="endless", of="*.bin") as (url, log):
+        with pytest.raises(LostError, match=f"more .*{next(iter(remote.values()))}"):
+            fetch(Remote(name="b.bin", url=f"{url}/a.bin", **remote), tmp_path / "out", wait=0)
+        assert len(log) == 2
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_only_checksums_that_are_known() -> None:
+    with pytest.raises(ValueError, match="must be md5 or sha256, not 'shake_128:00'"):
+        Remote(name="x", url="http://x", checksum="shake_128:00")
+
+
+@pytest.mark.parametrize("names", [("a", "a/b"), ("a/b", "a"), ("x" * 300,)])
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_names_that_no_folder_can_hold(tmp_path: Path, kind: str, names: tuple[str, ...]) -> None:
+    (tmp_path / "file").write_bytes(b"1")
+    archive = tmp_path / f"a.{kind}"
+    with zipfile.ZipFile(archive, "w") if kind == "zip" else tarfile.open(archive, "w") as out:
+        for name in names:
+            out.write(tmp_path / "file", name) if isinstance(out, zipfile.ZipFile) else out.add(tmp_path / "file", name)
+    with pytest.raises(LostError, match="has a name that can't be written"):
+        unpack(archive, tmp_path / "set")
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_an_archive_that_unpacks_to_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archives, "LARGEST_SMALL", 1000)
+    archive = tmp_path / "a.zip"
+    for size in (1_000_000, 5_000):
+        with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as zipped:
+            zipped.writestr("zeros", bytes(size))
+        if size == 5_000:  # 100 times the archive's
+            unpack(archive, tmp_path / "set")
+        else:
+            with pytest.raises(LostError, match="unpacks to more than"):
+                unpack(archive, tmp_path / "set")
+            assert not list(tmp_path.iterdir())
+    assert (tmp_path / "set" / "zeros").stat().st_size == 5_000
+
+
+def test_what_is_in_the_way_of_an_archive_is_said(tmp_path: Path) -> None:
+    archive = tmp_path / "a.zip"
+    with zipfile.ZipFile(archive, "w") as zipped:
+        zipped.writestr("top/sub/1.wav", b"1")
+        zipped.writestr("top/2.wav", b"1")
+    (tmp_path / "set" / "2.wav").mkdir(parents=True)
+    for place in ("2.wav", "sub"):
+        with pytest.raises(UserError, match=f"{place} can't be written"):
+            unpack(archive, tmp_path / "set")
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["a.zip", "set"]
+        shutil.rmtree(tmp_path / "set")
+        (tmp_path / "set").mkdir()
+        (tmp_path / "set" / "sub").write_text("mine")
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar"])

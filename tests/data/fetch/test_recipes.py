@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -18,8 +19,9 @@ import pytest
 import soundfile
 
 from avpretrain.core.errors import UsageError, UserError
+from avpretrain.core.locks import locked
 from avpretrain.data.fetch import http
-from avpretrain.data.fetch.recipes import RECIPES, FetchOptions, download, segments
+from avpretrain.data.fetch.recipes import RECIPES, FetchOptions, Recipe, download, segments
 from avpretrain.data.sources import find_items
 from tests.support.media_files import write_media
 from tests.support.servers import serving
@@ -47,6 +49,29 @@ def zipped(path: Path, files: dict[str, bytes]) -> None:
 def wav(place: Path) -> bytes:
     soundfile.write(place / "x.wav", 0.1 * np.random.default_rng(0).standard_normal(8000), 16_000)
     return (place / "x.wav").read_bytes()
+
+
+def grid(url: str) -> Recipe:
+    """The set at a server of this machine as its owner's."""
+    parts = tuple(
+        dataclasses.replace(part, remote=dataclasses.replace(part.remote, url=f"{url}/{part.remote.name}"))
+        for part in RECIPES["grid"].parts
+    )
+    listing = RECIPES["grid"].listing
+    assert listing is not None
+    return dataclasses.replace(
+        RECIPES["grid"], parts=parts, listing=dataclasses.replace(listing, url=f"{url}/{listing.name}")
+    )
+
+
+def record(place: Path, *names: str, kind: str = "md5") -> None:
+    """Writes the owner's record of files that are there."""
+    states = [
+        {"key": name, "size": (place / name).stat().st_size,
+         "checksum": f"{kind}:{hashlib.new(kind, (place / name).read_bytes()).hexdigest()}"}
+        for name in names
+    ]  # fmt: skip
+    (place / "grid_record.json").write_text(json.dumps({"files": states}))
 
 
 def script(monkeypatch: pytest.MonkeyPatch, name: str, *args: object) -> None:
@@ -109,17 +134,12 @@ def test_grid_takes_the_talkers_that_are_there(site: Path, tmp_path: Path) -> No
     zipped(site / "alignments.zip", {"alignments/s1/bbaf2n.align": align, "alignments/s2/lbwd5s.align": align})
     zipped(site / "s1.zip", {"s1/bbaf2n.mpg": b"video"})
     zipped(site / "s2.zip", {"s2/lbwd5s.mpg": b"video"})
-    states = [
-        {"key": name, "size": (site / name).stat().st_size,
-         "checksum": f"md5:{hashlib.md5((site / name).read_bytes()).hexdigest()}"}
-        for name in ("alignments.zip", "s1.zip", "s2.zip")
-    ]  # fmt: skip
-    (site / "grid_record.json").write_text(json.dumps({"files": states}))
+    record(site, "alignments.zip", "s1.zip", "s2.zip")
     right = (site / "s2.zip").read_bytes()
     (site / "s2.zip").write_bytes(right[:-1] + b"x")
     folder = tmp_path / "grid"
     with serving(site) as (url, log):
-        done = download(RECIPES["grid"], folder, FetchOptions(mirror=url, jobs=2))
+        done = download(grid(url), folder, FetchOptions(jobs=2))
         assert (done.present, done.wanted, len(done.lost)) == (2, 34, 32)
         assert "31 x the server answers 404 Not Found" in done.reasons[0]
         rows = dict(line.split(",", 1) for line in (folder / "unavailable.csv").read_text().splitlines()[1:])
@@ -127,7 +147,7 @@ def test_grid_takes_the_talkers_that_are_there(site: Path, tmp_path: Path) -> No
         assert rows["s2.zip"].startswith('no,"its md5 is')
         (site / "s2.zip").write_bytes(right)
         log.clear()
-        done = download(RECIPES["grid"], folder, FetchOptions(mirror=url, jobs=2))
+        done = download(grid(url), folder, FetchOptions(jobs=2))
         assert (done.present, log) == (3, ["/s2.zip"])  # what is gone is not asked for again
     items = {item.path: item for item in find_items("grid", folder, None).items}
     assert set(items) == {"s1/bbaf2n.mpg", "s2/lbwd5s.mpg"}
@@ -135,10 +155,75 @@ def test_grid_takes_the_talkers_that_are_there(site: Path, tmp_path: Path) -> No
     assert items["s1/bbaf2n.mpg"].labels["words"] == "0.000-0.950:sil;0.950-1.180:bin"
 
 
+def test_a_mistyped_mirror_blocks_nothing(site: Path, tmp_path: Path) -> None:
+    zipped(site / "s1.zip", {"s1/bbaf2n.mpg": b"video"})
+    record(site, "s1.zip")
+    folder = tmp_path / "grid"
+    with serving(site) as (url, _):
+        with pytest.raises(UserError, match="404") as error:
+            download(grid(url), folder, FetchOptions(mirror=f"{url}/tpyo"))
+        assert "--try-gone" not in str(error.value)
+        assert ",yes," not in (folder / "unavailable.csv").read_text()
+        assert download(grid(url), folder).present == 1
+    (site / "other").mkdir()
+    zipped(site / "other" / "s2.zip", {"s2/bbaf2n.mpg": b"video"})
+    with serving(site) as (url, _):  # what the owner says is gone a mirror may have
+        assert ",yes," in (folder / "unavailable.csv").read_text()
+        assert download(grid(url), folder, FetchOptions(mirror=f"{url}/other")).present == 2
+        assert "s3.zip,yes," in (folder / "unavailable.csv").read_text()  # the owner's word holds
+        (site / "s1.zip").unlink()
+        for _ in range(2):
+            with pytest.raises(UserError, match=r"nothing of the set could be had .*--try-gone asks again"):
+                download(grid(url), tmp_path / "none")
+
+
+def test_files_are_not_taken_unchecked_unless_that_is_asked_for(site: Path, tmp_path: Path) -> None:
+    zipped(site / "s1.zip", {"s1/bbaf2n.mpg": b"video"})
+    folder, page = tmp_path / "grid", site / "grid_record.json"
+    with serving(site) as (url, log):
+        with pytest.raises(UserError, match=r"record .* can't be had: .*404.*--any-version takes files unchecked"):
+            download(grid(url), folder)
+        others: list[object] = [
+            {"files": []},
+            {"files": [{"key": "s1.zip"}]},
+            {"files": [{"key": "s1.zip", "size": 1e999}]},
+        ]
+        record(site, "s1.zip", kind="sha1")
+        for text in ("<html><body>Log in", page.read_text(), *map(json.dumps, others)):
+            page.write_text(text)
+            with pytest.raises(UserError, match=r"is no record of .*--any-version"):
+                download(grid(url), folder)
+            assert not list((folder / ".download").iterdir())  # the next run asks again
+        assert "/s1.zip" not in log
+        log.clear()
+        assert download(grid(url), folder, FetchOptions(any_version=True, jobs=1)).present == 1
+        assert "/grid_record.json" not in log
+        record(site, "s1.zip", kind="sha256")
+        (site / "mirror").mkdir()
+        zipped(site / "mirror" / "s1.zip", {"s1/bbaf2n.mpg": b"other"})
+        with pytest.raises(UserError, match="nothing of the set"):
+            download(grid(url), tmp_path / "second", FetchOptions(mirror=f"{url}/mirror", jobs=1))
+    # A mirror's files are held to the owner's record.
+    assert 's1.zip,no,"its sha256 is' in (tmp_path / "second" / "unavailable.csv").read_text()
+
+
+def test_two_runs_do_not_download_into_one_folder(site: Path, tmp_path: Path) -> None:
+    zipped(site / "free-spoken-digit-dataset-master.zip", {"x/recordings/0_ann_0.wav": b"wav"})
+    with serving(site) as (url, log):
+        options = FetchOptions(mirror=url)
+        with locked(tmp_path / "fsdd", "downloading"), pytest.raises(UserError, match="is downloading in"):
+            download(RECIPES["fsdd"], tmp_path / "fsdd", options)
+        assert not log
+        download(RECIPES["fsdd"], tmp_path / "fsdd", options)
+    assert sorted(p.name for p in (tmp_path / "fsdd").iterdir()) == [".download", "recordings"]
+
+
 YT_DLP = """#!/bin/sh
 while [ $# -gt 0 ]; do
   case "$1" in
-    -o) out="$2"; shift;;
+    -o) out="$(echo "$2" | sed "s/%%/\\x01/g")"; shift
+      case "${{out%?(ext)s}}" in *%*) echo "ERROR: invalid output template" >&2; exit 1;; esac
+      out="$(echo "$out" | sed "s/\\x01/%/g")";;
     --download-sections) part="$2"; shift;;
     --cookies) echo "cookies $2" >> "{log}"; shift;;
     https:*) id="${{1##*=}}";;
@@ -190,12 +275,12 @@ def test_vggsound_in_one_command(
         assert "1 x Video unavailable" in out
         assert "the server refuses more for now: HTTP Error 429: Too Many Requests (tried again at the next run)" in out
         lines = calls.read_text().splitlines()
-        assert {"aaaaaaaaaaa *30-40", "-bbbbbbbbbb *5-15", "cookies my jar"} <= set(lines)
+        assert {"aaaaaaaaaaa *30.000-40.000", "-bbbbbbbbbb *5.000-15.000", "cookies my jar"} <= set(lines)
         assert not any("bad id" in line for line in lines)
         calls.unlink()
         calls.with_name("calls.calm").touch()
         script(monkeypatch, "vggsound", *args)
-        assert calls.read_text().splitlines() == ["busy_______ *0-10"]
+        assert calls.read_text().splitlines() == ["busy_______ *0.000-10.000"]
     assert sorted(p.name for p in (folder / "videos").iterdir()) == [
         "-bbbbbbbbbb_000005.mp4", "aaaaaaaaaaa_000030.mp4", "busy________000000.mp4",
     ]  # fmt: skip
@@ -226,6 +311,31 @@ def test_audioset_by_a_list_of_ones_own(site: Path, tmp_path: Path, calls: Path)
     assert sorted(calls.read_text().splitlines()) == ["aaaaaaaaaaa ", "gone_______ "]
 
 
+def test_clips_of_what_a_killed_attempt_left(tmp_path: Path, calls: Path) -> None:
+    """In a folder with a %; at a time that has more digits than six; counted once each."""
+    folder, own = tmp_path / "100% mine", tmp_path / "t_segments.csv"
+    own.write_text("aaaaaaaaaaa, 12345.678, 12355.678, /m/1\nccccccccccc, 0, 10, /m/1\ngone_______, 0, 10, /m/1\n")
+    for name, files in (
+        ("aaaaaaaaaaa_012345", ("clip.webm",)),
+        ("ccccccccccc_000000", ("clip.f137.mp4", "clip.temp.mp4")),
+    ):
+        (folder / ".download" / name).mkdir(parents=True)
+        for file in files:
+            (folder / ".download" / name / file).write_bytes(b"part")
+    seen: list[tuple[int, int, int]] = []
+    recipe = dataclasses.replace(RECIPES["audioset"], parts=())
+    options = FetchOptions(table=str(own), jobs=1)
+    done = download(recipe, folder, options)
+    assert {lost.item: lost.reason for lost in done.lost} == {
+        "aaaaaaaaaaa_012345": "yt-dlp left 2 files", "gone________000000": "Video unavailable",
+    }  # fmt: skip
+    assert (folder / "videos" / "ccccccccccc_000000.mp4").is_file()
+    done = download(recipe, folder, dataclasses.replace(options, try_gone=True), lambda *counts: seen.append(counts))
+    assert [lost.item for lost in done.lost] == ["gone________000000"]
+    assert seen == [(2, 3, 0), (3, 3, 1)]
+    assert calls.read_text().splitlines()[0] == "aaaaaaaaaaa *12345.678-12355.678"
+
+
 def test_what_can_not_be_done_is_said(site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UsageError, match=r"no yt-dlp on PATH.*pip install yt-dlp"):
@@ -247,4 +357,4 @@ def test_what_can_not_be_done_is_said(site: Path, tmp_path: Path, monkeypatch: p
         script(monkeypatch, "fsdd", tmp_path, tmp_path / "out", "--mirror", "http://127.0.0.1:1")
     assert end.value.code == 2
     with serving(site) as (url, _), pytest.raises(UserError, match=r"s1|nothing of the set could be had"):
-        download(RECIPES["grid"], tmp_path / "g", FetchOptions(mirror=url))
+        download(grid(url), tmp_path / "g", FetchOptions(any_version=True))
