@@ -11,7 +11,7 @@ from tyro.conf import Positional, arg
 from avpretrain.cli.shared.arguments import bind
 from avpretrain.cli.shared.places import require_file
 from avpretrain.core.errors import UsageError
-from avpretrain.core.terminal import Console
+from avpretrain.core.terminal import Console, say
 
 
 def run(args: Sequence[str]) -> None:
@@ -53,5 +53,5 @@ def compress(
 
     settings = Settings(network=network, width=width, seeds=seeds, epochs=epochs, steps=steps)
     rows = run_table(root, settings, out, environment())
-    print(markdown(rows))
+    say(markdown(rows))
     Console(highlight=False).print(f"wrote {out}: {len(rows)} rows")

@@ -75,6 +75,9 @@ class KVPrediction(OpenELM):
         auxiliary, base = (LanguageModel(each, 0.0, separator) for each in (shape.auxiliary, shape.base))
         return KVPredictor(auxiliary, base, shape.layer_map, cfg.loss, cfg.z_loss, cfg.shuffle_positions)
 
+    def check(self, steps: Sequence[Step]) -> None:
+        """`open` saw to the base and to what the auxiliary model starts from."""
+
     def initialise(self, model: nn.Module) -> None:
         """Copies the base's weights, and those that the auxiliary model starts from."""
         assert isinstance(model, KVPredictor)
