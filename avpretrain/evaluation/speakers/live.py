@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import csv
 import os
+import signal
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -222,6 +224,29 @@ class _Clock:
         return float((sums[count:] - sums[:-count]).max() / count) if count else 0.0
 
 
+@contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """Signals of Ctrl-C that came within the block; the third raises KeyboardInterrupt, where all else hangs.
+
+    Only the main thread can take them; in another the list stays empty.
+    """
+    came: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        came.append(number)
+        if len(came) > 2:
+            raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield came
+        return
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield came
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def run_live(
     source: Input,
     finder: Finder,
@@ -260,6 +285,7 @@ def run_live(
     delay = open_stream().delay_frames
     out.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
+        stopped = stack.enter_context(_interrupts()) if source.endless else []
         table = stack.enter_context((out / "scores.csv").open("w", newline="", buffering=1))
         rows = csv.writer(table, lineterminator="\n")
         rows.writerow([*COLUMNS, SCORE])
@@ -296,7 +322,7 @@ def run_live(
                 video.add(image, moment.waveform_S)
 
         moments, last = source.moments(colour or annotate), -1
-        while True:
+        while not stopped:
             try:
                 with clock.on("read", waits=source.endless):
                     moment = next(moments, None)

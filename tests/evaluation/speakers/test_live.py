@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import signal
 import sys
 import time
 import types
@@ -198,6 +199,18 @@ def test_an_interrupt_ends_a_camera_with_all_that_it_saw(tmp_path: Path) -> None
     assert report.ms["read"] < 20  # waiting for a camera is no work
     with open_media(tmp_path / "annotated.mp4") as container:
         assert sum(1 for _ in container.decode(video=0)) == 12
+
+    def interrupted(moment: Moment) -> dict[str, Any]:
+        if moment.number == 12:
+            signal.raise_signal(signal.SIGINT)
+        return {"a": BOX}
+
+    before, out = signal.getsignal(signal.SIGINT), tmp_path / "finder"
+    report = watch(Given(list(range(99)), endless=True), out, lambda: Fixed(3), interrupted, annotate=True)
+    assert (report.frames, report.scores, len(read_csv(out / "scores.csv"))) == (13, 13, 13)
+    with open_media(out / "annotated.mp4") as container:
+        assert sum(1 for _ in container.decode(video=0)) == 13
+    assert signal.getsignal(signal.SIGINT) is before
     with pytest.raises(KeyboardInterrupt):
         watch(Given(list(range(99)), stop=12), tmp_path / "file", lambda: Fixed(3), annotate=True)
     assert not (tmp_path / "file" / "annotated.mp4").exists()

@@ -408,6 +408,39 @@ def test_wrong_sources_are_said_in_a_line(films: Path, tmp_path: Path, table: st
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("table", "named", "split"),
+    [
+        ("/home/dev/test/labels.csv", [], "train"),
+        ("/home/dev/test/val/labels.csv", [], "val"),
+        ("/home/dev/test/val/2/labels.csv", [], "train"),
+        ("/home/dev/test/val/test_labels.csv", [], "test"),
+        ("/home/dev/labels.csv", ["/home/dev/labels.csv"], "train"),
+        ("/home/val/ava/labels.csv", ["/home/val/ava"], "train"),
+        ("/home/dev/ava_val_v1.0/a.csv", ["/home/dev/ava_val_v1.0"], "val"),
+        ("/home/dev/ava/val/labels.csv", ["/home/dev/ava"], "val"),
+    ],
+)
+def test_only_a_table_and_its_own_folder_name_the_split(table: str, named: list[str], split: str) -> None:
+    assert make.split_of_table(Path(table), Path("/home/dev/test"), [Path(place) for place in named]) == split
+
+
+def test_two_videos_of_one_name_are_refused(films: Path, tmp_path: Path) -> None:
+    for name in ("s1/film.mkv", "s2/film.mkv", "s1/other.mkv", "s2/other.mkv"):
+        (tmp_path / "src" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "src" / name).symlink_to(films / "trainval" / "film.mkv")
+    table = tmp_path / "src" / "labels.csv"
+    table.write_text("".join(f"film,{i / 25},{LEFT},NOT_SPEAKING,a\n" for i in range(9)))
+    with pytest.raises(UserError, match=r"video film of the tables may be .*s1/film.mkv or .*s2/film.mkv: "):
+        make.list_jobs(str(tmp_path / "src"), TracksConfig(source="ava"))
+    (tmp_path / "src" / "s2" / "film.mkv").unlink()  # no table names the other
+    assert len(make.list_jobs(str(tmp_path / "src"), TracksConfig(source="ava"))[0]) == 1
+    metadata = tmp_path / "src" / "metadata.csv"
+    metadata.write_text("file,split\ns1/film.mkv,train\ns2/film.mkv,val\n")
+    with pytest.raises(UserError, match=r"video film of .*metadata.csv may be s1/film.mkv or s2/film.mkv"):
+        make.list_jobs(str(tmp_path / "src"), TracksConfig(source="grid"))
+
+
 def test_a_split_never_leads_out_of_the_folder(grid: Path, tmp_path: Path) -> None:
     root = tmp_path / "pack"
     root.mkdir()

@@ -157,16 +157,16 @@ def list_jobs(src: str, cfg: TracksConfig) -> tuple[list[Job], list[str]]:
     """The videos that have tracks, and the names of those that are missing.
 
     Raises:
-        UserError: there is no table, one is wrong, or no video that it names is there.
+        UserError: there is no table, one is wrong, or no video that it names is there, or two are of one name.
     """
     if cfg.source == SYNTHETIC:
         return [Job(f"scene-{i:06d}", scene_split(i, cfg), None, number=i) for i in range(cfg.scenes)], []
     root = Path(src)
     paths = list(walk(root))
-    videos: dict[str, Path] = {}
+    videos: dict[str, list[Path]] = {}
     for path in paths:
         if Path(path).suffix.lower() in VIDEO_EXTENSIONS:
-            videos.setdefault(Path(path).stem, root / path)
+            videos.setdefault(Path(path).stem, []).append(root / path)
     splits = _metadata(root / METADATA) if cfg.source == "grid" else None
     found: dict[tuple[str, str], list[Boxes]] = {}
     seen: dict[str, Path] = {}
@@ -174,20 +174,30 @@ def list_jobs(src: str, cfg: TracksConfig) -> tuple[list[Job], list[str]]:
         rows = read_rows(table)
         _refuse_twice(rows, seen)
         for video, tracks in tracks_of(rows, cfg.max_gap, cfg.min_frames).items():
-            split = split_of_table(table, root) if splits is None else splits.get(video, "")
+            split = split_of_table(table, root, cfg.table) if splits is None else splits.get(video, "")
             if split:
                 found.setdefault((split, video), []).extend(tracks)
     if not found:
         raise UserError(f"the tables of {src} hold no track of {cfg.min_frames} frames or more")
     missing = sorted({video for _, video in found if video not in videos})
+    for video in sorted({video for _, video in found}):
+        if len(videos.get(video, ())) > 1:
+            raise _named_alike(f"video {video} of the tables", videos[video])
     jobs = [
-        Job(video, split, videos[video], tuple(sorted(tracks, key=lambda t: (t.first, t.track))))
+        Job(video, split, videos[video][0], tuple(sorted(tracks, key=lambda t: (t.first, t.track))))
         for (split, video), tracks in sorted(found.items())
         if video in videos
     ]
     if not jobs:
         raise UserError(f"none of the {len(missing)} videos that the tables name is in {src}, e.g. {missing[0]}")
     return jobs, missing
+
+
+def _named_alike(what: str, paths: Sequence[object]) -> UserError:
+    return UserError(
+        f"{what} may be {paths[0]} or {paths[1]}: tables name videos by their file's name without its ending; rename "
+        "one of them, in the tables too, or move it elsewhere"
+    )
 
 
 def _tables(root: Path, paths: Sequence[str], named: Sequence[Path]) -> list[Path]:
@@ -221,10 +231,19 @@ def _refuse_twice(rows: AvaRows, seen: dict[str, Path]) -> None:
         seen[entity] = rows.path
 
 
-def split_of_table(table: Path, root: Path) -> str:
-    """The split that a table's name or its folder's says; without one, train."""
-    parts = (table.relative_to(root) if table.is_relative_to(root) else table).parts
-    for part in reversed(parts):
+def split_of_table(table: Path, root: Path, named: Sequence[Path] = ()) -> str:
+    """The split that a table's name says, or that of the folder it lies in; without one, train.
+
+    Args:
+        table: its file.
+        root: SRC, whose own name says nothing, and neither does what lies above it.
+        named: tables and folders of them that `--table` names; what lies above a folder says nothing.
+    """
+    names, folder, root = [table.name], table.parent.absolute(), root.absolute()
+    below = root in folder.parents
+    if below or any(top == folder or top in folder.parents for top in (place.absolute() for place in named)):
+        names.append(folder.name)
+    for part in names:
         for word in re.split(r"[^a-z]+", part.lower()):
             if word in ROLES:
                 return ROLES[word]
@@ -235,7 +254,7 @@ def _metadata(path: Path) -> dict[str, str]:
     """The split of each video.
 
     Raises:
-        UserError: the table is not there, or lacks a column.
+        UserError: the table is not there, lacks a column, or has two files of one name.
     """
     try:
         with open_text(path) as file:
@@ -243,7 +262,13 @@ def _metadata(path: Path) -> dict[str, str]:
             missing = [name for name in ("file", "split") if name not in (reader.fieldnames or ())]
             if missing:
                 raise UserError(f"{path} lacks the columns {', '.join(missing)}; it takes file and split")
-            splits = {Path(row["file"] or "").stem: row["split"] or "train" for row in reader}
+            splits, files = dict[str, str](), dict[str, str]()
+            for row in reader:
+                file_name = row["file"] or ""
+                stem = Path(file_name).stem
+                if files.setdefault(stem, file_name) != file_name:
+                    raise _named_alike(f"video {stem} of {path}", [files[stem], file_name])
+                splits[stem] = row["split"] or "train"
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} can't be read: {getattr(error, 'strerror', None) or error}") from None
     wrong = next((split for split in splits.values() if not re.fullmatch(r"\w[\w-]{0,99}", split)), None)
