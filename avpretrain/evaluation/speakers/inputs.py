@@ -77,7 +77,7 @@ class FileInput:
             UserError: the video is damaged.
         """
         try:
-            for at in at_grid(self._source.frames()):
+            for at in at_grid(self._source.frames(), causal=True):
                 own_S = self._pcm_S[at.number * FRAME_SAMPLES : (at.number + 1) * FRAME_SAMPLES]
                 waveform_S = np.zeros(FRAME_SAMPLES, np.float32)
                 waveform_S[: len(own_S)] = own_S / np.float32(32768)

@@ -110,6 +110,23 @@ def test_a_video_with_boxes_gives_the_scores_of_its_tracks(
                 assert (green > 40) == (scores[number] >= middle), (number, face, green)
 
 
+def test_faces_are_cut_out_as_those_that_the_model_was_trained_on(
+    scenes: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make.make_tracks(str(scenes), tmp_path / "set", TracksConfig(face_size=SIZE, margin=0.4, workers=1), quiet)
+    cfg = track_config(tmp_path / "run", method="speaker", data={"shards": [str(tmp_path / "set")]})
+    method = Speaker(cfg)
+    method.open()
+    method.save(method.model(), tmp_path / "wide")
+    used: list[float] = []
+    monkeypatch.setattr("avpretrain.evaluation.speakers.live.run_live", lambda *a, margin, **k: used.append(margin))
+    boxes = ["--boxes", str(scenes / "train.csv"), "--out", str(tmp_path / "out")]
+    for folder, more in ((tmp_path / "wide", []), (model, []), (tmp_path / "wide", ["--margin", "0.2"])):
+        with pytest.raises(AttributeError):  # there is no report
+            run("speakers", [str(scenes / "train" / "scene-000001.mp4"), str(folder), *boxes, *more])
+    assert used == [0.4, 0.1, 0.2]
+
+
 class Fixed:
     """A stream that answers with the mean of each frame's face, some frames late."""
 

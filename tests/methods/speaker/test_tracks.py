@@ -90,10 +90,10 @@ def test_a_table_and_a_film_become_tracks_by_time(films: Path, tmp_path: Path) -
     ]
 
     shown_T = np.arange(len(first)) / 25
-    film_T = np.array([i / 30 for i in range(96) if not 60 <= i < 66])
-    nearest_T = film_T[np.abs(shown_T[:, None] - film_T).argmin(axis=1)]
+    film_T = np.array([round(i / 30, 3) for i in range(96) if not 60 <= i < 66])
+    newest_T = film_T[np.searchsorted(film_T, shown_T + 1e-6, side="right") - 1]
     bright_T = first.faces[:, 4:-4, 4:-4].mean(axis=(1, 2))
-    assert np.abs(bright_T - [level(t) for t in nearest_T]).max() < 4  # a frame off would be 2 and grow to 200
+    assert np.abs(bright_T - [level(t) for t in newest_T]).max() < 4  # a frame off would be 2 and grow to 200
     assert np.abs(bright_T - [level(t) for t in shown_T]).mean() < 4
     expected = np.where(shown_T < 1.5 - 1e-6, 1, 0)
     expected[(shown_T > 0.52) & (shown_T < 0.88)] = -1
@@ -110,14 +110,39 @@ def test_the_grid_has_the_frame_nearest_in_time() -> None:
     for _ in range(30):
         times = np.sort(rng.uniform(0, 2, 40)).round(3)
         end = times[-1] + 0.1
-        found = list(at_grid(iter([*zip(times, times, strict=True), (end, None)]), 0))
+        found = list(at_grid(iter([*zip(times, times, strict=True), (end, None)]), 0, causal=False))
         numbers = [at.number for at in found]
         assert numbers == list(range(numbers[0], numbers[-1] + 1)) and numbers[0] == np.ceil(times[0] * 25 - 0.5)
         assert end - 0.04 - 1e-6 <= numbers[-1] / 25 < end
         for at in found:
             assert abs(at.frame - at.number / 25) == pytest.approx(np.abs(times - at.number / 25).min())
     exact: Iterator[tuple[float, int | None]] = iter([(0.0, 0), (0.04, 1), (0.08, 2), (0.12, None)])
-    assert list(at_grid(exact)) == [GridFrame(0, 0), GridFrame(1, 1), GridFrame(2, 2)]
+    assert list(at_grid(exact, causal=False)) == [GridFrame(0, 0), GridFrame(1, 1), GridFrame(2, 2)]
+
+
+def test_a_causal_grid_shows_nothing_that_is_later() -> None:
+    rng = np.random.default_rng(0)
+    for count in (8, 40, 200):
+        times = np.sort(rng.uniform(0, 2, count)).round(3)
+        end = times[-1] + 0.1
+        found = list(at_grid(iter([*zip(times, times, strict=True), (end, None)]), causal=True))
+        numbers = [at.number for at in found]
+        assert numbers == list(range(int(np.ceil((times[0] - 1e-6) * 25)), numbers[-1] + 1))
+        assert end - 0.04 - 1e-6 <= numbers[-1] / 25 < end
+        for at in found:
+            assert at.frame == times[times <= at.number / 25 + 1e-6].max()
+    slow = [(0.2 * i, i) for i in range(3)]  # 5 a second: the nearest would be up to 80 ms ahead
+    shown = [at.frame for at in at_grid(iter([*slow, (0.6, None)]), causal=True)]
+    assert shown == [0] * 5 + [1] * 5 + [2] * 5
+
+
+def test_sets_of_different_margins_are_refused(synthetic: Path, tmp_path: Path) -> None:
+    other = copy_of(synthetic, tmp_path / "other")
+    values = json.loads((other / "tracks.json").read_text())
+    (other / "tracks.json").write_text(json.dumps({**values, "margin": 0.3}))
+    with pytest.raises(UsageError, match=r"margins of 0.1 and 0.3; make one of them again with the other's --margin"):
+        TrackClips([synthetic, other], "train")
+    assert TrackClips([other], "train").describe()["margin"] == 0.3
 
 
 def test_a_crop_is_the_square_around_the_box_and_goes_on_over_the_border() -> None:

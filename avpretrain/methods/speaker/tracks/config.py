@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 from avpretrain.core.errors import UsageError
+from avpretrain.methods.speaker.config import MARGIN
 
-MARGIN = 0.1
-"""Share of a face's box that is added at each side before it is cut out."""
 SourceKind = Literal["auto", "ava", "grid", "synthetic"]
 Symmetry = Literal["reversible", "onset"]
 

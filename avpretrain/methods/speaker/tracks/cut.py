@@ -136,7 +136,7 @@ def cut_video(path: Path, video: str, tracks: list[Boxes], size: int, margin: fl
     faces = [np.zeros((len(track.label_T), size, size), np.uint8) for track in tracks]
     shown = [np.zeros(len(track.label_T), bool) for track in tracks]
     waiting, running = list(range(len(tracks))), list[int]()
-    for at in at_grid(source.frames()):
+    for at in at_grid(source.frames(), causal=True):
         number = first + at.number
         while waiting and tracks[waiting[0]].first <= number:
             running.append(waiting.pop(0))
