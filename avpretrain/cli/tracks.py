@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_format
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -67,7 +68,7 @@ def main(
                 "frames": split.frames,
                 "labelled": split.labelled,
                 "speaking": split.speaking,
-                "loudness_ap": report.loudness[name],
+                "loudness_ap": None if math.isnan(report.loudness[name]) else report.loudness[name],
             }
             for name, split in index.splits.items()
         },
@@ -80,7 +81,11 @@ def main(
     for name, found in facts["splits"].items():
         mixed = f" and {found['mixtures']:,} mixtures of them" if found["mixtures"] else ""
         share = found["speaking"] / max(1, found["labelled"])
-        loud = f"; loudness alone ranks them with AP {found['loudness_ap']:.3f}" if share else ""
+        loud = (
+            f"; loudness alone ranks them with AP {found['loudness_ap']:.3f}"
+            if found["loudness_ap"] is not None
+            else ""
+        )
         say(
             f"{name}: {found['tracks']:,} tracks{mixed}, {found['frames']:,} frames, {share:.1%} of those with a label "
             f"speaking{loud}"

@@ -411,5 +411,10 @@ class TrackClips:
 
     def describe(self) -> dict[str, Any]:
         """What run.json says; `clips` counts tracks."""
-        facts = {"frames": sum(self.frames), "margin": self.margin, "labelled": self.labelled, "speaking": self.speaking}
+        facts = {
+            "frames": sum(self.frames),
+            "margin": self.margin,
+            "labelled": self.labelled,
+            "speaking": self.speaking,
+        }
         return {"fingerprint": self.fingerprint, "clips": len(self), "split": self.split, **facts}

@@ -20,10 +20,10 @@ import torch
 from avpretrain.cli.main import run
 from avpretrain.core.errors import UsageError, UserError
 from avpretrain.data.container import open_media
-from avpretrain.evaluation.speakers import faces, inputs
+from avpretrain.evaluation.speakers import inputs
 from avpretrain.evaluation.speakers.faces import CascadeFaces, FaceTracker, YuNetFaces, iou
 from avpretrain.evaluation.speakers.inputs import CameraInput, FileInput, Microphone, Moment
-from avpretrain.evaluation.speakers.live import DetectedFaces, GivenFaces, LiveReport, run_live
+from avpretrain.evaluation.speakers.live import DetectedFaces, LiveReport, run_live
 from avpretrain.evaluation.speakers.score import SpeakerResult
 from avpretrain.methods.speaker.ava import read_rows
 from avpretrain.methods.speaker.config import FRAME_SAMPLES
@@ -363,6 +363,42 @@ def test_a_camera_gives_frames_with_audio_without_holes_and_in_time(monkeypatch:
     assert capture.released
 
 
+def test_a_camera_is_released_only_when_nobody_reads_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Busy(Capture):
+        reading, broken = False, False
+
+        def read(self) -> tuple[bool, Any]:
+            self.reading = True
+            time.sleep(0.15)
+            self.reading = False
+            return True, np.zeros((20, 30, 3), np.uint8)
+
+        def release(self) -> None:
+            self.broken, self.released = self.reading, True
+
+    tone = av.open("sine=frequency=400:sample_rate=48000,arealtime", format="lavfi")
+    capture, microphone = Busy(), Microphone(tone)
+    camera = CameraInput(capture, microphone, "camera-0")
+    next(camera.moments(colour=False))
+    while not capture.reading:
+        time.sleep(0.001)
+    camera.close()
+    assert capture.released and not capture.broken
+    assert microphone.ended and not microphone._thread.is_alive()
+    with pytest.raises(AssertionError, match="not open"):
+        next(tone.decode(audio=0))
+
+    class Torn(Capture):
+        def read(self) -> tuple[bool, Any]:
+            raise RuntimeError("no such device")
+
+    monkeypatch.setattr("threading.excepthook", lambda told: None)
+    camera, start = CameraInput(Torn(), None, "camera-1"), time.monotonic()
+    with pytest.raises(UserError, match="no picture comes from camera-1"):
+        next(camera.moments(colour=False))
+    assert time.monotonic() - start < 5
+
+
 def test_a_camera_leaves_frames_out_rather_than_falling_behind() -> None:
     camera = CameraInput(Capture(), None, "camera-0")
     numbers = []
@@ -452,4 +488,3 @@ def test_a_video_without_audio_is_silence_and_says_so(tmp_path: Path) -> None:
     moments = list(source.moments(colour=False))
     assert len(moments) == 15 and not any(m.waveform_S.any() for m in moments)  # 50 a second become 25
     assert "has no audio" in source.notes[0]
-    assert isinstance(GivenFaces([])(moments[0]), dict) and faces.LEAST_IOU < 1

@@ -475,6 +475,20 @@ def test_a_split_never_leads_out_of_the_folder(grid: Path, tmp_path: Path) -> No
         make.make_tracks(str(root), tmp_path / "out", TracksConfig(workers=1), quiet)
 
 
+def test_a_split_in_which_nobody_speaks_is_valid_json(
+    films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "film.mkv").symlink_to(films / "trainval" / "film.mkv")
+    (tmp_path / "src" / "a.csv").write_text("".join(f"film,{i / 25},{LEFT},NOT_SPEAKING,a\n" for i in range(9)))
+    args = [str(tmp_path / "src"), str(tmp_path / "set"), "--face-size", "8", "--workers", "1"]
+    run("tracks", [*args, "--json"])
+    told = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert told["splits"]["train"]["loudness_ap"] is None
+    run("tracks", args)
+    assert "loudness" not in capsys.readouterr().out
+
+
 def test_wrong_options_are_usage_errors(tmp_path: Path) -> None:
     for args in (
         [str(tmp_path / "none"), "out"],
