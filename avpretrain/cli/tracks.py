@@ -26,7 +26,8 @@ def main(
     and renders talking heads. A table is for the split that its name or its folder's says (train, val, test). Writes
     OUT: SPLIT-000000.tar ..., tracks.json: grey face crops at 25 a second, 16 kHz audio, a label for each frame. Takes
     as long as decoding every video once, or about a third of a second a synthetic scene and core. Stopped and started
-    again with the same files and options, it goes on; when all is done, it does nothing.
+    again with the same files and options, it goes on (with --as-videos it starts anew); when all is done, it does
+    nothing.
 
     Args:
         src: folder of videos and tables, or synthetic.

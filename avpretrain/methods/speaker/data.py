@@ -32,6 +32,8 @@ from avpretrain.methods.speaker.config import FPS, FRAME_SAMPLES
 
 INDEX_NAME = "tracks.json"
 FORMAT = 1
+MAX_INDEX_BYTES = 1 << 30
+"""Largest `tracks.json` that is written or read: about 300 bytes a track or mixture."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,7 +241,7 @@ class TrackIndex:
         self.root = Path(root)
         if self.root.is_dir() and not is_track_set(self.root):
             raise UserError(f"{self.root} holds no face tracks ({INDEX_NAME}); make some: avpretrain tracks SRC OUT")
-        values = read_json(self.root / INDEX_NAME, "index of face tracks")
+        values = read_json(self.root / INDEX_NAME, "index of face tracks", MAX_INDEX_BYTES)
         if not isinstance(values, dict) or values.get("format") != FORMAT:
             there = values.get("format") if isinstance(values, dict) else None
             raise UserError(f"{self.root} has track format {there!r}, this version reads {FORMAT}; make the set again")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import multiprocessing
 import tarfile
+import time
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -18,7 +20,7 @@ from scipy.signal import correlate
 from avpretrain.cli.main import run
 from avpretrain.core.errors import UsageError, UserError
 from avpretrain.methods.speaker.data import FRAME_SAMPLES, TrackClips
-from avpretrain.methods.speaker.tracks import heads, make
+from avpretrain.methods.speaker.tracks import heads, make, write
 from avpretrain.methods.speaker.tracks.config import TracksConfig
 from avpretrain.methods.speaker.tracks.crops import GridFrame, at_grid, crop_face
 from avpretrain.methods.speaker.tracks.heads import make_scene, scene_frames, scene_rows
@@ -399,6 +401,7 @@ def test_damaged_sets_are_said_in_a_line(synthetic: Path, tmp_path: Path) -> Non
         (None, "no table"),
         (f"film,0.0,{LEFT},NOT_SPEAKING,a\nfilm,0.0,{LEFT},NOT_SPEAKING,a\n", "holds row 0.0:a twice"),
         ("film,0.0,10,20,30,40,NOT_SPEAKING,a\n", "shares of the frame's width"),
+        (f"film,1e300,{LEFT},NOT_SPEAKING,a\n", "row 1 has time and box 1e+300,"),
         (f"film,0.0,{LEFT},NOT_SPEAKING,a\n", "no track of 5 frames or more"),
         (f"film,0.0,{LEFT},NOT_SPEAKING,a\nother,0.04,{LEFT},NOT_SPEAKING,a\n", "face a is in film and in other"),
         (
@@ -487,6 +490,33 @@ def test_a_split_in_which_nobody_speaks_is_valid_json(
     assert told["splits"]["train"]["loudness_ap"] is None
     run("tracks", args)
     assert "loudness" not in capsys.readouterr().out
+
+
+def test_an_index_too_large_to_read_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(write, "MAX_INDEX_BYTES", 500)
+    cfg = TracksConfig(scenes=1, seconds=1, face_size=8, workers=1, val_share=0, test_share=0)
+    with pytest.raises(UserError, match=r"tracks.json would have .* bytes, more than the 500 that are read"):
+        make.make_tracks("synthetic", tmp_path / "out", cfg, quiet)
+    assert [path.name for path in tmp_path.iterdir()] == ["out.parts"]
+
+
+def test_an_index_of_more_than_64_mib_is_read(synthetic: Path, tmp_path: Path) -> None:
+    large = copy_of(synthetic, tmp_path / "large")
+    with (large / "tracks.json").open("a") as file:
+        file.write(" " * (65 << 20))
+    assert len(TrackClips([large], "all")) == len(TrackClips([synthetic], "all"))
+
+
+def test_ctrl_c_does_not_wait_for_films_under_way() -> None:
+    mapped = make._mapped(time.sleep, [0.0, 60.0, 60.0], 2)
+    next(mapped)
+    workers = multiprocessing.active_children()
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        mapped.throw(KeyboardInterrupt())
+    for worker in workers:
+        worker.join(20)
+    assert len(workers) == 2 and time.monotonic() - start < 20
 
 
 def test_wrong_options_are_usage_errors(tmp_path: Path) -> None:

@@ -11,9 +11,10 @@ import re
 import shutil
 import signal
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -103,9 +104,11 @@ def make_tracks(src: str, out: Path, cfg: TracksConfig, on_video: Callable[[int,
     folder.mkdir(parents=True, exist_ok=True)
     clear_leftovers(folder)
     parts = []
-    for path, part in _mapped(partial(make_part, folder, cfg), list(zip(jobs, keys, strict=True)), cfg.processes):
-        parts.append((path, part))
-        on_video(len(parts), len(jobs))
+    tasks = list(zip(jobs, keys, strict=True))
+    with closing(_mapped(partial(make_part, folder, cfg), tasks, cfg.processes)) as made:
+        for path, part in made:
+            parts.append((path, part))
+            on_video(len(parts), len(jobs))
     skipped = {job.video: part.skipped for job, (_, part) in zip(jobs, parts, strict=True) if part.skipped}
     if len(skipped) == len(jobs):
         video, why = next(iter(skipped.items()))
@@ -324,8 +327,8 @@ def _clips(job: Job, cfg: TracksConfig) -> Iterator[TrackClip]:
         yield from cut_video(job.path, job.video, list(job.tracks), cfg.face_size, cfg.margin)
 
 
-def _mapped(function: Callable[[Any], Any], tasks: Sequence[Any], workers: int) -> Iterator[Any]:
-    """`function` of each task, in order.
+def _mapped(function: Callable[[Any], Any], tasks: Sequence[Any], workers: int) -> Generator[Any]:
+    """`function` of each task, in order. Where it is broken off, its processes end at once, whatever they are at.
 
     Raises:
         UserError: a process died.
@@ -335,10 +338,16 @@ def _mapped(function: Callable[[Any], Any], tasks: Sequence[Any], workers: int) 
         yield from map(function, tasks)
         return
     context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, context, initializer=_ignore_interrupts)
     try:
-        with ProcessPoolExecutor(workers, context, initializer=_ignore_interrupts) as pool:
-            yield from pool.map(function, tasks)
-    except BrokenProcessPool:
+        yield from pool.map(function, tasks)
+        pool.shutdown()
+    except BaseException as error:  # also Ctrl-C, and whoever reads this stops
+        for process in list((pool._processes or {}).values()):
+            process.terminate()
+        pool.shutdown(wait=False, cancel_futures=True)
+        if not isinstance(error, BrokenProcessPool):
+            raise
         raise UserError("a worker died, perhaps for lack of memory; run again with fewer --workers to go on") from None
 
 
