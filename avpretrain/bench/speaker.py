@@ -72,7 +72,8 @@ class SpeakerBench(Result):
         points = [(past, spent) for past, spent in banded if past is not None]
         if len({past for past, _ in points}) < 2:
             return None
-        return 1e6 * float(np.polyfit(*np.array(points, np.float64).T, 1)[0])
+        pasts, spent_ms = np.array(points, np.float64).T
+        return 1e6 * float(np.polyfit(pasts, spent_ms, 1)[0])
 
     def bounds_ns(self) -> tuple[float, float] | None:
         """What one more frame of past would cost at the speed of memory, and at that of arithmetic, in nanoseconds."""
