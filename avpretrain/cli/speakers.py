@@ -12,7 +12,7 @@ from avpretrain.cli.shared.places import require_file, require_folder
 from avpretrain.core.errors import UsageError, UserError
 from avpretrain.core.files import write_json
 from avpretrain.core.terminal import Console, plain_line, say
-from avpretrain.methods.speaker.tracks.config import MARGIN
+from avpretrain.methods.speaker.config import FPS
 from avpretrain.training.folders import find_weights
 
 if TYPE_CHECKING:
@@ -60,7 +60,8 @@ def main(
         detect_every: frames from one look for faces to the next.
         detect_size: pixels of the longer side of the frame in which faces are looked for.
         threshold: score from which on a face is said to speak.
-        margin: share of the longer side of a box that is added at each side; without it that of `avpretrain tracks`.
+        margin: share of the longer side of a box that is added at each side; without it that of the
+            tracks that the model was trained on.
         annotate: write annotated.mp4.
         seconds: stop after so many; 0 = at the end of the video, or at Ctrl-C.
         microphone: of a camera: name of the device, or none.
@@ -93,7 +94,7 @@ def main(
         raise UsageError("--boxes goes with a video file, not with a camera")
     report = _stream(
         source, camera, ckpt, folder, boxes, detector, detect_every, detect_size, threshold,
-        MARGIN if margin is None else margin, annotate, seconds, microphone, not json_,
+        margin, annotate, seconds, microphone, not json_,
     )  # fmt: skip
     write_json(folder / "speakers.json", {"input": source, "checkpoint": str(ckpt), **report.to_json()})
     if json_:
@@ -115,7 +116,7 @@ def main(
 
 def _stream(
     source: str, camera: bool, ckpt: Path, out: Path, boxes: Path | None, detector: str, every: int, size: int,
-    threshold: float, margin: float, annotate: bool, seconds: float, microphone: str, live: bool,
+    threshold: float, margin: float | None, annotate: bool, seconds: float, microphone: str, live: bool,
 ) -> LiveReport:  # fmt: skip
     """Runs the detector on a file or a camera."""
     import torch
@@ -143,14 +144,15 @@ def _stream(
             told = "  ".join(
                 f"{plain_line(name)} {score:.2f}{'*' if score >= threshold else ' '}" for name, score in scores.items()
             )
-            console.print(f"{number / 25:7.1f} s  {told:<60}", end="\r", highlight=False, markup=False)
+            console.print(f"{number / FPS:7.1f} s  {told:<60}", end="\r", highlight=False, markup=False)
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # for one frame, handing work to other threads costs more than it saves
     try:
         return run_live(
-            feed, finder, lambda: Stream(model), model.cfg.encoder.face_size, out, margin=margin, threshold=threshold,
-            annotate=annotate, colour=colour, detector=said, seconds=seconds, on_frame=show,
+            feed, finder, lambda: Stream(model), model.cfg.encoder.face_size, out,
+            margin=model.cfg.encoder.face_margin if margin is None else margin, threshold=threshold, annotate=annotate,
+            colour=colour, detector=said, seconds=seconds, on_frame=show,
         )  # fmt: skip
     finally:
         torch.set_num_threads(threads)
@@ -195,6 +197,9 @@ def _measure(
             f"{folder} holds faces of {clips.face_size} pixels, but the model takes {model.cfg.encoder.face_size}; "
             f"make tracks with --face-size {model.cfg.encoder.face_size}"
         )
+    if clips.margin != model.cfg.encoder.face_margin and state.is_main_process and not as_json:
+        trained = model.cfg.encoder.face_margin
+        say(f"note: {folder} holds faces with a margin of {clips.margin:g}; the model was trained on {trained:g}")
     result = measure(model, clips, table=table, predictions=predictions)
     if not state.is_main_process:
         return

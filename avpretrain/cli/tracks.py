@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_format
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,7 +26,8 @@ def main(
     and renders talking heads. A table is for the split that its name or its folder's says (train, val, test). Writes
     OUT: SPLIT-000000.tar ..., tracks.json: grey face crops at 25 a second, 16 kHz audio, a label for each frame. Takes
     as long as decoding every video once, or about a third of a second a synthetic scene and core. Stopped and started
-    again with the same files and options, it goes on; when all is done, it does nothing.
+    again with the same files and options, it goes on (with --as-videos it starts anew); when all is done, it does
+    nothing.
 
     Args:
         src: folder of videos and tables, or synthetic.
@@ -67,7 +69,7 @@ def main(
                 "frames": split.frames,
                 "labelled": split.labelled,
                 "speaking": split.speaking,
-                "loudness_ap": report.loudness[name],
+                "loudness_ap": None if math.isnan(report.loudness[name]) else report.loudness[name],
             }
             for name, split in index.splits.items()
         },
@@ -80,7 +82,11 @@ def main(
     for name, found in facts["splits"].items():
         mixed = f" and {found['mixtures']:,} mixtures of them" if found["mixtures"] else ""
         share = found["speaking"] / max(1, found["labelled"])
-        loud = f"; loudness alone ranks them with AP {found['loudness_ap']:.3f}" if share else ""
+        loud = (
+            f"; loudness alone ranks them with AP {found['loudness_ap']:.3f}"
+            if found["loudness_ap"] is not None
+            else ""
+        )
         say(
             f"{name}: {found['tracks']:,} tracks{mixed}, {found['frames']:,} frames, {share:.1%} of those with a label "
             f"speaking{loud}"

@@ -11,7 +11,7 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from avpretrain.core.errors import UserError
 from avpretrain.core.files import read_json
@@ -118,7 +118,10 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
             except WrongShapeError as error:
                 reason = error
         raise reason
-    if origin is tuple and isinstance(value, list | tuple):
+    if origin is Literal:
+        if value in parts:
+            return value
+    elif origin is tuple and isinstance(value, list | tuple):
         kinds = parts[:1] * len(value) if parts[1:] == (...,) else parts
         if len(kinds) == len(value):
             pairs = enumerate(zip(kinds, value, strict=True))

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 
+from avpretrain.bench import speaker
 from avpretrain.bench.speaker import SpeakerBench, bench_speaker
 from avpretrain.cli.main import main
 from avpretrain.core.errors import UsageError
 from tests.support.tracks import track_config
 
 
-def test_bytes_follow_the_formula_and_everything_is_measured() -> None:
+def test_bytes_follow_the_formula_and_everything_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = track_config("unused", model={"fusion": {"future": 2, "heads": 2}}).model
-    found = bench_speaker(cfg, pasts=(0, 4, 64), kinds=("gru",), frames=3)
+    measured, stream_cost = list[speaker.StreamCost](), speaker.stream_cost
+    with monkeypatch.context() as patch:
+        patch.setattr(speaker, "stream_cost", lambda *a: measured.append(stream_cost(*a)) or measured[-1])
+        found = bench_speaker(cfg, pasts=(0, 4, 64), kinds=("gru",), frames=3)
+    assert found.costs == tuple(measured[1:]) and measured[0].past == 0, "the first, which is cold, is left out"
     banded = [cost for cost in found.costs if cost.kind == "banded"]
     assert [cost.formula_bytes for cost in banded] == [2 * (2 * (past + 1) + 2) * 16 * 4 for past in (0, 4, 64)]
     rest = {cost.state_bytes - (cost.formula_bytes or 0) for cost in banded}
@@ -26,7 +32,11 @@ def test_bytes_follow_the_formula_and_everything_is_measured() -> None:
     assert banded[0].delay_ms == 80
     values = found.to_json()
     assert SpeakerBench.from_json(json.loads(json.dumps(values))) == found
-    assert values["past_ns"] == pytest.approx(1e6 * (banded[2].fusion_cpu_ms - banded[0].fusion_cpu_ms) / 64)
+    line = [dataclasses.replace(banded[0], past=past, fusion_cpu_ms=1 + 3e-4 * past) for past in (0, 8, 512)]
+    assert dataclasses.replace(found, costs=(*line, gru)).past_ns() == pytest.approx(300)
+    bent = (*line[:1], dataclasses.replace(line[1], fusion_cpu_ms=9.0), line[2], gru)
+    assert dataclasses.replace(found, costs=bent).past_ns() != pytest.approx(300), "all pasts count"
+    assert dataclasses.replace(found, costs=(line[0], gru)).past_ns() is None
     with pytest.raises(UsageError, match="unlimited past has no one cost"):
         bench_speaker(cfg, pasts=(4, -1))
 

@@ -54,6 +54,8 @@ def test_runs_without_results_have_no_section(tmp_path: Path) -> None:
     write_result(run, make_result(SpeakerModelConfig(), "heads", 0, 1000, 0.5, 10, 5))
     found = read_result(run)
     assert found is not None and WindowResult.from_json(found.to_json()) == found
+    with pytest.raises(ValueError, match="'kind' is 'lstm'"):
+        WindowResult.from_json({**found.to_json(), "kind": "lstm"})
     assert windows(Comparison.of([run])) is not None
     (run / RESULT_NAME).write_text('{"task": "speakers"}')
     with pytest.raises(UserError, match="is no result of an active speaker detector"):

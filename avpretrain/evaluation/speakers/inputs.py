@@ -27,6 +27,8 @@ from avpretrain.methods.speaker.tracks.cut import MAX_HOURS
 
 BEHIND = 0.6
 """Seconds by which a camera's frames may wait before some are skipped."""
+CLOSING = 2.0
+"""Seconds that a device may take to give what a thread waits for, before the thread is left to itself."""
 PICTURES = 30
 """Pictures of a camera that are kept at most."""
 
@@ -77,7 +79,7 @@ class FileInput:
             UserError: the video is damaged.
         """
         try:
-            for at in at_grid(self._source.frames()):
+            for at in at_grid(self._source.frames(), causal=True):
                 own_S = self._pcm_S[at.number * FRAME_SAMPLES : (at.number + 1) * FRAME_SAMPLES]
                 waveform_S = np.zeros(FRAME_SAMPLES, np.float32)
                 waveform_S[: len(own_S)] = own_S / np.float32(32768)
@@ -97,7 +99,7 @@ class Microphone:
         self._container = container
         self._parts: list[NDArray[np.int16]] = []
         self._ready = threading.Condition()
-        self._count, self._taken, self.ended = 0, 0, False
+        self._count, self._taken, self.ended, self._closed = 0, 0, False, False
         self.began = 0.0
         """When the first sample was heard, by time.monotonic."""
         self._thread = threading.Thread(target=self._listen, daemon=True)
@@ -107,6 +109,8 @@ class Microphone:
         resampler = av.AudioResampler(format="s16", layout="mono", rate=SAMPLE_RATE)
         try:
             for frame in self._container.decode(audio=0):
+                if self._closed:
+                    break
                 if not self.began:
                     self.began = time.monotonic() - frame.samples / frame.sample_rate
                 frame.pts = None
@@ -117,9 +121,17 @@ class Microphone:
                         self._ready.notify()
         except av.FFmpegError:
             pass
-        with self._ready:
-            self.ended = True
-            self._ready.notify()
+        finally:
+            with self._ready:
+                self.ended = True
+                self._ready.notify()
+
+    def close(self) -> None:
+        """Ends the thread and lets go of the device; one that gives nothing for two seconds is left to it."""
+        self._closed = True
+        self._thread.join(CLOSING)
+        if not self._thread.is_alive():
+            self._container.close()
 
     def read(self, samples: int, timeout: float = 5.0) -> NDArray[np.float32] | None:
         """The next samples, once they are there; none when the device has ended.
@@ -168,26 +180,31 @@ class CameraInput:
         self._capture, self._microphone = capture, microphone
         self._pictures = deque[tuple[float, NDArray[np.uint8]]](maxlen=PICTURES)
         """With the time at which each came, by time.monotonic."""
-        self._seen, self._ended = threading.Event(), False
+        self._lock, self._seen, self._ended = threading.Lock(), threading.Event(), False
         self.skipped = 0
         """Frames that were left out since the frames before took too long."""
-        threading.Thread(target=self._watch, daemon=True).start()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
 
     def _watch(self) -> None:
-        while not self._ended:
-            there, bgr_HWC = self._capture.read()
-            if not there:
-                break
-            self._pictures.append((time.monotonic(), bgr_HWC))
+        try:
+            while not self._ended:
+                there, bgr_HWC = self._capture.read()
+                if not there:
+                    break
+                with self._lock:
+                    self._pictures.append((time.monotonic(), bgr_HWC))
+                self._seen.set()
+        finally:
+            self._ended = True
             self._seen.set()
-        self._ended = True
-        self._seen.set()
 
     def _picture(self, at: float) -> NDArray[np.uint8]:
         """The newest picture that was there at a time, or else the oldest; those before it are let go."""
-        while len(self._pictures) > 1 and self._pictures[1][0] <= at:
-            self._pictures.popleft()
-        return self._pictures[0][1]
+        with self._lock:
+            while len(self._pictures) > 1 and self._pictures[1][0] <= at:
+                self._pictures.popleft()
+            return self._pictures[0][1]
 
     def moments(self, colour: bool) -> Iterator[Moment]:
         """Until the camera or the microphone ends.
@@ -222,9 +239,16 @@ class CameraInput:
             number += 1
 
     def close(self) -> None:
-        """Lets go of the camera."""
+        """Lets go of the camera, once its thread has read to the end of a picture, and of the microphone.
+
+        A camera that gives nothing for two seconds is left to its thread: what is being read must not be released.
+        """
         self._ended = True
-        self._capture.release()
+        self._thread.join(CLOSING)
+        if not self._thread.is_alive():
+            self._capture.release()
+        if self._microphone is not None:
+            self._microphone.close()
 
 
 def open_camera(number: int, microphone: str) -> CameraInput:

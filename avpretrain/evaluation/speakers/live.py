@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import csv
 import os
+import signal
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -21,6 +23,7 @@ from PIL import Image, ImageDraw
 
 from avpretrain.evaluation.speakers.faces import Detector, FaceTracker
 from avpretrain.evaluation.speakers.inputs import Moment
+from avpretrain.measures.results import Result
 from avpretrain.methods.speaker.ava import COLUMNS, LABELS, SCORE, SPEAKING
 from avpretrain.methods.speaker.config import FPS
 from avpretrain.methods.speaker.tracks.crops import Box, crop_face
@@ -95,9 +98,9 @@ class GivenFaces:
         return found
 
 
-@dataclass(frozen=True)
-class LiveReport:
-    """How a run went."""
+@dataclass(frozen=True, kw_only=True)
+class LiveReport(Result):
+    """How a run went; its JSON says `keeps_up`, too. `speakers.json` holds it, with the input and the checkpoint."""
 
     frames: int
     seconds: float
@@ -124,7 +127,7 @@ class LiveReport:
     """With its licence."""
     skipped: int = 0
     """Frames of a camera that were left out since those before took too long."""
-    notes: list[str] = field(default_factory=list)
+    notes: tuple[str, ...] = ()
 
     @property
     def keeps_up(self) -> bool:
@@ -158,12 +161,7 @@ class LiveReport:
 
     def to_json(self) -> dict[str, Any]:
         """Its fields, and whether it keeps up."""
-        return {**asdict(self), "keeps_up": self.keeps_up}
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> LiveReport:
-        """The reverse of `to_json`."""
-        return cls(**{name: value for name, value in values.items() if name != "keeps_up"})
+        return {**super().to_json(), "keeps_up": self.keeps_up}
 
 
 @dataclass
@@ -222,6 +220,29 @@ class _Clock:
         return float((sums[count:] - sums[:-count]).max() / count) if count else 0.0
 
 
+@contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """Signals of Ctrl-C that came within the block; the third raises KeyboardInterrupt, where all else hangs.
+
+    Only the main thread can take them; in another the list stays empty.
+    """
+    came: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        came.append(number)
+        if len(came) > 2:
+            raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield came
+        return
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield came
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def run_live(
     source: Input,
     finder: Finder,
@@ -260,6 +281,7 @@ def run_live(
     delay = open_stream().delay_frames
     out.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
+        stopped = stack.enter_context(_interrupts()) if source.endless else []
         table = stack.enter_context((out / "scores.csv").open("w", newline="", buffering=1))
         rows = csv.writer(table, lineterminator="\n")
         rows.writerow([*COLUMNS, SCORE])
@@ -296,7 +318,7 @@ def run_live(
                 video.add(image, moment.waveform_S)
 
         moments, last = source.moments(colour or annotate), -1
-        while True:
+        while not stopped:
             try:
                 with clock.on("read", waits=source.endless):
                     moment = next(moments, None)
@@ -353,7 +375,7 @@ def run_live(
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         detector=detector,
         skipped=getattr(source, "skipped", 0),
-        notes=source.notes,
+        notes=tuple(source.notes),
     )
 
 

@@ -6,7 +6,7 @@ N labelled frames, R resamples. Tracks are shared among ranks.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from avpretrain.core.errors import UserError
 from avpretrain.measures import intervals
+from avpretrain.measures.results import Result
 from avpretrain.methods.speaker.ava import AvaRows, read_rows, write_predictions
 from avpretrain.methods.speaker.config import FPS
 from avpretrain.methods.speaker.data import TrackClips
@@ -29,8 +30,8 @@ RESAMPLES = 200
 Floats = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class SpeakerResult:
+@dataclass(frozen=True, kw_only=True)
+class SpeakerResult(Result):
     """What a detector's scores of a split are worth."""
 
     split: str
@@ -45,18 +46,6 @@ class SpeakerResult:
     videos: int
     ava: SpeakerScore | None = None
     """Of the rows of a table, where one was given."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Its fields."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> SpeakerResult:
-        """The reverse of `to_json`."""
-        own = {**values, "score": SpeakerScore.from_json(values["score"])}
-        own["interval"] = None if values["interval"] is None else tuple(values["interval"])
-        own["ava"] = None if values.get("ava") is None else SpeakerScore.from_json(values["ava"])
-        return cls(**own)
 
 
 @dataclass(frozen=True)

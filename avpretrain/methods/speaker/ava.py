@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -133,6 +134,8 @@ def _bytes(path: Path) -> bytes:
             data = (gzip.GzipFile(fileobj=file) if packed else file).read(MAX_CSV_BYTES + 1)
         except EOFError:
             raise OSError("its gzip stream is cut short") from None
+        except zlib.error:
+            raise OSError("its gzip stream is damaged") from None
     if len(data) > MAX_CSV_BYTES:
         raise OSError(f"is larger than {MAX_CSV_BYTES >> 30} GB")
     return data

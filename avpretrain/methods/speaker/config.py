@@ -16,6 +16,8 @@ FPS = 25
 SAMPLE_RATE = 16_000
 FRAME_SAMPLES = SAMPLE_RATE // FPS
 """Waveform samples of a frame."""
+MARGIN = 0.1
+"""Share of the longer side of a face's box that is added at each side before it is cut out, where nothing is said."""
 FusionKind = Literal["banded", "gru", "bigru", "frame", "tcn"]
 ALL = -1
 """In place of a number of frames: all that there are."""
@@ -94,6 +96,9 @@ class EncoderConfig:
     """Of the log-mel, subtracted; fixed numbers, since a clip's own mean would see its future."""
     audio_std: float = 4.0
     """Of the log-mel, by which it is divided."""
+    face_margin: Annotated[float, Suppress] = MARGIN
+    """Share of a box's longer side that was added at each side of the faces that were trained on; filled in from the
+    tracks, and what `avpretrain speakers` adds where it is told nothing else."""
     chunk: int = 4
     """Frames that a pretrained encoder takes at once, where there is one (`pretrained`): it sees both ways within them,
     so that all but one count as future, and as past. Nothing else above but face_size matters then."""
@@ -105,6 +110,7 @@ class EncoderConfig:
     def __post_init__(self) -> None:
         require(1 <= self.chunk <= 1024, f"chunk must lie in [1, 1024], got {self.chunk}")
         require(8 <= self.face_size <= 1024, f"face_size must lie in [8, 1024], got {self.face_size}")
+        require(0 <= self.face_margin <= 2, f"face_margin must lie in [0, 2], got {self.face_margin}")
         require(1 <= len(self.channels) <= 8, f"channels needs 1 to 8 entries, got {len(self.channels)}")
         require(all(1 <= c <= 4096 for c in self.channels), f"channels must lie in [1, 4096], got {self.channels}")
         for name in ("face_past", "audio_past", "look_ahead"):

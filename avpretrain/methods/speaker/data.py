@@ -32,7 +32,8 @@ from avpretrain.methods.speaker.config import FPS, FRAME_SAMPLES
 
 INDEX_NAME = "tracks.json"
 FORMAT = 1
-PARTS = ("faces", "waveform", "labels")
+MAX_INDEX_BYTES = 1 << 30
+"""Largest `tracks.json` that is written or read: about 300 bytes a track or mixture."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +241,7 @@ class TrackIndex:
         self.root = Path(root)
         if self.root.is_dir() and not is_track_set(self.root):
             raise UserError(f"{self.root} holds no face tracks ({INDEX_NAME}); make some: avpretrain tracks SRC OUT")
-        values = read_json(self.root / INDEX_NAME, "index of face tracks")
+        values = read_json(self.root / INDEX_NAME, "index of face tracks", MAX_INDEX_BYTES)
         if not isinstance(values, dict) or values.get("format") != FORMAT:
             there = values.get("format") if isinstance(values, dict) else None
             raise UserError(f"{self.root} has track format {there!r}, this version reads {FORMAT}; make the set again")
@@ -249,8 +250,8 @@ class TrackIndex:
             self.fingerprint, self.face_size = _text(values["fingerprint"]), int(values["face_size"])
             self.margin = float(values["margin"])
             self.splits = {str(name): TrackSplit.from_json(found) for name, found in values["splits"].items()}
-            if not 1 <= self.face_size <= 4096:
-                raise ValueError("face_size")
+            if not 1 <= self.face_size <= 4096 or not 0 <= self.margin <= 2:
+                raise ValueError("face_size or margin")
         except (KeyError, TypeError, ValueError, AttributeError):
             path = self.root / INDEX_NAME
             raise UserError(f"{path} is damaged; make the set again, or fetch it again") from None
@@ -267,7 +268,7 @@ class TrackClips:
 
     Raises:
         UserError: a set is damaged or has no such split.
-        UsageError: the sets' faces differ in size.
+        UsageError: the sets' faces differ in size or margin.
     """
 
     def __init__(self, folders: Sequence[str | Path], split: str = "train") -> None:
@@ -275,7 +276,7 @@ class TrackClips:
             raise UsageError("no face tracks: name a folder that avpretrain tracks wrote")
         self.split = split
         self.sets = [TrackIndex(folder) for folder in folders]
-        self.face_size = self.sets[0].face_size
+        self.face_size, self.margin = self.sets[0].face_size, self.sets[0].margin
         self._splits: list[tuple[TrackIndex, TrackSplit, list[tuple[Path, StoredTrack]]]] = []
         self._samples: list[tuple[int, StoredTrack, Mixture | None, int]] = []
         """Of each: number of its split here, the track whose faces it has, the mixture, the track's number."""
@@ -283,6 +284,11 @@ class TrackClips:
             if index.face_size != self.face_size:
                 sizes = f"{self.face_size} and {index.face_size} pixels"
                 raise UsageError(f"{self.sets[0].root} and {index.root} hold faces of {sizes}; make one of them again")
+            if index.margin != self.margin:
+                raise UsageError(
+                    f"{self.sets[0].root} and {index.root} hold faces with margins of {self.margin:g} and "
+                    f"{index.margin:g}; make one of them again with the other's --margin"
+                )
             names = chosen_splits(split, index.splits)
             if not names:
                 raise UserError(f"{index.root} has no split '{split}'; it has: {', '.join(index.splits)}")
@@ -407,5 +413,10 @@ class TrackClips:
 
     def describe(self) -> dict[str, Any]:
         """What run.json says; `clips` counts tracks."""
-        facts = {"frames": sum(self.frames), "labelled": self.labelled, "speaking": self.speaking}
+        facts = {
+            "frames": sum(self.frames),
+            "margin": self.margin,
+            "labelled": self.labelled,
+            "speaking": self.speaking,
+        }
         return {"fingerprint": self.fingerprint, "clips": len(self), "split": self.split, **facts}

@@ -49,7 +49,10 @@ class Speaker(Method):
                 f"the tracks' faces have {found} pixels, but model.encoder.face_size is {size}; give "
                 f"--model.encoder.face-size {found}, or make the set again"
             )
-        self._samples = Samples(clips, data, self.cfg.seed)
+        self._samples, margin = Samples(clips, data, self.cfg.seed), getattr(clips, "margin", None)
+        if margin is not None:  # whoever uses the model must cut faces out alike
+            encoder = dataclasses.replace(self.cfg.model.encoder, face_margin=margin)
+            self.cfg = dataclasses.replace(self.cfg, model=dataclasses.replace(self.cfg.model, encoder=encoder))
         if self.cfg.pretrained:
             if self.load_encoder is None:
                 raise UsageError("pretrained encoders can't be read here; leave pretrained empty")

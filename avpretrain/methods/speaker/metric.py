@@ -9,13 +9,13 @@ ground truth, and the range of all orders is given, too. N rows, R weightings.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from avpretrain.core.errors import UserError
+from avpretrain.measures.results import Result
 from avpretrain.methods.speaker.ava import LABELS, SPEAKING, AvaRows
 
 BOX_TOLERANCE = 1e-9
@@ -54,8 +54,8 @@ def tie_range(score_N: NDArray[np.floating], positive_N: NDArray[np.bool_]) -> t
     return low, high
 
 
-@dataclass(frozen=True)
-class SpeakerScore:
+@dataclass(frozen=True, kw_only=True)
+class SpeakerScore(Result):
     """Average precision over the rows of a table."""
 
     average_precision: float
@@ -64,15 +64,6 @@ class SpeakerScore:
     highest: float
     rows: int
     positives: int
-
-    def to_json(self) -> dict[str, Any]:
-        """Its fields."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> SpeakerScore:
-        """The reverse of `to_json`."""
-        return cls(**values)
 
 
 def score_rows(score_N: NDArray[np.floating], positive_N: NDArray[np.bool_]) -> SpeakerScore:
@@ -84,8 +75,13 @@ def score_rows(score_N: NDArray[np.floating], positive_N: NDArray[np.bool_]) -> 
     if not positive_N.any():
         raise UserError(f"none of {len(positive_N)} rows is {LABELS[SPEAKING]}, so average precision is not defined")
     low, high = tie_range(score_N, positive_N)
-    value = average_precision(score_N, positive_N)
-    return SpeakerScore(value, low, high, len(positive_N), int(positive_N.sum()))
+    return SpeakerScore(
+        average_precision=average_precision(score_N, positive_N),
+        lowest=low,
+        highest=high,
+        rows=len(positive_N),
+        positives=int(positive_N.sum()),
+    )
 
 
 def evaluate(truth: AvaRows, predictions: AvaRows) -> SpeakerScore:

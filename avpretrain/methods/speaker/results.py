@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from avpretrain.config.train import EngineConfig
 from avpretrain.core.errors import UserError
 from avpretrain.core.files import read_json, write_json
+from avpretrain.measures.results import Result
 from avpretrain.methods.speaker.config import FusionKind, SpeakerConfig, SpeakerModelConfig
 
 RESULT_NAME = Path("eval") / "speakers.json"
@@ -16,8 +17,8 @@ RESULT_NAME = Path("eval") / "speakers.json"
 METRIC = "average_precision"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class WindowResult:
+@dataclass(frozen=True, kw_only=True)
+class WindowResult(Result):
     """Average precision of one trained model, over all labelled frames of a split."""
 
     label: str
@@ -42,12 +43,7 @@ class WindowResult:
 
     def to_json(self) -> dict[str, Any]:
         """Its fields, named as results of other evaluations are where they mean the same."""
-        return {"task": "speakers", "metric": METRIC, **asdict(self)}
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> WindowResult:
-        """The reverse of `to_json`."""
-        return cls(**{name: values[name] for name in cls.__slots__})
+        return {"task": "speakers", "metric": METRIC, **super().to_json()}
 
 
 def make_result(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import signal
 import sys
 import time
 import types
@@ -19,10 +20,10 @@ import torch
 from avpretrain.cli.main import run
 from avpretrain.core.errors import UsageError, UserError
 from avpretrain.data.container import open_media
-from avpretrain.evaluation.speakers import faces, inputs
+from avpretrain.evaluation.speakers import inputs
 from avpretrain.evaluation.speakers.faces import CascadeFaces, FaceTracker, YuNetFaces, iou
 from avpretrain.evaluation.speakers.inputs import CameraInput, FileInput, Microphone, Moment
-from avpretrain.evaluation.speakers.live import DetectedFaces, GivenFaces, LiveReport, run_live
+from avpretrain.evaluation.speakers.live import DetectedFaces, LiveReport, run_live
 from avpretrain.evaluation.speakers.score import SpeakerResult
 from avpretrain.methods.speaker.ava import read_rows
 from avpretrain.methods.speaker.config import FRAME_SAMPLES
@@ -88,9 +89,9 @@ def test_a_video_with_boxes_gives_the_scores_of_its_tracks(
         assert np.abs(np.array([float(row["score"]) for row in told]) - scores).max() < 1e-4
         assert all((row["label"] == "SPEAKING_AUDIBLE") == (float(row["score"]) >= middle) for row in told)
     assert read_rows(out / "scores.csv", scored=True).score_N is not None  # AVA's columns
-    report = LiveReport.from_json(
-        {k: v for k, v in json.loads((out / "speakers.json").read_text()).items() if k not in ("input", "checkpoint")}
-    )
+    written = json.loads((out / "speakers.json").read_text())
+    report = LiveReport.read(out / "speakers.json", "report", "avpretrain speakers")
+    assert {**written, **report.to_json()} == written
     assert (report.frames, report.faces, report.scores, report.delay_frames) == (30, 2, 60, 2)
     assert report.state_bytes > 0 and report.delay_ms == 80
     text = capsys.readouterr().out
@@ -107,6 +108,23 @@ def test_a_video_with_boxes_gives_the_scores_of_its_tracks(
             green = (edge[:, :, 1] - edge[:, :, 0]).max(axis=1).mean()
             if abs(scores[number] - middle) > 1e-3:
                 assert (green > 40) == (scores[number] >= middle), (number, face, green)
+
+
+def test_faces_are_cut_out_as_those_that_the_model_was_trained_on(
+    scenes: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make.make_tracks(str(scenes), tmp_path / "set", TracksConfig(face_size=SIZE, margin=0.4, workers=1), quiet)
+    cfg = track_config(tmp_path / "run", method="speaker", data={"shards": [str(tmp_path / "set")]})
+    method = Speaker(cfg)
+    method.open()
+    method.save(method.model(), tmp_path / "wide")
+    used: list[float] = []
+    monkeypatch.setattr("avpretrain.evaluation.speakers.live.run_live", lambda *a, margin, **k: used.append(margin))
+    boxes = ["--boxes", str(scenes / "train.csv"), "--out", str(tmp_path / "out")]
+    for folder, more in ((tmp_path / "wide", []), (model, []), (tmp_path / "wide", ["--margin", "0.2"])):
+        with pytest.raises(AttributeError):  # there is no report
+            run("speakers", [str(scenes / "train" / "scene-000001.mp4"), str(folder), *boxes, *more])
+    assert used == [0.4, 0.1, 0.2]
 
 
 class Fixed:
@@ -198,6 +216,18 @@ def test_an_interrupt_ends_a_camera_with_all_that_it_saw(tmp_path: Path) -> None
     assert report.ms["read"] < 20  # waiting for a camera is no work
     with open_media(tmp_path / "annotated.mp4") as container:
         assert sum(1 for _ in container.decode(video=0)) == 12
+
+    def interrupted(moment: Moment) -> dict[str, Any]:
+        if moment.number == 12:
+            signal.raise_signal(signal.SIGINT)
+        return {"a": BOX}
+
+    before, out = signal.getsignal(signal.SIGINT), tmp_path / "finder"
+    report = watch(Given(list(range(99)), endless=True), out, lambda: Fixed(3), interrupted, annotate=True)
+    assert (report.frames, report.scores, len(read_csv(out / "scores.csv"))) == (13, 13, 13)
+    with open_media(out / "annotated.mp4") as container:
+        assert sum(1 for _ in container.decode(video=0)) == 13
+    assert signal.getsignal(signal.SIGINT) is before
     with pytest.raises(KeyboardInterrupt):
         watch(Given(list(range(99)), stop=12), tmp_path / "file", lambda: Fixed(3), annotate=True)
     assert not (tmp_path / "file" / "annotated.mp4").exists()
@@ -333,6 +363,42 @@ def test_a_camera_gives_frames_with_audio_without_holes_and_in_time(monkeypatch:
     assert capture.released
 
 
+def test_a_camera_is_released_only_when_nobody_reads_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Busy(Capture):
+        reading, broken = False, False
+
+        def read(self) -> tuple[bool, Any]:
+            self.reading = True
+            time.sleep(0.15)
+            self.reading = False
+            return True, np.zeros((20, 30, 3), np.uint8)
+
+        def release(self) -> None:
+            self.broken, self.released = self.reading, True
+
+    tone = av.open("sine=frequency=400:sample_rate=48000,arealtime", format="lavfi")
+    capture, microphone = Busy(), Microphone(tone)
+    camera = CameraInput(capture, microphone, "camera-0")
+    next(camera.moments(colour=False))
+    while not capture.reading:
+        time.sleep(0.001)
+    camera.close()
+    assert capture.released and not capture.broken
+    assert microphone.ended and not microphone._thread.is_alive()
+    with pytest.raises(AssertionError, match="not open"):
+        next(tone.decode(audio=0))
+
+    class Torn(Capture):
+        def read(self) -> tuple[bool, Any]:
+            raise RuntimeError("no such device")
+
+    monkeypatch.setattr("threading.excepthook", lambda told: None)
+    camera, start = CameraInput(Torn(), None, "camera-1"), time.monotonic()
+    with pytest.raises(UserError, match="no picture comes from camera-1"):
+        next(camera.moments(colour=False))
+    assert time.monotonic() - start < 5
+
+
 def test_a_camera_leaves_frames_out_rather_than_falling_behind() -> None:
     camera = CameraInput(Capture(), None, "camera-0")
     numbers = []
@@ -360,7 +426,7 @@ def test_average_precision_of_a_set_is_that_of_its_tracks_by_one_rank_and_by_two
     run("speakers", [*args, "--out", str(tmp_path / "one.json"), "--predictions", str(tmp_path / "p.csv"), "--json"])
     one = json.loads((tmp_path / "one.json").read_text())
     assert json.loads(capsys.readouterr().out) == one
-    result = SpeakerResult.from_json({name: one[name] for name in SpeakerResult.__dataclass_fields__})
+    result = SpeakerResult.from_json(one)
 
     clips, detector = TrackClips([tmp_path / "set"], "train"), SpeakerModel.from_pretrained(model)
     scores = [track_scores(detector, clips[i]) for i in range(len(clips))]
@@ -422,4 +488,3 @@ def test_a_video_without_audio_is_silence_and_says_so(tmp_path: Path) -> None:
     moments = list(source.moments(colour=False))
     assert len(moments) == 15 and not any(m.waveform_S.any() for m in moments)  # 50 a second become 25
     assert "has no audio" in source.notes[0]
-    assert isinstance(GivenFaces([])(moments[0]), dict) and faces.LEAST_IOU < 1

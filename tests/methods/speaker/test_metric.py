@@ -135,6 +135,16 @@ def test_header_and_gzip(tmp_path: Path) -> None:
     assert np.array_equal(ours.box_N4, theirs.box_N4) and np.array_equal(ours.label_N, theirs.label_N)
 
 
+def test_a_damaged_gzip_is_said_in_a_line(tmp_path: Path) -> None:
+    plain = table(tmp_path / "plain.csv", some_rows(900, random.Random(1))).read_bytes()
+    data = gzip.compress(plain)
+    for i in range(30, len(data) - 30, 97):
+        (tmp_path / "a.csv.gz").write_bytes(data[:i] + bytes([data[i] ^ 0xFF] * 9) + data[i + 9 :])
+        with pytest.raises(UserError) as error:
+            read_rows(tmp_path / "a.csv.gz")
+        assert "can't be read: " in str(error.value) and "\n" not in str(error.value)
+
+
 GOOD = "v,0.0,0.1,0.2,0.3,0.4,SPEAKING_AUDIBLE,v:0"
 
 

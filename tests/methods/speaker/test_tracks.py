@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import multiprocessing
 import tarfile
+import time
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -18,7 +20,7 @@ from scipy.signal import correlate
 from avpretrain.cli.main import run
 from avpretrain.core.errors import UsageError, UserError
 from avpretrain.methods.speaker.data import FRAME_SAMPLES, TrackClips
-from avpretrain.methods.speaker.tracks import heads, make
+from avpretrain.methods.speaker.tracks import heads, make, write
 from avpretrain.methods.speaker.tracks.config import TracksConfig
 from avpretrain.methods.speaker.tracks.crops import GridFrame, at_grid, crop_face
 from avpretrain.methods.speaker.tracks.heads import make_scene, scene_frames, scene_rows
@@ -90,10 +92,10 @@ def test_a_table_and_a_film_become_tracks_by_time(films: Path, tmp_path: Path) -
     ]
 
     shown_T = np.arange(len(first)) / 25
-    film_T = np.array([i / 30 for i in range(96) if not 60 <= i < 66])
-    nearest_T = film_T[np.abs(shown_T[:, None] - film_T).argmin(axis=1)]
+    film_T = np.array([round(i / 30, 3) for i in range(96) if not 60 <= i < 66])
+    newest_T = film_T[np.searchsorted(film_T, shown_T + 1e-6, side="right") - 1]
     bright_T = first.faces[:, 4:-4, 4:-4].mean(axis=(1, 2))
-    assert np.abs(bright_T - [level(t) for t in nearest_T]).max() < 4  # a frame off would be 2 and grow to 200
+    assert np.abs(bright_T - [level(t) for t in newest_T]).max() < 4  # a frame off would be 2 and grow to 200
     assert np.abs(bright_T - [level(t) for t in shown_T]).mean() < 4
     expected = np.where(shown_T < 1.5 - 1e-6, 1, 0)
     expected[(shown_T > 0.52) & (shown_T < 0.88)] = -1
@@ -110,14 +112,39 @@ def test_the_grid_has_the_frame_nearest_in_time() -> None:
     for _ in range(30):
         times = np.sort(rng.uniform(0, 2, 40)).round(3)
         end = times[-1] + 0.1
-        found = list(at_grid(iter([*zip(times, times, strict=True), (end, None)]), 0))
+        found = list(at_grid(iter([*zip(times, times, strict=True), (end, None)]), 0, causal=False))
         numbers = [at.number for at in found]
         assert numbers == list(range(numbers[0], numbers[-1] + 1)) and numbers[0] == np.ceil(times[0] * 25 - 0.5)
         assert end - 0.04 - 1e-6 <= numbers[-1] / 25 < end
         for at in found:
             assert abs(at.frame - at.number / 25) == pytest.approx(np.abs(times - at.number / 25).min())
     exact: Iterator[tuple[float, int | None]] = iter([(0.0, 0), (0.04, 1), (0.08, 2), (0.12, None)])
-    assert list(at_grid(exact)) == [GridFrame(0, 0), GridFrame(1, 1), GridFrame(2, 2)]
+    assert list(at_grid(exact, causal=False)) == [GridFrame(0, 0), GridFrame(1, 1), GridFrame(2, 2)]
+
+
+def test_a_causal_grid_shows_nothing_that_is_later() -> None:
+    rng = np.random.default_rng(0)
+    for count in (8, 40, 200):
+        times = np.sort(rng.uniform(0, 2, count)).round(3)
+        end = times[-1] + 0.1
+        found = list(at_grid(iter([*zip(times, times, strict=True), (end, None)]), causal=True))
+        numbers = [at.number for at in found]
+        assert numbers == list(range(int(np.ceil((times[0] - 1e-6) * 25)), numbers[-1] + 1))
+        assert end - 0.04 - 1e-6 <= numbers[-1] / 25 < end
+        for at in found:
+            assert at.frame == times[times <= at.number / 25 + 1e-6].max()
+    slow = [(0.2 * i, i) for i in range(3)]  # 5 a second: the nearest would be up to 80 ms ahead
+    shown = [at.frame for at in at_grid(iter([*slow, (0.6, None)]), causal=True)]
+    assert shown == [0] * 5 + [1] * 5 + [2] * 5
+
+
+def test_sets_of_different_margins_are_refused(synthetic: Path, tmp_path: Path) -> None:
+    other = copy_of(synthetic, tmp_path / "other")
+    values = json.loads((other / "tracks.json").read_text())
+    (other / "tracks.json").write_text(json.dumps({**values, "margin": 0.3}))
+    with pytest.raises(UsageError, match=r"margins of 0.1 and 0.3; make one of them again with the other's --margin"):
+        TrackClips([synthetic, other], "train")
+    assert TrackClips([other], "train").describe()["margin"] == 0.3
 
 
 def test_a_crop_is_the_square_around_the_box_and_goes_on_over_the_border() -> None:
@@ -374,6 +401,7 @@ def test_damaged_sets_are_said_in_a_line(synthetic: Path, tmp_path: Path) -> Non
         (None, "no table"),
         (f"film,0.0,{LEFT},NOT_SPEAKING,a\nfilm,0.0,{LEFT},NOT_SPEAKING,a\n", "holds row 0.0:a twice"),
         ("film,0.0,10,20,30,40,NOT_SPEAKING,a\n", "shares of the frame's width"),
+        (f"film,1e300,{LEFT},NOT_SPEAKING,a\n", "row 1 has time and box 1e+300,"),
         (f"film,0.0,{LEFT},NOT_SPEAKING,a\n", "no track of 5 frames or more"),
         (f"film,0.0,{LEFT},NOT_SPEAKING,a\nother,0.04,{LEFT},NOT_SPEAKING,a\n", "face a is in film and in other"),
         (
@@ -408,6 +436,39 @@ def test_wrong_sources_are_said_in_a_line(films: Path, tmp_path: Path, table: st
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("table", "named", "split"),
+    [
+        ("/home/dev/test/labels.csv", [], "train"),
+        ("/home/dev/test/val/labels.csv", [], "val"),
+        ("/home/dev/test/val/2/labels.csv", [], "train"),
+        ("/home/dev/test/val/test_labels.csv", [], "test"),
+        ("/home/dev/labels.csv", ["/home/dev/labels.csv"], "train"),
+        ("/home/val/ava/labels.csv", ["/home/val/ava"], "train"),
+        ("/home/dev/ava_val_v1.0/a.csv", ["/home/dev/ava_val_v1.0"], "val"),
+        ("/home/dev/ava/val/labels.csv", ["/home/dev/ava"], "val"),
+    ],
+)
+def test_only_a_table_and_its_own_folder_name_the_split(table: str, named: list[str], split: str) -> None:
+    assert make.split_of_table(Path(table), Path("/home/dev/test"), [Path(place) for place in named]) == split
+
+
+def test_two_videos_of_one_name_are_refused(films: Path, tmp_path: Path) -> None:
+    for name in ("s1/film.mkv", "s2/film.mkv", "s1/other.mkv", "s2/other.mkv"):
+        (tmp_path / "src" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "src" / name).symlink_to(films / "trainval" / "film.mkv")
+    table = tmp_path / "src" / "labels.csv"
+    table.write_text("".join(f"film,{i / 25},{LEFT},NOT_SPEAKING,a\n" for i in range(9)))
+    with pytest.raises(UserError, match=r"video film of the tables may be .*s1/film.mkv or .*s2/film.mkv: "):
+        make.list_jobs(str(tmp_path / "src"), TracksConfig(source="ava"))
+    (tmp_path / "src" / "s2" / "film.mkv").unlink()  # no table names the other
+    assert len(make.list_jobs(str(tmp_path / "src"), TracksConfig(source="ava"))[0]) == 1
+    metadata = tmp_path / "src" / "metadata.csv"
+    metadata.write_text("file,split\ns1/film.mkv,train\ns2/film.mkv,val\n")
+    with pytest.raises(UserError, match=r"video film of .*metadata.csv may be s1/film.mkv or s2/film.mkv"):
+        make.list_jobs(str(tmp_path / "src"), TracksConfig(source="grid"))
+
+
 def test_a_split_never_leads_out_of_the_folder(grid: Path, tmp_path: Path) -> None:
     root = tmp_path / "pack"
     root.mkdir()
@@ -415,6 +476,47 @@ def test_a_split_never_leads_out_of_the_folder(grid: Path, tmp_path: Path) -> No
     (root / "metadata.csv").write_text("file,split\nscene-000000.mp4,../../train\n")
     with pytest.raises(UserError, match=r"has split '../../train'; names of splits are letters"):
         make.make_tracks(str(root), tmp_path / "out", TracksConfig(workers=1), quiet)
+
+
+def test_a_split_in_which_nobody_speaks_is_valid_json(
+    films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "film.mkv").symlink_to(films / "trainval" / "film.mkv")
+    (tmp_path / "src" / "a.csv").write_text("".join(f"film,{i / 25},{LEFT},NOT_SPEAKING,a\n" for i in range(9)))
+    args = [str(tmp_path / "src"), str(tmp_path / "set"), "--face-size", "8", "--workers", "1"]
+    run("tracks", [*args, "--json"])
+    told = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert told["splits"]["train"]["loudness_ap"] is None
+    run("tracks", args)
+    assert "loudness" not in capsys.readouterr().out
+
+
+def test_an_index_too_large_to_read_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(write, "MAX_INDEX_BYTES", 500)
+    cfg = TracksConfig(scenes=1, seconds=1, face_size=8, workers=1, val_share=0, test_share=0)
+    with pytest.raises(UserError, match=r"tracks.json would have .* bytes, more than the 500 that are read"):
+        make.make_tracks("synthetic", tmp_path / "out", cfg, quiet)
+    assert [path.name for path in tmp_path.iterdir()] == ["out.parts"]
+
+
+def test_an_index_of_more_than_64_mib_is_read(synthetic: Path, tmp_path: Path) -> None:
+    large = copy_of(synthetic, tmp_path / "large")
+    with (large / "tracks.json").open("a") as file:
+        file.write(" " * (65 << 20))
+    assert len(TrackClips([large], "all")) == len(TrackClips([synthetic], "all"))
+
+
+def test_ctrl_c_does_not_wait_for_films_under_way() -> None:
+    mapped = make._mapped(time.sleep, [0.0, 60.0, 60.0], 2)
+    next(mapped)
+    workers = multiprocessing.active_children()
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        mapped.throw(KeyboardInterrupt())
+    for worker in workers:
+        worker.join(20)
+    assert len(workers) == 2 and time.monotonic() - start < 20
 
 
 def test_wrong_options_are_usage_errors(tmp_path: Path) -> None:

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 from avpretrain.core.errors import UsageError
+from avpretrain.methods.speaker.config import MARGIN
 
-MARGIN = 0.1
-"""Share of a face's box that is added at each side before it is cut out."""
 SourceKind = Literal["auto", "ava", "grid", "synthetic"]
 Symmetry = Literal["reversible", "onset"]
 
@@ -47,7 +46,8 @@ class TracksConfig:
     time_reversed: bool = False
     """synthetic: play every scene backwards."""
     as_videos: bool = False
-    """synthetic: write scenes as videos and a table in OUT, as AVA has them, in place of tracks."""
+    """synthetic: write scenes as videos and a table in OUT, as AVA has them, in place of tracks. Stopped, this
+    starts anew."""
     val_share: float = 0.1
     """synthetic: share of scenes in split val."""
     test_share: float = 0.1

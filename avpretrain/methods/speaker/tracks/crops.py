@@ -29,28 +29,31 @@ class GridFrame:
     number: int
     """Its time is number / 25 s."""
     frame: Any
-    """PyAV frame: the one that is nearest in time."""
+    """PyAV frame."""
 
 
-def at_grid(frames: Iterator[tuple[float, Any]], first: int = 0) -> Iterator[GridFrame]:
-    """The frame nearest to each time of the grid, by timestamps; the earlier of two that are equally near.
+def at_grid(frames: Iterator[tuple[float, Any]], first: int = 0, *, causal: bool) -> Iterator[GridFrame]:
+    """A frame for each time of the grid, by timestamps.
 
-    A frame is given out as soon as the one after it is there. Times before the first frame are left out where it is
-    further than half a frame of the grid away.
+    Causal: the newest that is not later than the time; times before the first frame are left out. Otherwise the
+    nearest, the earlier of two that are equally near, which may lie in the future by half of the time between two
+    frames; times before the first frame are left out where it is further than half a frame of the grid away.
 
     Args:
         frames: (seconds, frame), ascending, and at last (end, None), as `Source.frames` gives them.
         first: number of the grid at which it begins.
+        causal: whether a frame that is later than the time, by more than a microsecond, must not be shown for it.
     """
     number, before = first, None
     for time, frame in frames:
         if before is None:
-            number = max(number, math.ceil(time * FPS - 0.5 - 1e-6))
+            begin = (time - 1e-6) * FPS if causal else time * FPS - 0.5 - 1e-6
+            number = max(number, math.ceil(begin))
         else:
             earlier, shown = before
-            while number / FPS < time - (1e-6 if frame is None else 0):
+            while number / FPS < time - (1e-6 if causal or frame is None else 0):
                 wanted = number / FPS
-                if frame is not None and time - wanted < wanted - earlier - 1e-9:
+                if not causal and frame is not None and time - wanted < wanted - earlier - 1e-9:
                     break
                 yield GridFrame(number, shown)
                 number += 1

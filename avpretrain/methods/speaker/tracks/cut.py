@@ -88,13 +88,13 @@ def tracks_of(rows: AvaRows, max_gap: float, min_frames: int) -> dict[str, list[
 def _check_boxes(rows: AvaRows) -> None:
     box_N4 = rows.box_N4
     wrong_N = (box_N4[:, 2] <= box_N4[:, 0]) | (box_N4[:, 3] <= box_N4[:, 1]) | (np.abs(box_N4 - 0.5) > 1).any(axis=1)
-    wrong_N |= rows.time_N < 0
+    wrong_N |= (rows.time_N < 0) | (rows.time_N > 3600 * MAX_HOURS)
     if wrong_N.any():
         row = int(np.flatnonzero(wrong_N)[0])
         told = ",".join(f"{value:g}" for value in (rows.time_N[row], *box_N4[row]))
         raise UserError(
             f"{rows.path}: row {row + 1} has time and box {told}; boxes are x1,y1,x2,y2 as shares of the frame's width "
-            "and height, and times are seconds"
+            f"and height, and times are seconds, up to {MAX_HOURS:g} hours"
         )
 
 
@@ -136,7 +136,7 @@ def cut_video(path: Path, video: str, tracks: list[Boxes], size: int, margin: fl
     faces = [np.zeros((len(track.label_T), size, size), np.uint8) for track in tracks]
     shown = [np.zeros(len(track.label_T), bool) for track in tracks]
     waiting, running = list(range(len(tracks))), list[int]()
-    for at in at_grid(source.frames()):
+    for at in at_grid(source.frames(), causal=True):
         number = first + at.number
         while waiting and tracks[waiting[0]].first <= number:
             running.append(waiting.pop(0))

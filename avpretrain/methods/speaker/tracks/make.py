@@ -11,9 +11,10 @@ import re
 import shutil
 import signal
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -103,9 +104,11 @@ def make_tracks(src: str, out: Path, cfg: TracksConfig, on_video: Callable[[int,
     folder.mkdir(parents=True, exist_ok=True)
     clear_leftovers(folder)
     parts = []
-    for path, part in _mapped(partial(make_part, folder, cfg), list(zip(jobs, keys, strict=True)), cfg.processes):
-        parts.append((path, part))
-        on_video(len(parts), len(jobs))
+    tasks = list(zip(jobs, keys, strict=True))
+    with closing(_mapped(partial(make_part, folder, cfg), tasks, cfg.processes)) as made:
+        for path, part in made:
+            parts.append((path, part))
+            on_video(len(parts), len(jobs))
     skipped = {job.video: part.skipped for job, (_, part) in zip(jobs, parts, strict=True) if part.skipped}
     if len(skipped) == len(jobs):
         video, why = next(iter(skipped.items()))
@@ -157,16 +160,16 @@ def list_jobs(src: str, cfg: TracksConfig) -> tuple[list[Job], list[str]]:
     """The videos that have tracks, and the names of those that are missing.
 
     Raises:
-        UserError: there is no table, one is wrong, or no video that it names is there.
+        UserError: there is no table, one is wrong, or no video that it names is there, or two are of one name.
     """
     if cfg.source == SYNTHETIC:
         return [Job(f"scene-{i:06d}", scene_split(i, cfg), None, number=i) for i in range(cfg.scenes)], []
     root = Path(src)
     paths = list(walk(root))
-    videos: dict[str, Path] = {}
+    videos: dict[str, list[Path]] = {}
     for path in paths:
         if Path(path).suffix.lower() in VIDEO_EXTENSIONS:
-            videos.setdefault(Path(path).stem, root / path)
+            videos.setdefault(Path(path).stem, []).append(root / path)
     splits = _metadata(root / METADATA) if cfg.source == "grid" else None
     found: dict[tuple[str, str], list[Boxes]] = {}
     seen: dict[str, Path] = {}
@@ -174,20 +177,30 @@ def list_jobs(src: str, cfg: TracksConfig) -> tuple[list[Job], list[str]]:
         rows = read_rows(table)
         _refuse_twice(rows, seen)
         for video, tracks in tracks_of(rows, cfg.max_gap, cfg.min_frames).items():
-            split = split_of_table(table, root) if splits is None else splits.get(video, "")
+            split = split_of_table(table, root, cfg.table) if splits is None else splits.get(video, "")
             if split:
                 found.setdefault((split, video), []).extend(tracks)
     if not found:
         raise UserError(f"the tables of {src} hold no track of {cfg.min_frames} frames or more")
     missing = sorted({video for _, video in found if video not in videos})
+    for video in sorted({video for _, video in found}):
+        if len(videos.get(video, ())) > 1:
+            raise _named_alike(f"video {video} of the tables", videos[video])
     jobs = [
-        Job(video, split, videos[video], tuple(sorted(tracks, key=lambda t: (t.first, t.track))))
+        Job(video, split, videos[video][0], tuple(sorted(tracks, key=lambda t: (t.first, t.track))))
         for (split, video), tracks in sorted(found.items())
         if video in videos
     ]
     if not jobs:
         raise UserError(f"none of the {len(missing)} videos that the tables name is in {src}, e.g. {missing[0]}")
     return jobs, missing
+
+
+def _named_alike(what: str, paths: Sequence[object]) -> UserError:
+    return UserError(
+        f"{what} may be {paths[0]} or {paths[1]}: tables name videos by their file's name without its ending; rename "
+        "one of them, in the tables too, or move it elsewhere"
+    )
 
 
 def _tables(root: Path, paths: Sequence[str], named: Sequence[Path]) -> list[Path]:
@@ -221,10 +234,19 @@ def _refuse_twice(rows: AvaRows, seen: dict[str, Path]) -> None:
         seen[entity] = rows.path
 
 
-def split_of_table(table: Path, root: Path) -> str:
-    """The split that a table's name or its folder's says; without one, train."""
-    parts = (table.relative_to(root) if table.is_relative_to(root) else table).parts
-    for part in reversed(parts):
+def split_of_table(table: Path, root: Path, named: Sequence[Path] = ()) -> str:
+    """The split that a table's name says, or that of the folder it lies in; without one, train.
+
+    Args:
+        table: its file.
+        root: SRC, whose own name says nothing, and neither does what lies above it.
+        named: tables and folders of them that `--table` names; what lies above a folder says nothing.
+    """
+    names, folder, root = [table.name], table.parent.absolute(), root.absolute()
+    below = root in folder.parents
+    if below or any(top == folder or top in folder.parents for top in (place.absolute() for place in named)):
+        names.append(folder.name)
+    for part in names:
         for word in re.split(r"[^a-z]+", part.lower()):
             if word in ROLES:
                 return ROLES[word]
@@ -235,7 +257,7 @@ def _metadata(path: Path) -> dict[str, str]:
     """The split of each video.
 
     Raises:
-        UserError: the table is not there, or lacks a column.
+        UserError: the table is not there, lacks a column, or has two files of one name.
     """
     try:
         with open_text(path) as file:
@@ -243,7 +265,13 @@ def _metadata(path: Path) -> dict[str, str]:
             missing = [name for name in ("file", "split") if name not in (reader.fieldnames or ())]
             if missing:
                 raise UserError(f"{path} lacks the columns {', '.join(missing)}; it takes file and split")
-            splits = {Path(row["file"] or "").stem: row["split"] or "train" for row in reader}
+            splits, files = dict[str, str](), dict[str, str]()
+            for row in reader:
+                file_name = row["file"] or ""
+                stem = Path(file_name).stem
+                if files.setdefault(stem, file_name) != file_name:
+                    raise _named_alike(f"video {stem} of {path}", [files[stem], file_name])
+                splits[stem] = row["split"] or "train"
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} can't be read: {getattr(error, 'strerror', None) or error}") from None
     wrong = next((split for split in splits.values() if not re.fullmatch(r"\w[\w-]{0,99}", split)), None)
@@ -270,7 +298,7 @@ def _key(job: Job, cfg: TracksConfig) -> str:
         told += [job.number, cfg.seed, cfg.seconds, cfg.max_faces, cfg.symmetry, cfg.time_reversed]
     else:
         status = job.path.stat()
-        told += [status.st_size, status.st_mtime_ns]
+        told += [status.st_size, status.st_mtime_ns, "causal"]  # a frame of the grid shows nothing that is later
         told += [
             [t.track, t.first, zlib.crc32(t.box_T4.tobytes()), zlib.crc32(t.label_T.tobytes())] for t in job.tracks
         ]
@@ -299,8 +327,8 @@ def _clips(job: Job, cfg: TracksConfig) -> Iterator[TrackClip]:
         yield from cut_video(job.path, job.video, list(job.tracks), cfg.face_size, cfg.margin)
 
 
-def _mapped(function: Callable[[Any], Any], tasks: Sequence[Any], workers: int) -> Iterator[Any]:
-    """`function` of each task, in order.
+def _mapped(function: Callable[[Any], Any], tasks: Sequence[Any], workers: int) -> Generator[Any]:
+    """`function` of each task, in order. Where it is broken off, its processes end at once, whatever they are at.
 
     Raises:
         UserError: a process died.
@@ -310,10 +338,16 @@ def _mapped(function: Callable[[Any], Any], tasks: Sequence[Any], workers: int) 
         yield from map(function, tasks)
         return
     context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, context, initializer=_ignore_interrupts)
     try:
-        with ProcessPoolExecutor(workers, context, initializer=_ignore_interrupts) as pool:
-            yield from pool.map(function, tasks)
-    except BrokenProcessPool:
+        yield from pool.map(function, tasks)
+        pool.shutdown()
+    except BaseException as error:  # also Ctrl-C, and whoever reads this stops
+        for process in list((pool._processes or {}).values()):
+            process.terminate()
+        pool.shutdown(wait=False, cancel_futures=True)
+        if not isinstance(error, BrokenProcessPool):
+            raise
         raise UserError("a worker died, perhaps for lack of memory; run again with fewer --workers to go on") from None
 
 

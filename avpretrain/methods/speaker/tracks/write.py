@@ -21,6 +21,7 @@ from avpretrain.methods.speaker.config import FPS, FRAME_SAMPLES, SAMPLE_RATE
 from avpretrain.methods.speaker.data import (
     FORMAT,
     INDEX_NAME,
+    MAX_INDEX_BYTES,
     Mixture,
     StoredTrack,
     TrackClip,
@@ -128,7 +129,7 @@ def join(
         made_from: what `tracks.json` says of the source.
 
     Raises:
-        UserError: no part holds a track.
+        UserError: no part holds a track, or there are too many.
     """
     splits: dict[str, list[tuple[Path, Part]]] = {}
     for path, part in parts:
@@ -154,7 +155,13 @@ def join(
             "made_from": made_from,
             "created_with": versions(),
         }
-        (folder / INDEX_NAME).write_text(json.dumps(index) + "\n")
+        text = json.dumps(index) + "\n"
+        if len(text) > MAX_INDEX_BYTES:
+            raise UserError(
+                f"{INDEX_NAME} would have {len(text):,} bytes, more than the {MAX_INDEX_BYTES:,} that are read; make "
+                "several sets of fewer videos, or fewer --hard-negatives, and train on them together"
+            )
+        (folder / INDEX_NAME).write_text(text)
     return TrackIndex(out)
 
 
