@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted(
     path
     for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("avpretrain/**/*.md")]
-    if "results" not in path.parts and not path.name.startswith("CHANGELOG-")
+    if "results" not in path.parts
 )
 PAST = ("CHANGELOG.md", "EXPERIMENTS.md")
 """Pages that speak of what was; commands and files in them need not exist any more."""
