@@ -56,16 +56,17 @@ class Joiner:
     def move(self, rows: Sequence[dict[str, Any]]) -> None:
         """Joins clips that stand in other shards already, in order, each into its row's `split`."""
         for row in rows:
-            if row["split"] != self.pending_split:
-                self._write()
-                self.pending_split = row["split"]
+            self._turn_to(row["split"])
             self._add(row)
         self._write()
 
-    def _take(self, task: Task) -> None:
-        if task.item.split != self.pending_split:
+    def _turn_to(self, split: str) -> None:
+        if split != self.pending_split:
             self._write()
-            self.pending_split = task.item.split
+            self.pending_split = split
+
+    def _take(self, task: Task) -> None:
+        self._turn_to(task.item.split)
         index = task.part.with_suffix(".json")
         already = self.joined.get(task.part.name, 0)
         self.clips += already
@@ -81,6 +82,8 @@ class Joiner:
         if already == len(rows):
             self._forget(task.part)
             return
+        # a part that was joined in part is of the list of then; its clips move once all of them are joined
+        self._turn_to(content.get("split", task.item.split))
         segment = task.item.segment
         for row in rows[already:]:
             row |= {"part": task.part.name, "sign": content["sign"], "last": row is rows[-1]}

@@ -210,7 +210,7 @@ def write_part(task: Task, rows: list[dict[str, Any]], reason: str | None) -> No
     """Writes the file that makes a part complete."""
     task.part.parent.mkdir(parents=True, exist_ok=True)
     temporary = task.part.with_suffix(".tmp")
-    temporary.write_text(json.dumps({"rows": rows, "reason": reason, "sign": task.sign}))
+    temporary.write_text(json.dumps({"rows": rows, "reason": reason, "sign": task.sign, "split": task.item.split}))
     temporary.replace(task.part.with_suffix(".json"))
 
 

@@ -282,6 +282,33 @@ def test_killed_anywhere_a_revision_ends_in_the_same_bytes(src: Path, forks: For
     assert kills >= 3
 
 
+def test_a_part_joined_in_part_keeps_its_split_until_its_clips_move(
+    src: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped when the first two clips of a file of three stand in a shard; then the file goes to another split."""
+    rows = [row | {"split": "train"} for row in first_rows() if row["file"] == "2.wav"]
+    for path in src.glob("*.wav"):
+        if path.name != "2.wav":
+            path.unlink()
+    write_table(src, rows)
+    clips = TranscodeConfig(clip_seconds=1.0)
+    cfg = ShardConfig(clips=clips, workers=1, shard_clips=2)
+    record = Ledger.record
+
+    def stop(ledger: Ledger, joined: Any) -> None:
+        record(ledger, joined)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Ledger, "record", stop)
+        with pytest.raises(KeyboardInterrupt):
+            make_shards(src, tmp_path / "killed", cfg)
+    write_table(src, [row | {"split": "test"} for row in rows])
+    make_shards(src, tmp_path / "killed", cfg)
+    make_shards(src, tmp_path / "fresh", cfg)
+    assert said_of(tmp_path / "killed") == said_of(tmp_path / "fresh")
+
+
 def test_a_list_that_changes_while_work_is_unfinished(src: Path, forks: Forker, tmp_path: Path) -> None:
     """Killed during the first run, or during a revision, and the list changed once more, there and back."""
     for changes in range(2, 42, 10):
