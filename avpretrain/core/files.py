@@ -7,6 +7,7 @@ import errno
 import functools
 import io
 import json
+import mmap
 import os
 import shutil
 import stat
@@ -63,6 +64,27 @@ def open_descriptor(path: str | Path) -> int:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def map_file(path: Path, advice: str) -> mmap.mmap:
+    """An ordinary file's bytes, mapped for reading.
+
+    Args:
+        advice: what to do where the file is missing.
+
+    Raises:
+        UserError: it is missing, empty or can't be read.
+    """
+    try:
+        descriptor = open_descriptor(path)
+        try:
+            return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+        finally:
+            os.close(descriptor)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; {advice}") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} can't be read: {error}") from None
 
 
 _KERNEL_FILESYSTEMS = frozenset(

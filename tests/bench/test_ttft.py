@@ -60,7 +60,7 @@ def test_memory_holds_the_cache_at_least() -> None:
     cache = model.cache(128, 64).bytes
     found = working_bytes(lambda: first_token(model, tokens), torch.device("cpu"))
     if found is None:
-        pytest.skip("this system does not tell peaks of memory")
+        pytest.skip("peaks of resident memory are read from Linux's /proc, which this system lacks")
     assert 0.5 * cache < found < 100 * cache
 
 

@@ -28,7 +28,7 @@ from avpretrain.nn.layers import Block
 )
 def test_networks_are_walked_and_fold(name: str, parameters: int) -> None:
     if name != "mobilenet_v1":
-        pytest.importorskip("torchvision")
+        pytest.importorskip("torchvision", reason="the network is torchvision's: pip install torchvision")
     torch.manual_seed(0)
     net = build(name).eval()
     assert sum(p.numel() for p in net.parameters()) == parameters

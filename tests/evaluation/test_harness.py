@@ -154,7 +154,7 @@ def test_tasks_that_can_not_be_run_are_a_line(tasks: Path, model_folder: Path) -
         run_tasks(model, ["local_whole"], tasks)
 
 
-@pytest.mark.skipif(HAS_HARNESS, reason="lm-eval is installed, so nothing is missing")
-def test_without_the_extra_it_is_named(model_folder: Path) -> None:
+def test_without_the_extra_it_is_named(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'avpretrain\[lm\]'"):
         main(["lm-eval", str(model_folder), "hellaswag", "--debug"])

@@ -11,7 +11,6 @@ from __future__ import annotations
 import io
 import math
 import mmap
-import os
 import tarfile
 import zlib
 from bisect import bisect_right
@@ -25,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avpretrain.core.errors import UsageError, UserError
-from avpretrain.core.files import open_descriptor, read_json
+from avpretrain.core.files import map_file, read_json
 from avpretrain.data.manifest import is_shard_name
 from avpretrain.data.splits import chosen_splits
 from avpretrain.data.text.tokenizer import TOKENIZER_NAME, Tokenizer, load_tokenizer
@@ -199,17 +198,7 @@ class TokenStream:
     def _map(self, number: int) -> mmap.mmap:
         if number not in self._maps:
             index, shard = self._shards[number]
-            path = index.root / shard.name
-            try:
-                descriptor = open_descriptor(path)
-                try:
-                    self._maps[number] = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
-                finally:
-                    os.close(descriptor)
-            except FileNotFoundError:
-                raise UserError(f"{path} is missing; pack the text again, or fetch the shard again") from None
-            except (OSError, ValueError) as error:
-                raise UserError(f"{path} can't be read: {error}") from None
+            self._maps[number] = map_file(index.root / shard.name, "pack the text again, or fetch the shard again")
         return self._maps[number]
 
 

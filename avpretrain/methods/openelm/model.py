@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import ClassVar
 
@@ -30,7 +31,7 @@ METHOD = "openelm"
 """Name under which its weights are registered."""
 
 
-class TextModel(nn.Module):
+class TextModel(nn.Module, ABC):
     """What generating and measuring need of a model: `forward(tokens)` returns `nll` among others."""
 
     cfg: LanguageModelShape
@@ -39,13 +40,13 @@ class TextModel(nn.Module):
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
+    @abstractmethod
     def logits(self, tokens_BL: Tensor, cache: KVCache | None = None) -> Tensor:
         """Logits of the token after each, [B, L, V]; with an empty cache at least of that after the last."""
-        raise NotImplementedError
 
+    @abstractmethod
     def cache(self, capacity: int, batch_size: int = 1) -> KVCache:
         """An empty cache for so many tokens, where the weights are."""
-        raise NotImplementedError
 
 
 class LanguageModel(CausalStack, TextModel):

@@ -13,7 +13,6 @@ import hashlib
 import json
 import math
 import mmap
-import os
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -25,7 +24,7 @@ from jaxtyping import Float32, Int8, UInt8
 from numpy.typing import NDArray
 
 from avpretrain.core.errors import UsageError, UserError
-from avpretrain.core.files import open_descriptor, read_json
+from avpretrain.core.files import map_file, read_json
 from avpretrain.data.manifest import is_shard_name
 from avpretrain.data.splits import chosen_splits
 from avpretrain.methods.speaker.config import FPS, FRAME_SAMPLES
@@ -399,16 +398,7 @@ class TrackClips:
 
     def _map(self, path: Path) -> mmap.mmap:
         if path not in self._maps:
-            try:
-                descriptor = open_descriptor(path)
-                try:
-                    self._maps[path] = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
-                finally:
-                    os.close(descriptor)
-            except FileNotFoundError:
-                raise UserError(f"{path} is missing; make the set again, or fetch the shard again") from None
-            except (OSError, ValueError) as error:
-                raise UserError(f"{path} can't be read: {error}") from None
+            self._maps[path] = map_file(path, "make the set again, or fetch the shard again")
         return self._maps[path]
 
     def describe(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ no end after the frame have none. B samples, T frames, D width, H hidden width.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Protocol, cast, runtime_checkable
 
@@ -35,16 +36,16 @@ class FusionStream(Protocol):
         """The frames that still waited."""
 
 
-class Fusion(nn.Module):
+class Fusion(nn.Module, ABC):
     """What all kinds have in common."""
 
+    @abstractmethod
     def forward(self, x_BTD: Tensor, valid_BT: Tensor | None = None) -> Tensor:
         """Frames fused, shape unchanged.
 
         Args:
             valid_BT: which frames are real, the first ones of each sample; none = all.
         """
-        raise NotImplementedError
 
     def stream(self, piece: int = 1) -> FusionStream:
         """An empty state, where the weights are.

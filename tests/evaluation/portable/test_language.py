@@ -27,7 +27,7 @@ from tests.methods.openelm.test_model import TINY, reference, tiny_model
 from tests.support.texts import sentences
 
 HAS_TRANSFORMERS = importlib.util.find_spec("transformers") is not None
-needs_transformers = pytest.mark.skipif(not HAS_TRANSFORMERS, reason="transformers is not installed")
+needs_transformers = pytest.mark.skipif(not HAS_TRANSFORMERS, reason="held to transformers: pip install transformers")
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +142,7 @@ def test_the_code_runs_released_weights(folder: Path, tmp_path: Path, monkeypatc
         torch.testing.assert_close(model(tokens[None]).logits[0].double(), expected, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("mlx_lm") is None, reason="mlx-lm is not installed")
+@pytest.mark.skipif(importlib.util.find_spec("mlx_lm") is None, reason="held to mlx-lm: pip install mlx-lm")
 def test_mlx_lm_reads_it_and_gives_the_same_logits(folder: Path) -> None:
     import mlx.core as mx
     import numpy as np

@@ -170,7 +170,7 @@ def test_mae_into_audio_sums_colours(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("layer_scale", [None, 0.3])
 def test_timm_model_with_its_own_forward(tmp_path: Path, layer_scale: float | None) -> None:
-    timm = pytest.importorskip("timm")
+    timm = pytest.importorskip("timm", reason="held to timm's own model: pip install timm")
     theirs = timm.models.VisionTransformer(
         img_size=32, patch_size=16, embed_dim=D, depth=LAYERS, num_heads=HEADS, num_classes=5, init_values=layer_scale
     ).eval()

@@ -198,7 +198,7 @@ def randomised(theirs: Any) -> Any:
 
 
 def test_transformers_videomae(tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    transformers = pytest.importorskip("transformers", reason="held to transformers: pip install transformers")
     config = transformers.VideoMAEConfig(
         image_size=32, num_frames=4, hidden_size=D, num_hidden_layers=LAYERS, num_attention_heads=HEADS,
         intermediate_size=4 * D, decoder_hidden_size=16, decoder_num_attention_heads=2, decoder_num_hidden_layers=1,
@@ -218,7 +218,7 @@ def test_transformers_videomae(tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", [48, 64])
 def test_transformers_dinov2(tmp_path: Path, size: int) -> None:
     """At its own size, and where positions are interpolated."""
-    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    transformers = pytest.importorskip("transformers", reason="held to transformers: pip install transformers")
     config = transformers.Dinov2Config(
         image_size=48, patch_size=16, hidden_size=D, num_hidden_layers=LAYERS, num_attention_heads=HEADS
     )
