@@ -388,7 +388,9 @@ class Study:
             "optim": {"lr": lr, "warmup": 0.05, "min_lr_ratio": 0.1, "weight_decay": 0.1},
             "run": {"tracker": "none", "log_every": 100, "keep_checkpoints": 1, "keep_best": "none"},
         })  # fmt: skip
-        assert train(cfg).finished, f"{run} was stopped; start the study again"
+        outcome = train(cfg)
+        if not outcome.finished:
+            raise SystemExit(f"stopped by {outcome.stopped_by} in {run.name}; the same command resumes it")
         return run
 
     def _load(self, run: Path) -> TextModel:

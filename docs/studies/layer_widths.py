@@ -119,11 +119,13 @@ def one(cfg: OpenELMConfig, out: Path, name: str, rate: float, seed: int) -> dic
     folder = out / f"{name}-{rate:g}-s{seed}"
     record = folder / "result.json"
     if not record.is_file():
-        train(
+        outcome = train(
             dataclasses.replace(
                 cfg, name=folder.name, output_dir=str(folder), seed=seed, optim=dataclasses.replace(cfg.optim, lr=rate)
             )
         )
+        if not outcome.finished:
+            raise SystemExit(f"stopped by {outcome.stopped_by} in {folder.name}; the same command resumes it")
         lines = read_metrics(folder)
         speed = statistics.median(line["clips_per_second"] for line in lines)
         write_json(record, {**read_held_out(folder)[-1], "windows_per_second": speed})

@@ -108,7 +108,7 @@ def one(start: SpeakerConfig, out: Path, cell: Cell, seed: int, scenes: int) -> 
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         outcome = train(cfg)
     if not outcome.finished:
-        raise SystemExit(f"stopped by {outcome.stopped_by} in {run.name}; the same command goes on from there")
+        raise SystemExit(f"stopped by {outcome.stopped_by} in {run.name}; the same command resumes it")
     model, clips = load_speaker(run), TrackClips([tracks], "test")
     scores, positive, _ = labelled_scores(model, (clips[i] for i in range(len(clips))))
     parameters = sum(p.numel() for p in model.parameters())
